@@ -1,0 +1,50 @@
+// Arithmetic of the sigmoid focal loss, shared by the CPU kernels (V = a SIMD vector) and the CUDA ones
+// (V = float). The includer provides exp_negative, log1p_unit, log_unit, abs, max, min and select for V.
+#pragma once
+
+#ifdef __CUDACC__
+#define THAWKIT_INLINE __host__ __device__ __forceinline__
+#else
+#define THAWKIT_INLINE inline
+#endif
+
+enum class FocalPower { kZero, kOne, kTwo, kAny };
+
+template <class V>
+struct FocalTerm {
+  V loss;
+  V gradient;
+};
+
+// loss = a_t (1 - p_t)^gamma ce,  1 - p_t = p (1 - t) + (1 - p) t,  a_t = alpha t + (1 - alpha)(1 - t)
+// (Lin et al. 2017, eq. 5). p and 1 - p come from exp(-|x|) separately, so neither tail cancels.
+template <FocalPower Power, bool Gradient, class V>
+static THAWKIT_INLINE FocalTerm<V> sigmoid_focal_term(V x, V t, float alpha, float gamma) {
+  const V zero = V{}, one = V{} + 1.f;
+  const V e = exp_negative(-abs(x));
+  const V larger = one / (one + e), smaller = e * larger;
+  const V p = select(x >= zero, larger, smaller), q = select(x >= zero, smaller, larger);
+  const V miss = p * (1.f - t) + q * t;
+  // softplus(x) - x t; an infinite x gives what torch's (1 - t) x - logsigmoid(x) gives
+  const V ce = max(zero, x) + log1p_unit(e) - x * t;
+  V power, slope;  // miss^gamma and p q gamma miss^(gamma - 1), the latter finite for 0 < gamma < 1 too
+  if constexpr (Power == FocalPower::kZero) {
+    power = one;
+    slope = zero;
+  } else if constexpr (Power == FocalPower::kOne) {
+    power = miss;
+    slope = p * q;
+  } else if constexpr (Power == FocalPower::kTwo) {
+    power = miss * miss;
+    slope = 2.f * miss * (p * q);
+  } else {
+    power = exp_negative(gamma * log_unit(miss));
+    slope = gamma * power * select(miss > zero, p * q / miss, zero);
+  }
+  V weight = one;
+  if (alpha >= 0.f) weight = alpha * t + (1.f - alpha) * (1.f - t);
+  FocalTerm<V> out;
+  out.loss = weight * power * ce;
+  if constexpr (Gradient) out.gradient = weight * (power * (p - t) + slope * (1.f - 2.f * t) * ce);
+  return out;
+}

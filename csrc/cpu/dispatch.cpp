@@ -1,0 +1,48 @@
+// Chooses the instruction set once, at first use.
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/kernels.h"
+
+namespace thawkit {
+namespace {
+
+#define THAWKIT_TABLE(isa)                                                                         \
+  Kernels {                                                                                        \
+    #isa, isa::lanes(), isa::info_nce_workspace, isa::info_nce, isa::mmd_workspace, isa::mmd,      \
+        isa::sigmoid_focal, isa::packed_relu, isa::packed_relu_backward, isa::fma_peak             \
+  }
+
+const char* problem = "";
+
+Kernels choose() {
+  const char* wanted = std::getenv("THAWKIT_CPU_ISA");
+  if (wanted && !*wanted) wanted = nullptr;
+  const auto is_wanted = [&](const char* isa) { return !wanted || !std::strcmp(wanted, isa); };
+#ifdef THAWKIT_X86
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && is_wanted("avx512")) return THAWKIT_TABLE(avx512);
+  if (avx2 && is_wanted("avx2")) return THAWKIT_TABLE(avx2);
+#endif
+  if (!is_wanted("baseline"))
+    problem = "THAWKIT_CPU_ISA must be baseline, avx2 or avx512, and this CPU must have it";
+  return THAWKIT_TABLE(baseline);
+}
+
+}  // namespace
+
+const Kernels& kernels() {
+  static const Kernels table = choose();
+  return table;
+}
+
+const char* kernels_problem() {
+  kernels();
+  return problem;
+}
+
+}  // namespace thawkit

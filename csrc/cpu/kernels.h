@@ -1,0 +1,112 @@
+// The CPU kernels: what each computes, and one declaration for every instruction set it is compiled for.
+#pragma once
+
+#include <cstdint>
+
+namespace thawkit {
+
+enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
+
+// InfoNCE over rows of q [rows, depth] and k [keys, depth], keys >= rows, k[i] the positive of q[i].
+//   logits[i, j] = scale * <q[i], k[j]> (rows divided by their norm first where `normalize`)
+//   loss[i] = logsumexp_j logits[i, j] - logits[i, i]
+// and, where the pointers are not null, the gradients of sum_i weight_i * loss[i], weight_i being
+// row_weight[i] or, where that is null, `weight`. dscale is one number a row. scale is not 0.
+struct InfoNCEArgs {
+  const float* q;
+  const float* k;
+  int64_t rows, keys, depth;
+  float scale;
+  bool normalize;
+  const float* row_weight;
+  float weight;
+  float* loss;    // [rows]
+  float* dq;      // [rows, depth] or null
+  float* dk;      // [keys, depth] or null
+  float* dscale;  // [rows] or null
+  float* workspace;
+  int threads;
+};
+
+// Multi-kernel RBF MMD over the pooled rows z [rows, depth], of which the first `split` are x, the rest y.
+//   value = sum_{i != j} c(i, j) sum_b exp(-gamma[b] |z_i - z_j|^2), c = cxx, cyy or cxy by where i, j lie
+// The diagonal is the caller's (it is known in closed form). Where `doubling`, gamma[b] = gamma[0] * 2^b and
+// one exponential serves every bandwidth.
+struct MMDArgs {
+  const float* z;
+  int64_t rows, split, depth;
+  const float* gamma;
+  int64_t bandwidths;
+  bool doubling;
+  float cxx, cyy, cxy;
+  double* value;
+  float* dz;  // [rows, depth] or null
+  float* workspace;
+  int threads;
+};
+
+// Sigmoid focal loss over n logits x with targets t in [0, 1] (Lin et al. 2017, torchvision's form).
+//   returns the sum of the losses where `want_sum`; writes loss[n] and grad[n] where not null, the latter
+//   times upstream[i] or, where that is null, times `factor`. alpha < 0: no class weighting.
+struct FocalArgs {
+  const void* x;
+  const void* t;
+  int64_t n;
+  float alpha, gamma;
+  void* loss;
+  void* grad;
+  const void* upstream;
+  float factor;
+  double* total;  // null where not wanted
+  Dtype dtype;
+  int threads;
+};
+
+// y = clamp(x, lower, upper) and one bit an element that says whether the gradient passes (torch's
+// convention: it does not at or beyond a bound, and does at NaN). Backward: dx = bit ? g : 0.
+struct PackedReluArgs {
+  const void* x;
+  void* y;
+  uint8_t* mask;  // [ceil(n / 8)]
+  int64_t n;
+  float lower, upper;
+  Dtype dtype;
+  int threads;
+};
+
+struct Kernels {
+  const char* isa;
+  int lanes;
+  int64_t (*info_nce_workspace)(const InfoNCEArgs&);  // floats
+  void (*info_nce)(const InfoNCEArgs&);
+  int64_t (*mmd_workspace)(const MMDArgs&);  // floats
+  void (*mmd)(const MMDArgs&);
+  void (*sigmoid_focal)(const FocalArgs&);
+  void (*packed_relu)(const PackedReluArgs&);
+  void (*packed_relu_backward)(const PackedReluArgs&);  // x = g, y = dx
+  double (*fma_peak)(int threads, double seconds);      // FLOP/s of register-only multiply-adds
+};
+
+#define THAWKIT_DECLARE_KERNELS(isa)                 \
+  namespace isa {                                    \
+  int lanes();                                       \
+  int64_t info_nce_workspace(const InfoNCEArgs&);    \
+  void info_nce(const InfoNCEArgs&);                 \
+  int64_t mmd_workspace(const MMDArgs&);             \
+  void mmd(const MMDArgs&);                          \
+  void sigmoid_focal(const FocalArgs&);              \
+  void packed_relu(const PackedReluArgs&);           \
+  void packed_relu_backward(const PackedReluArgs&);  \
+  double fma_peak(int threads, double seconds);      \
+  }
+
+THAWKIT_DECLARE_KERNELS(baseline)
+THAWKIT_DECLARE_KERNELS(avx2)
+THAWKIT_DECLARE_KERNELS(avx512)
+
+// The table chosen for this CPU, or the one that THAWKIT_CPU_ISA names. Never null.
+const Kernels& kernels();
+// Why the choice fell as it did: an empty string, or what was wrong with THAWKIT_CPU_ISA.
+const char* kernels_problem();
+
+}  // namespace thawkit

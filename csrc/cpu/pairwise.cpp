@@ -1,0 +1,52 @@
+// The pairwise engine's entry points. Compiled once per instruction set.
+#include "cpu/info_nce.h"
+#include "cpu/mmd.h"
+
+namespace thawkit {
+namespace THAWKIT_ISA {
+
+int lanes() { return kLanes; }
+
+int64_t info_nce_workspace(const InfoNCEArgs& a) { return plan(a).total(); }
+
+void info_nce(const InfoNCEArgs& a) { info_nce_panels(a, plan(a)); }
+
+int64_t mmd_workspace(const MMDArgs& a) { return plan(a).total(); }
+
+void mmd(const MMDArgs& a) {
+  if (a.doubling)
+    mmd_panels<true>(a, plan(a));
+  else
+    mmd_panels<false>(a, plan(a));
+}
+
+double fma_peak(int threads, double seconds) {
+  constexpr int kChains = kVectorBytes == 64 ? 24 : 12;
+  constexpr int64_t kSteps = 20000;
+  double flops = 0, elapsed = 0;
+  const double start = omp_get_wtime();
+#pragma omp parallel num_threads(threads) reduction(+ : flops)
+  {
+    Floats a[kChains];
+    for (int i = 0; i < kChains; ++i) a[i] = splat(float(i + omp_get_thread_num()));
+    const Floats b = splat(0.9999999f), c = splat(1e-9f);
+    while (omp_get_wtime() - start < seconds) {
+      for (int64_t k = 0; k < kSteps; ++k) {
+#pragma GCC unroll 24
+        for (int i = 0; i < kChains; ++i) {
+          a[i] = a[i] * b + c;
+          asm volatile("" : "+x"(a[i]));
+        }
+      }
+      flops += 2.0 * kSteps * kChains * kLanes;
+    }
+    float keep = 0;
+    for (int i = 0; i < kChains; ++i) keep += sum(a[i]);
+    if (keep == 12345.f) flops = 0;
+  }
+  elapsed = omp_get_wtime() - start;
+  return flops / elapsed;
+}
+
+}  // namespace THAWKIT_ISA
+}  // namespace thawkit

@@ -1,0 +1,228 @@
+// One vector type over GCC/Clang vector extensions. Included by files that are compiled once per
+// instruction set, so everything here lives in that set's own namespace, and nothing from the standard
+// library's templates is used: their weak symbols could carry AVX-512 code to an older CPU.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#if defined(__x86_64__) || defined(_M_X64)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+#ifndef THAWKIT_ISA
+#error "compile with -DTHAWKIT_ISA=<name>"
+#endif
+
+namespace thawkit {
+namespace THAWKIT_ISA {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+#else
+constexpr int kVectorBytes = 16;
+#endif
+
+constexpr int kLanes = kVectorBytes / 4;
+
+typedef float Floats __attribute__((vector_size(kVectorBytes), aligned(4)));
+typedef int32_t Ints __attribute__((vector_size(kVectorBytes), aligned(4)));
+
+struct bfloat16 {
+  uint16_t bits;
+};
+struct float16 {
+  uint16_t bits;
+};
+
+static inline Floats splat(float a) { return Floats{} + a; }
+static inline Ints splat(int32_t a) { return Ints{} + a; }
+
+template <class To, class From>
+static inline To bit_cast(From a) {
+  static_assert(sizeof(To) == sizeof(From), "sizes differ");
+  To b;
+  memcpy(&b, &a, sizeof b);
+  return b;
+}
+
+// The second operand survives an unordered comparison, so a NaN in b passes through.
+static inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
+static inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
+static inline Floats abs(Floats a) { return bit_cast<Floats>(bit_cast<Ints>(a) & 0x7fffffff); }
+static inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
+
+static inline float sum(Floats a) {
+  float s = 0;
+  for (int i = 0; i < kLanes; ++i) s += a[i];
+  return s;
+}
+
+static inline float max_lane(Floats a) {
+  float m = a[0];
+  for (int i = 1; i < kLanes; ++i) m = a[i] > m ? a[i] : m;
+  return m;
+}
+
+// ---- loads and stores: storage dtype on one side, float32 on the other
+
+static inline Floats load(const float* p) { return *reinterpret_cast<const Floats*>(p); }
+static inline void store(float* p, Floats v) { *reinterpret_cast<Floats*>(p) = v; }
+
+typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), aligned(2)));
+
+static inline Floats load(const bfloat16* p) {
+  Ints wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Ints);
+  return bit_cast<Floats>(wide << 16);
+}
+
+static inline void store(bfloat16* p, Floats v) {
+  // round to nearest even; a NaN keeps its top bits and stays a NaN
+  Ints bits = bit_cast<Ints>(v);
+  Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  Ints nan = bits | 0x00400000;
+  Ints out = (v == v) ? rounded : nan;
+  Halves narrow = __builtin_convertvector((out >> 16) & 0xffff, Halves);
+  memcpy(p, &narrow, sizeof narrow);
+}
+
+#if defined(__AVX512F__)
+static inline Floats load(const float16* p) {
+  return bit_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
+}
+static inline void store(float16* p, Floats v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(bit_cast<__m512>(v), 0));
+}
+#elif defined(__F16C__)
+static inline Floats load(const float16* p) {
+  return bit_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+}
+static inline void store(float16* p, Floats v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bit_cast<__m256>(v), 0));
+}
+#elif defined(__ARM_NEON)
+static inline Floats load(const float16* p) {
+  return bit_cast<Floats>(vcvt_f32_f16(vld1_f16(reinterpret_cast<const __fp16*>(p))));
+}
+static inline void store(float16* p, Floats v) {
+  vst1_f16(reinterpret_cast<__fp16*>(p), vcvt_f16_f32(bit_cast<float32x4_t>(v)));
+}
+#else
+static inline Floats load(const float16* p) {
+  Floats v;
+  for (int i = 0; i < kLanes; ++i) {
+    _Float16 h;
+    memcpy(&h, p + i, sizeof h);
+    v[i] = static_cast<float>(h);
+  }
+  return v;
+}
+static inline void store(float16* p, Floats v) {
+  for (int i = 0; i < kLanes; ++i) {
+    _Float16 h = static_cast<_Float16>(v[i]);
+    memcpy(p + i, &h, sizeof h);
+  }
+}
+#endif
+
+// The last, incomplete vector of a row: lanes past `count` read as `fill` and are not written.
+template <class T>
+static inline Floats load_part(const T* p, int64_t count) {
+  T lanes[kLanes] = {};
+  memcpy(lanes, p, static_cast<size_t>(count) * sizeof(T));
+  return load(lanes);
+}
+
+template <class T>
+static inline void store_part(T* p, Floats v, int64_t count) {
+  T lanes[kLanes];
+  store(lanes, v);
+  memcpy(p, lanes, static_cast<size_t>(count) * sizeof(T));
+}
+
+static inline float dot(const float* a, const float* b, int64_t n) {
+  Floats s0 = {}, s1 = {};
+  int64_t i = 0;
+  for (; i + 2 * kLanes <= n; i += 2 * kLanes) {
+    s0 += load(a + i) * load(b + i);
+    s1 += load(a + i + kLanes) * load(b + i + kLanes);
+  }
+  for (; i + kLanes <= n; i += kLanes) s0 += load(a + i) * load(b + i);
+  if (i < n) s1 += load_part(a + i, n - i) * load_part(b + i, n - i);
+  return sum(s0 + s1);
+}
+
+// ---- one bit a lane
+
+static inline uint32_t to_bits(Ints mask) {
+#if defined(__AVX512DQ__)
+  return _mm512_movepi32_mask(bit_cast<__m512i>(mask));
+#elif defined(__AVX2__)
+  return static_cast<uint32_t>(_mm256_movemask_ps(bit_cast<__m256>(mask)));
+#elif defined(__SSE2__)
+  return static_cast<uint32_t>(_mm_movemask_ps(bit_cast<__m128>(mask)));
+#else
+  uint32_t bits = 0;
+  for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
+  return bits;
+#endif
+}
+
+static inline Ints from_bits(uint32_t bits) {
+  Ints weight;
+  for (int i = 0; i < kLanes; ++i) weight[i] = 1 << i;
+  return (splat(static_cast<int32_t>(bits)) & weight) == weight;
+}
+
+// ---- elementary functions
+
+// exp(x) for x <= 0 (or NaN), at most 2 ulp; results below the smallest normal number are 0.
+// Cody-Waite reduction with a degree-6 minimax polynomial (Cephes expf).
+static inline Floats exp_negative(Floats x) {
+  const Floats lowest = splat(-87.33654f);
+  Floats a = max(lowest, x);
+  Floats n = a * 1.44269504088896341f + 12582912.f;
+  n = n - 12582912.f;
+  Floats r = a - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.f;
+  Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return select(x <= lowest, splat(0.f), p * bit_cast<Floats>(exponent));
+}
+
+// log(1 + e) for 0 <= e <= 1: 2 atanh(e / (2 + e)), whose argument is at most 1/3.
+static inline Floats log1p_unit(Floats e) {
+  Floats q = e / (2.f + e);
+  Floats s = q * q;
+  Floats p = s * 0.0769230769f + 0.0909090909f;
+  p = p * s + 0.1111111111f;
+  p = p * s + 0.1428571429f;
+  p = p * s + 0.2f;
+  p = p * s + 0.3333333333f;
+  return 2.f * q + 2.f * q * (s * p);
+}
+
+// log(x) for normal x in (0, 1]; log(0) = -inf. Mantissa in [sqrt(1/2), sqrt(2)), then atanh.
+static inline Floats log_unit(Floats x) {
+  Ints bits = bit_cast<Ints>(x);
+  Ints exponent = (bits - 0x3f3504f3) >> 23;
+  Floats m = bit_cast<Floats>(bits - (exponent << 23));
+  Floats q = (m - 1.f) / (m + 1.f);
+  Floats s = q * q;
+  Floats p = s * 0.1428571429f + 0.2f;
+  p = p * s + 0.3333333333f;
+  Floats r = 2.f * q + 2.f * q * (s * p) + __builtin_convertvector(exponent, Floats) * 0.69314718056f;
+  return select(x <= splat(0.f), splat(-__builtin_inff()), r);
+}
+
+}  // namespace THAWKIT_ISA
+}  // namespace thawkit

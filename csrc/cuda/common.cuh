@@ -1,0 +1,78 @@
+// Scalar twins of cpu/simd.h's vector functions, loads by storage dtype, and warp reductions.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+namespace thawkit::cuda {
+
+__device__ __forceinline__ float exp_negative(float x) { return __expf(x); }
+__device__ __forceinline__ float log1p_unit(float e) { return log1pf(e); }
+__device__ __forceinline__ float log_unit(float x) { return __logf(x); }
+__device__ __forceinline__ float abs(float x) { return fabsf(x); }
+// NaN in b passes through, as on the CPU.
+__device__ __forceinline__ float max(float a, float b) { return a > b ? a : b; }
+__device__ __forceinline__ float min(float a, float b) { return a < b ? a : b; }
+__device__ __forceinline__ float select(bool mask, float yes, float no) { return mask ? yes : no; }
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) {
+  return x;
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+  return __float2bfloat16_rn(x);
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float x) {
+  return __float2half_rn(x);
+}
+
+// Four neighbours in one load; the pointer is aligned to it.
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T lane[4];
+};
+
+__device__ __forceinline__ float warp_sum(float x) {
+  for (int offset = 16; offset; offset >>= 1) x += __shfl_xor_sync(~0u, x, offset);
+  return x;
+}
+
+__device__ __forceinline__ float warp_max(float x) {
+  for (int offset = 16; offset; offset >>= 1) x = fmaxf(x, __shfl_xor_sync(~0u, x, offset));
+  return x;
+}
+
+// The block's sum (or maximum), known to every thread. `shared` holds 32 floats and may be reused after.
+template <bool Maximum>
+__device__ __forceinline__ float block_reduce(float x, float* shared) {
+  x = Maximum ? warp_max(x) : warp_sum(x);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, warps = blockDim.x / 32;
+  if (lane == 0) shared[warp] = x;
+  __syncthreads();
+  float all = shared[0];
+  for (int w = 1; w < warps; ++w) all = Maximum ? fmaxf(all, shared[w]) : all + shared[w];
+  __syncthreads();
+  return all;
+}
+
+inline const char* launch_error() {
+  const cudaError_t error = cudaGetLastError();
+  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+inline unsigned grid_for(int64_t work, int per_block) {
+  const int64_t blocks = (work + per_block - 1) / per_block;
+  return static_cast<unsigned>(blocks < 65535LL * 32 ? blocks : 65535LL * 32);
+}
+
+}  // namespace thawkit::cuda

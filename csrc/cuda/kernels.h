@@ -1,0 +1,31 @@
+// The CUDA kernels, called with raw pointers and a stream. Each returns null, or what the launch said.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+namespace thawkit::cuda {
+
+// Epilogue of InfoNCE on one panel of logits [rows, keys] (row stride `stride`, float32, in place): row i of
+// the panel has its positive in column first + i.
+//   loss[i] = logsumexp - positive; scores <- weight_i (softmax - onehot); dscale[i] = sum_j scores' logits / scale
+struct InfoNCEPanelArgs {
+  float* scores;
+  int64_t rows, keys, stride, first;
+  const float* row_weight;  // [rows] or null: `weight`
+  float weight;
+  const float* scale;  // one number, on the device
+  float* loss;
+  float* dscale;  // [rows] or null
+  bool gradient;
+};
+
+const char* info_nce_panel(const InfoNCEPanelArgs& args, void* stream);
+const char* sigmoid_focal(const FocalArgs& args, void* stream);  // total must be null
+const char* packed_relu(const PackedReluArgs& args, void* stream);
+const char* packed_relu_backward(const PackedReluArgs& args, void* stream);
+int runtime_version();
+int device_count();  // -1 where the driver says no
+
+}  // namespace thawkit::cuda

@@ -1,0 +1,106 @@
+// thawkit._C: one line a kernel. Raw pointers, sizes, a thread count or a stream; no libtorch.
+#include <pybind11/pybind11.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "cpu/kernels.h"
+#ifdef THAWKIT_HAS_CUDA
+#include "cuda/kernels.h"
+#endif
+
+namespace py = pybind11;
+using Pointer = std::uintptr_t;  // 0 is null
+
+namespace thawkit {
+namespace {
+
+template <class T>
+T* as(Pointer p) {
+  return reinterpret_cast<T*>(p);
+}
+
+InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int64_t depth, float scale,
+                          bool normalize, Pointer row_weight, float weight, Pointer loss, Pointer dq, Pointer dk,
+                          Pointer dscale, Pointer workspace, int threads) {
+  return {as<const float>(q), as<const float>(k),          rows,   keys,            depth,          scale,
+          normalize,          as<const float>(row_weight), weight, as<float>(loss), as<float>(dq),  as<float>(dk),
+          as<float>(dscale),  as<float>(workspace),        threads};
+}
+
+MMDArgs mmd_args(Pointer z, int64_t rows, int64_t split, int64_t depth, Pointer gamma, int64_t bandwidths,
+                 bool doubling, float cxx, float cyy, float cxy, Pointer value, Pointer dz, Pointer workspace,
+                 int threads) {
+  return {as<const float>(z), rows, split, depth, as<const float>(gamma), bandwidths,          doubling, cxx, cyy,
+          cxy,                as<double>(value),  as<float>(dz),          as<float>(workspace), threads};
+}
+
+FocalArgs focal_args(Pointer x, Pointer t, int64_t n, float alpha, float gamma, Pointer loss, Pointer grad,
+                     Pointer upstream, float factor, Pointer total, int dtype, int threads) {
+  return {as<void>(x),        as<void>(t), n,                 alpha, gamma, as<void>(loss), as<void>(grad),
+          as<void>(upstream), factor,      as<double>(total), static_cast<Dtype>(dtype),    threads};
+}
+
+PackedReluArgs packed_relu_args(Pointer x, Pointer y, Pointer mask, int64_t n, float lower, float upper, int dtype,
+                                int threads) {
+  return {as<void>(x), as<void>(y), as<uint8_t>(mask), n, lower, upper, static_cast<Dtype>(dtype), threads};
+}
+
+// Python sees the fields of the struct that `make` fills, in order; on CUDA a stream follows them.
+template <class Args, class... Fields, class Call>
+void define(py::module_& m, const char* name, Args (*make)(Fields...), Call call) {
+  m.def(name, [make, call](Fields... fields) { return call(make(fields...)); },
+        py::call_guard<py::gil_scoped_release>());
+}
+
+#ifdef THAWKIT_HAS_CUDA
+template <class Args, class... Fields>
+void define_cuda(py::module_& m, const char* name, Args (*make)(Fields...), const char* (*call)(const Args&, void*)) {
+  m.def(name, [make, call](Fields... fields, Pointer stream) {
+    if (const char* error = call(make(fields...), as<void>(stream)))
+      throw std::runtime_error(std::string("CUDA: ") + error);
+  });
+}
+
+cuda::InfoNCEPanelArgs info_nce_panel_args(Pointer scores, int64_t rows, int64_t keys, int64_t stride, int64_t first,
+                                           Pointer row_weight, float weight, Pointer scale, Pointer loss,
+                                           Pointer dscale, bool gradient) {
+  return {as<float>(scores), rows,   keys, stride, first, as<const float>(row_weight),
+          weight,            as<const float>(scale),        as<float>(loss), as<float>(dscale), gradient};
+}
+#endif
+
+}  // namespace
+}  // namespace thawkit
+
+PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
+  using namespace thawkit;
+  m.doc() = "thawkit's compiled kernels; call them through thawkit.ops.";
+
+  m.def("cpu_isa", [] { return kernels().isa; });
+  m.def("cpu_lanes", [] { return kernels().lanes; });
+  m.def("cpu_problem", [] { return kernels_problem(); });
+  m.def("fma_peak", [](int threads, double seconds) { return kernels().fma_peak(threads, seconds); },
+        py::call_guard<py::gil_scoped_release>());
+
+  define(m, "info_nce", info_nce_args, [](const InfoNCEArgs& a) { kernels().info_nce(a); });
+  define(m, "info_nce_workspace", info_nce_args, [](const InfoNCEArgs& a) { return kernels().info_nce_workspace(a); });
+  define(m, "mmd", mmd_args, [](const MMDArgs& a) { kernels().mmd(a); });
+  define(m, "mmd_workspace", mmd_args, [](const MMDArgs& a) { return kernels().mmd_workspace(a); });
+  define(m, "sigmoid_focal", focal_args, [](const FocalArgs& a) { kernels().sigmoid_focal(a); });
+  define(m, "packed_relu", packed_relu_args, [](const PackedReluArgs& a) { kernels().packed_relu(a); });
+  define(m, "packed_relu_backward", packed_relu_args,
+         [](const PackedReluArgs& a) { kernels().packed_relu_backward(a); });
+
+#ifdef THAWKIT_HAS_CUDA
+  m.attr("has_cuda") = true;
+  m.def("cuda_runtime_version", &cuda::runtime_version);
+  m.def("cuda_device_count", &cuda::device_count);
+  define_cuda(m, "info_nce_panel_cuda", info_nce_panel_args, cuda::info_nce_panel);
+  define_cuda(m, "sigmoid_focal_cuda", focal_args, cuda::sigmoid_focal);
+  define_cuda(m, "packed_relu_cuda", packed_relu_args, cuda::packed_relu);
+  define_cuda(m, "packed_relu_backward_cuda", packed_relu_args, cuda::packed_relu_backward);
+#else
+  m.attr("has_cuda") = false;
+#endif
+}

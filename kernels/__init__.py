@@ -1,0 +1,1 @@
+"""Triton kernels, installed as ``thawkit.kernels``: pointers, shapes and numbers only."""

@@ -1,0 +1,45 @@
+"""Transfer learning made cheap: fused losses, partially-frozen backward passes, adaptation, ONNX bundles.
+
+Everything is imported on first use, so that ``import thawkit`` and ``thawkit --help`` stay instant.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from thawkit import adapt, data, deploy, frozen, losses, ops, recipes, select, tune
+    from thawkit.frozen import freeze, unfreeze
+
+__version__ = "0.1.0"
+
+_SUBMODULES = ("adapt", "data", "deploy", "frozen", "losses", "ops", "recipes", "select", "tune")
+_FUNCTIONS = {"freeze": "thawkit.frozen", "unfreeze": "thawkit.frozen"}
+
+__all__ = [
+    "__version__",
+    "adapt",
+    "data",
+    "deploy",
+    "freeze",
+    "frozen",
+    "losses",
+    "ops",
+    "recipes",
+    "select",
+    "tune",
+    "unfreeze",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"thawkit.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    raise AttributeError(f"module 'thawkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,5 @@
+import sys
+
+from thawkit.cli import main
+
+sys.exit(main())

@@ -1,0 +1,158 @@
+"""Where a model's head and its blocks are, told from its modules alone (nothing is run).
+
+Works on torchvision and timm classifiers, 🤗 transformers ``...ForXClassification`` models, and plain
+``nn.Module``/``nn.Sequential`` networks. "Before" and "after" mean registration order, which is the
+order of ``named_modules()`` and, in all of those, the order of execution.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from thawkit.errors import ThawkitError
+
+_HEAD_NAMES = ("fc", "head", "heads", "classifier", "last_linear", "score", "logits")
+_AUXILIARY = re.compile(r"aux", re.IGNORECASE)
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def find_head(module: nn.Module) -> tuple[str, nn.Module]:
+    """Find the layer that turns features into logits.
+
+    Args:
+        module: a classifier.
+
+    Returns:
+        The dotted name and the module of the last linear layer (or convolution, in fully convolutional
+        classifiers) of the head, e.g. ``("fc", Linear(512, 1000))`` for a ResNet. Its input is what is
+        usually meant by "the features".
+
+    Raises:
+        ThawkitError: if the model has no such layer, as when it was built without a classifier.
+    """
+    for part in reversed(head_parts(module)):
+        layers = [(name, layer) for name, layer in _named(module, part) if is_weight_layer(layer)]
+        if layers:
+            return layers[-1]
+    raise _no_head(module)
+
+
+def head_parts(module: nn.Module) -> list[str]:
+    """Name the modules that the policy ``head`` trains, in registration order.
+
+    Usually one, the layer of :func:`find_head`. More where a model says so itself: everything outside the
+    pretrained base of a 🤗 model (its classifier may have several layers, all of them fresh), and both
+    classifiers of a distilled timm model.
+    """
+    parts = _huggingface_head(module) or _timm_head(module)
+    if parts is None:
+        named = [name for name, _ in module.named_children() if name in _HEAD_NAMES]
+        region = named[-1] if named else ""
+        layers = [name for name, layer in _named(module, region) if is_weight_layer(layer)]
+        parts = layers[-1:]
+    if not parts:
+        raise _no_head(module)
+    return parts
+
+
+def find_blocks(module: nn.Module) -> list[str]:
+    """Name the blocks that ``last:K`` counts, first to last.
+
+    A block is the unit that the network repeats: a residual block, a transformer layer, a dense layer, an
+    inception module. A network without any (VGG, LeNet, an ``nn.Sequential`` of convolutions) counts its
+    convolutions and linear layers instead, the head's excepted.
+    """
+    head = set(head_parts(module))
+    found: list[tuple[str, nn.Module, bool]] = []
+    _collect(module, "", head, found)
+    kinds = Counter(type(block) for _, block, _ in found)
+    blocks = [name for name, block, listed in found if listed or kinds[type(block)] > 1]
+    return blocks or [
+        name for name, layer in module.named_modules() if is_weight_layer(layer) and not within(name, head)
+    ]
+
+
+def is_weight_layer(module: nn.Module) -> bool:
+    """Whether a module is a convolution or a linear layer."""
+    return isinstance(module, (nn.Linear, _ConvNd))
+
+
+def within(name: str, prefixes: Iterable[str]) -> bool:
+    """Whether a dotted name is, or lies under, one of the dotted ``prefixes``."""
+    return any(not prefix or name == prefix or name.startswith(prefix + ".") for prefix in prefixes)
+
+
+def _named(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
+    return list(module.get_submodule(prefix).named_modules(prefix=prefix))
+
+
+def _no_head(module: nn.Module) -> ThawkitError:
+    children = ", ".join(name for name, _ in module.named_children()) or "none"
+    return ThawkitError(
+        f"model: expected a classifier with a linear (or convolutional) head, but {type(module).__name__} "
+        f"has none (its children: {children})"
+    )
+
+
+def _huggingface_head(module: nn.Module) -> list[str] | None:
+    """Children outside ``base_model``; every 🤗 PreTrainedModel names its base by ``base_model_prefix``."""
+    prefix = getattr(module, "base_model_prefix", None)
+    if not prefix or not hasattr(module, "config") or not isinstance(getattr(module, prefix, None), nn.Module):
+        return None
+    return [
+        name for name, child in module.named_children() if name != prefix and any(True for _ in child.parameters())
+    ]
+
+
+def _timm_head(module: nn.Module) -> list[str] | None:
+    """What timm's ``get_classifier()`` returns: a module, or a tuple of two in distilled models."""
+    get_classifier = getattr(module, "get_classifier", None)
+    if not callable(get_classifier):
+        return None
+    heads = get_classifier()
+    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
+    names = {id(child): name for name, child in module.named_modules()}
+    return [names[id(head)] for head in heads if id(head) in names and any(True for _ in head.parameters())]
+
+
+def _weights_below(module: nn.Module) -> int:
+    return sum(is_weight_layer(m) for m in module.modules())
+
+
+def _is_unit(module: nn.Module) -> bool:
+    """A module with its own ``forward`` around two or more weight layers: a block, or a stage of blocks."""
+    return not isinstance(module, _CONTAINERS) and not is_weight_layer(module) and _weights_below(module) > 1
+
+
+def _holds_units(module: nn.Module) -> bool:
+    """Whether some container below lists mostly units, which makes the module a stage, not a block.
+
+    "Mostly", because an inverted residual block lists one squeeze-and-excitation unit among its layers.
+    """
+    for container in module.modules():
+        if isinstance(container, _CONTAINERS) and len(container) > 0:
+            units = sum(_is_unit(child) for child in container.children())
+            if 2 * units >= len(container):
+                return True
+    return False
+
+
+def _collect(
+    module: nn.Module, name: str, head: set[str], found: list[tuple[str, nn.Module, bool]], listed: bool = False
+) -> None:
+    """Append ``(name, block, whether a container lists it)`` for each outermost block under ``module``."""
+    if within(name, head) if name else False:
+        return
+    holds_head = any(within(part, [name]) for part in head) and name != ""
+    if not name or holds_head or isinstance(module, _CONTAINERS) or _holds_units(module):
+        inside = isinstance(module, _CONTAINERS)
+        for child_name, child in module.named_children():
+            if not _AUXILIARY.match(child_name):
+                _collect(child, f"{name}.{child_name}" if name else child_name, head, found, inside)
+    elif _is_unit(module):
+        found.append((name, module, listed))
