@@ -53,7 +53,7 @@ class Bundle(runner.Bundle):
             return super().logits(images)
 
     def predict(self, images: Any) -> list[runner.Prediction]:
-        """Classify images one by one: paths, PIL images or uint8 arrays (H, W, 3), one or an iterable of them.
+        """Classify one image or an iterable of them: paths, PIL images or uint8 arrays (H, W, 3).
 
         Each :class:`~thawkit.deploy.runner.Prediction` has ``label``, ``probability`` and ``scores`` (every
         class with its probability, most probable first).

@@ -142,7 +142,7 @@ def check_files(folder: Path, manifest: dict[str, Any], *, unknown: bool = False
 
 
 def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
-    """Return an image as uint8 RGB (H, W, 3), turned upright by its EXIF tag; grey is repeated over the channels.
+    """Return an image as uint8 RGB (H, W, 3), turned upright by its EXIF tag; grey becomes three channels.
 
     ``source`` is a path, a PIL image, or a uint8 array (H, W) or (H, W, 3). Raises :class:`ImageError`.
     """
@@ -248,7 +248,7 @@ class Bundle:
         return Prediction(best, scores[best], scores)
 
     def check_samples(self) -> Difference:
-        """Replay the bundle's samples; raises :class:`SampleError` where a logit or the top-1 is off."""
+        """Replay the bundle's samples; raises :class:`SampleError` where a logit is off."""
         tolerance = float(self.manifest["samples"]["tolerance"])
         expected = read_json(self.folder / self.manifest["samples"]["file"])
         maximum = 0.0
@@ -257,7 +257,7 @@ class Bundle:
             got = self.logits(read_image(self.folder / sample["file"])[None])[0]
             difference = float(np.abs(got - wanted).max())
             # written so that NaN fails
-            if not (difference <= tolerance and got.argmax() == wanted.argmax()):
+            if not difference <= tolerance:
                 raise SampleError(
                     f"{sample['file']}: logits differ by {difference:.1e} from those at export (tolerance"
                     f" {tolerance:.0e}); top-1 is {self.classes[int(got.argmax())]!r},"

@@ -40,7 +40,8 @@ def status() -> Status:
     whole = spec is not None and spec.origin is not None
     if len(installed) > 1:
         advice = (
-            "onnxruntime and onnxruntime-gpu overwrite each other: pip uninstall -y onnxruntime onnxruntime-gpu,"
+            "onnxruntime and onnxruntime-gpu overwrite each other:"
+            " pip uninstall -y onnxruntime onnxruntime-gpu,"
             ' then pip install "thawkit[cpu]" or "thawkit[gpu]"'
         )
     elif installed and not whole:

@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Iterable
 
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from thawkit.errors import ThawkitError
 
 _HEAD_NAMES = ("fc", "head", "heads", "classifier", "last_linear", "score", "logits")
 _AUXILIARY = re.compile(r"aux", re.IGNORECASE)
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -78,8 +80,18 @@ def find_blocks(module: nn.Module) -> list[str]:
 
 
 def is_weight_layer(module: nn.Module) -> bool:
-    """Whether a module is a convolution or a linear layer."""
-    return isinstance(module, (nn.Linear, _ConvNd))
+    """Whether a module multiplies by a matrix: a convolution, a linear layer, or what works like one."""
+    weight = module._parameters.get("weight")
+    like_linear = weight is not None and weight.dim() > 1
+    return isinstance(module, (nn.Linear, _ConvNd)) or (
+        like_linear and not is_norm_layer(module) and not isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    )
+
+
+def is_norm_layer(module: nn.Module) -> bool:
+    """Whether a module is a normalization layer of torch, or is called one (``LlamaRMSNorm``)."""
+    named = "norm" in type(module).__name__.lower() and not isinstance(module, _CONTAINERS)
+    return isinstance(module, _NORMS) or named
 
 
 def within(name: str, prefixes: Iterable[str]) -> bool:
@@ -110,12 +122,15 @@ def _huggingface_head(module: nn.Module) -> list[str] | None:
 
 
 def _timm_head(module: nn.Module) -> list[str] | None:
-    """What timm's ``get_classifier()`` returns: a module, or a tuple of two in distilled models."""
+    """What timm's ``get_classifier()`` returns: a module, or (class head, distillation head).
+
+    The class head comes last here, since the last part is the one that :func:`find_head` names.
+    """
     get_classifier = getattr(module, "get_classifier", None)
     if not callable(get_classifier):
         return None
     heads = get_classifier()
-    heads = heads if isinstance(heads, (tuple, list)) else (heads,)
+    heads = reversed(heads) if isinstance(heads, (tuple, list)) else (heads,)
     names = {id(child): name for name, child in module.named_modules()}
     return [names[id(head)] for head in heads if id(head) in names and any(True for _ in head.parameters())]
 
@@ -130,15 +145,18 @@ def _is_unit(module: nn.Module) -> bool:
 
 
 def _holds_units(module: nn.Module) -> bool:
-    """Whether some container below lists mostly units, which makes the module a stage, not a block.
+    """Whether something in ``module`` lists units, which makes the module a stage and not a block.
 
-    "Mostly", because an inverted residual block lists one squeeze-and-excitation unit among its layers.
+    A container does if at least half of what it lists are units ("half", because an inverted residual block
+    lists one squeeze-and-excitation unit among its layers). Another module does if at least half of its
+    children are units of one class, as in timm's RegNet stages.
     """
-    for container in module.modules():
-        if isinstance(container, _CONTAINERS) and len(container) > 0:
-            units = sum(_is_unit(child) for child in container.children())
-            if 2 * units >= len(container):
-                return True
+    for parent in module.modules():
+        children = list(parent.children())
+        units = Counter(type(child) for child in children if _is_unit(child))
+        count = sum(units.values()) if isinstance(parent, _CONTAINERS) else max(units.values(), default=0)
+        if 2 * count >= len(children) and count > (not isinstance(parent, _CONTAINERS)):
+            return True
     return False
 
 
@@ -146,13 +164,13 @@ def _collect(
     module: nn.Module, name: str, head: set[str], found: list[tuple[str, nn.Module, bool]], listed: bool = False
 ) -> None:
     """Append ``(name, block, whether a container lists it)`` for each outermost block under ``module``."""
-    if within(name, head) if name else False:
+    if name in head:
         return
-    holds_head = any(within(part, [name]) for part in head) and name != ""
-    if not name or holds_head or isinstance(module, _CONTAINERS) or _holds_units(module):
-        inside = isinstance(module, _CONTAINERS)
+    is_container = isinstance(module, _CONTAINERS)
+    holds_head = any(within(part, [name]) for part in head)
+    if holds_head or is_container or _holds_units(module):
         for child_name, child in module.named_children():
             if not _AUXILIARY.match(child_name):
-                _collect(child, f"{name}.{child_name}" if name else child_name, head, found, inside)
+                _collect(child, f"{name}.{child_name}" if name else child_name, head, found, is_container)
     elif _is_unit(module):
         found.append((name, module, listed))

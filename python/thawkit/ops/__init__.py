@@ -1,1 +1,9 @@
-"""Being written."""
+"""Operators: tensors and autograd over the compiled kernels, the Triton kernels and a plain reference.
+
+One package a family: :mod:`~thawkit.ops.pairwise`, :mod:`~thawkit.ops.focal`, :mod:`~thawkit.ops.frozen`.
+"""
+
+from thawkit.ops import focal, frozen, pairwise
+from thawkit.ops.dispatch import BACKENDS, unavailable, use_backend
+
+__all__ = ["BACKENDS", "focal", "frozen", "pairwise", "unavailable", "use_backend"]

@@ -56,8 +56,8 @@ def create_model(
 
     Args:
         name: ``efficientnet_lite0`` (ImageNet weights from the extra ``demo``, no download), ``lenet``
-            (small, 28×28, no pretrained weights), ``torchvision:<name>`` or ``timm:<name>`` (pretrained weights
-            from their cache or the network).
+            (small, 28×28, no pretrained weights), ``torchvision:<name>`` or ``timm:<name>`` (weights from
+            their cache or the network).
         num_classes: at least 2.
         pretrained: start from ImageNet weights where there are any.
         weights: a local ``.safetensors`` or torch state dict to start from instead; the head may differ.

@@ -1,0 +1,298 @@
+"""Layers that save for the backward pass only what their frozen parameters leave to be computed.
+
+PyTorch's own convolution, batch normalization and ReLU save their input or output whenever *anything* of
+theirs needs a gradient. With the weight frozen none of these needs it: the gradients of a convolution are
+a transposed convolution of ``dY`` and a sum of ``dY``, those of a batch normalization with fixed statistics
+a scaling and a sum, that of a ReLU a mask of one bit an element.
+
+Each class here is a stock class with another ``forward``. :mod:`thawkit.frozen.rewrite` assigns it to
+``module.__class__``, so parameters, buffers, hooks and ``state_dict`` keys stay as they are. What needs a
+gradient is read at every forward; where these forwards would gain nothing (``no_grad``, a trainable weight)
+or could not be followed (``torch.compile``, export, tracing, ``torch.func``) the stock forward runs.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from thawkit.ops.dispatch import forced_backend, unavailable
+from thawkit.ops.frozen import packed_relu
+
+_CONVOLUTION = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+def recording(x: Tensor) -> bool:
+    """Whether autograd records operations on ``x`` eagerly, one by one, so that Functions here may act."""
+    return (
+        not torch.compiler.is_compiling()
+        and torch.is_grad_enabled()
+        and isinstance(x, Tensor)  # torch.fx traces with proxies
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+    )
+
+
+class Rewritten(nn.Module):
+    """Base of the classes that stand in for a stock one."""
+
+    stock: ClassVar[type[nn.Module]]
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Give ``torch.jit.script`` the stock module, sharing everything with this one."""
+        module = object.__new__(self.stock)
+        module.__dict__ = self.__dict__
+        return module
+
+
+class _Convolution(torch.autograd.Function):
+    """Convolution with a frozen weight: saves the weight, which exists anyway, and no activation."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, ...],
+        padding: tuple[int, ...],
+        dilation: tuple[int, ...],
+        groups: int,
+    ) -> Tensor:
+        ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None)
+        ctx.geometry = stride, padding, dilation, groups
+        ctx.input_shape = x.shape
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return _CONVOLUTION[weight.dim() - 3](x, weight, bias, stride, padding, dilation, groups)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        stride, padding, dilation, groups = ctx.geometry
+        n = len(stride)
+        grad_input = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            (weight,) = ctx.saved_tensors
+            sizes = zip(ctx.input_shape[-n:], grad.shape[-n:], weight.shape[-n:], strict=True)
+            rest = tuple(
+                size - ((out - 1) * s - 2 * p + d * (kernel - 1) + 1)
+                for (size, out, kernel), s, p, d in zip(sizes, stride, padding, dilation, strict=True)
+            )
+            weight = weight.to(grad.dtype)  # under autocast the forward used a cast copy, which is gone
+            with torch.autocast(grad.device.type, enabled=False):
+                grad_input = _TRANSPOSED[n - 1](grad, weight, None, stride, padding, rest, groups, dilation)
+        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
+            channel = grad.dim() - n - 1
+            others = [d for d in range(grad.dim()) if d != channel]
+            grad_bias = grad.sum(others, dtype=ctx.bias_dtype)
+        return grad_input, None, grad_bias, None, None, None, None
+
+
+def frozen_convolution(
+    module: nn.Conv1d | nn.Conv2d | nn.Conv3d, x: Tensor, padding: tuple[int, ...] | None
+) -> Tensor | None:
+    """Apply a convolution of frozen weight, or return None where the stock forward should run.
+
+    Args:
+        module: gives weight, bias and geometry.
+        x: ``(N, C, *sizes)`` or ``(C, *sizes)``, already padded where ``padding`` says 0.
+        padding: zeros on each side of each size; None for what the module says.
+    """
+    weight, bias = module.weight, module.bias
+    bias_trains = bias is not None and bias.requires_grad
+    if not recording(x) or weight.requires_grad or not (x.requires_grad or bias_trains):
+        return None
+    if padding is None:
+        padding = module.padding  # type: ignore[assignment]
+        if module.padding_mode != "zeros" or isinstance(module.padding, str):
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            x = F.pad(x, module._reversed_padding_repeated_twice, mode)
+            padding = (0,) * len(module.stride)
+    return _Convolution.apply(x, weight, bias, module.stride, padding, module.dilation, module.groups)
+
+
+class _FrozenConv(Rewritten):
+    def forward(self, input: Tensor) -> Tensor:
+        output = frozen_convolution(self, input, None)  # type: ignore[arg-type]
+        return super().forward(input) if output is None else output
+
+
+class FrozenConv1d(_FrozenConv, nn.Conv1d):
+    """``nn.Conv1d`` that saves no activation while its weight is frozen."""
+
+    stock = nn.Conv1d
+
+
+class FrozenConv2d(_FrozenConv, nn.Conv2d):
+    """``nn.Conv2d`` that saves no activation while its weight is frozen."""
+
+    stock = nn.Conv2d
+
+
+class FrozenConv3d(_FrozenConv, nn.Conv3d):
+    """``nn.Conv3d`` that saves no activation while its weight is frozen."""
+
+    stock = nn.Conv3d
+
+
+class _BatchNorm(torch.autograd.Function):
+    """Batch normalization with fixed statistics and frozen scale: saves only C-sized tensors of the module."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        variance: Tensor,
+        eps: float,
+    ) -> Tensor:
+        if ctx.needs_input_grad[0]:
+            ctx.save_for_backward(weight, variance)
+        ctx.eps = eps
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        grad_input = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            weight, variance = ctx.saved_tensors
+            scale = torch.rsqrt(variance + ctx.eps)
+            if weight is not None:
+                scale = scale * weight
+            grad_input = (grad * scale.view(-1, *[1] * (grad.dim() - 2))).to(grad.dtype)
+        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
+            grad_bias = grad.sum([d for d in range(grad.dim()) if d != 1], dtype=ctx.bias_dtype)
+        return grad_input, None, grad_bias, None, None, None
+
+
+class FrozenBatchNorm(Rewritten):
+    """Base of the batch normalizations that keep their running statistics, whatever ``model.train()`` says.
+
+    ``thawed_training`` is the mode the module would be in by now had it not been frozen.
+    """
+
+    thawed_training: bool
+
+    def train(self, mode: bool = True) -> Any:
+        """Switch children (timm's activations) to ``mode``; this module itself stays in evaluation mode."""
+        super().train(mode)
+        self.training = False
+        self.thawed_training = mode
+        return self
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """Normalize ``x``, ``(N, C)`` or ``(N, C, *sizes)``, by the running statistics."""
+        weight, bias = self.weight, self.bias
+        mean, variance = self.running_mean, self.running_var
+        trains = [p is not None and p.requires_grad for p in (weight, bias)]
+        if recording(x) and not trains[0] and (trains[1] or x.requires_grad):
+            return _BatchNorm.apply(x, weight, bias, mean, variance, self.eps)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)  # type: ignore[arg-type]
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize ``input`` by the running statistics."""
+        if isinstance(input, Tensor):
+            self._check_input_dim(input)  # type: ignore[operator]
+        return self.normalize(input)
+
+
+class FrozenBatchNorm1d(FrozenBatchNorm, nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` with fixed statistics that saves no activation while its scale is frozen."""
+
+    stock = nn.BatchNorm1d
+
+
+class FrozenBatchNorm2d(FrozenBatchNorm, nn.BatchNorm2d):
+    """``nn.BatchNorm2d`` with fixed statistics that saves no activation while its scale is frozen."""
+
+    stock = nn.BatchNorm2d
+
+
+class FrozenBatchNorm3d(FrozenBatchNorm, nn.BatchNorm3d):
+    """``nn.BatchNorm3d`` with fixed statistics that saves no activation while its scale is frozen."""
+
+    stock = nn.BatchNorm3d
+
+
+class FrozenSyncBatchNorm(FrozenBatchNorm, nn.SyncBatchNorm):
+    """``nn.SyncBatchNorm`` with fixed statistics, and so without communication."""
+
+    stock = nn.SyncBatchNorm
+
+
+def _packs(x: Tensor) -> bool:
+    """Whether a kernel writes the bits of ``x``; float64 and other devices have only the reference."""
+    kind = x.device.type
+    return (
+        x.dtype in (torch.float32, torch.bfloat16, torch.float16)
+        and kind in ("cpu", "cuda")
+        and forced_backend() in (None, kind)
+        and not unavailable(kind)
+    )
+
+
+class _PackedInPlace(torch.autograd.Function):
+    """:func:`thawkit.ops.frozen.packed_relu` that overwrites its input, for modules with ``inplace=True``.
+
+    What else reads the input afterwards must see it clamped, with the clamp's gradient, as in stock.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, lower: float, upper: float) -> Tensor:
+        y, mask = torch.ops.thawkit.packed_relu(x, lower, upper)
+        ctx.save_for_backward(mask)
+        ctx.strides = y.stride()  # the order in which the bits lie
+        ctx.mark_dirty(x)
+        return x.copy_(y)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (mask,) = ctx.saved_tensors
+        if grad.stride() != ctx.strides:
+            grad = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
+        return torch.ops.thawkit.packed_relu_backward(grad, mask), None, None
+
+
+class _PackedActivation(Rewritten):
+    def _bounds(self) -> tuple[float, float]:
+        return self.min_val, self.max_val  # type: ignore[return-value]
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not (recording(input) and input.requires_grad and _packs(input)):
+            return super().forward(input)
+        lower, upper = self._bounds()
+        if not self.inplace:
+            return packed_relu(input, lower, upper)
+        if input._is_view():  # a custom Function may not overwrite one of several views
+            return super().forward(input)
+        return _PackedInPlace.apply(input, lower, upper)
+
+
+class PackedReLU(_PackedActivation, nn.ReLU):
+    """``nn.ReLU`` that saves one bit an element."""
+
+    stock = nn.ReLU
+
+    def _bounds(self) -> tuple[float, float]:
+        return 0.0, math.inf
+
+
+class PackedReLU6(_PackedActivation, nn.ReLU6):
+    """``nn.ReLU6`` that saves one bit an element."""
+
+    stock = nn.ReLU6
+
+
+class PackedHardtanh(_PackedActivation, nn.Hardtanh):
+    """``nn.Hardtanh`` that saves one bit an element."""
+
+    stock = nn.Hardtanh

@@ -1,0 +1,57 @@
+"""The ``thawkit`` operator namespace of torch.library, and how kernels see tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the compiled kernels' Dtype
+
+_library = torch.library.Library("thawkit", "DEF")
+
+
+def define(schema: str, kernel: Callable, fake: Callable) -> Callable:
+    """Register an operator that autograd does not see: the gradient belongs to a Function outside it.
+
+    Args:
+        schema: e.g. ``"double(Tensor x) -> Tensor"``.
+        kernel: runs on CPU and CUDA tensors.
+        fake: returns empty tensors of the right shapes and dtypes.
+
+    Returns:
+        The operator's overload, to be called.
+    """
+    name = schema.split("(", 1)[0]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    torch.library.impl(f"thawkit::{name}", ("cpu", "cuda"), kernel, lib=_library)
+    torch.library.register_fake(f"thawkit::{name}", fake, lib=_library)
+    return getattr(torch.ops.thawkit, name).default
+
+
+def pointer(x: Tensor | None) -> int:
+    """Return the address of the data, 0 for None or an empty tensor."""
+    return 0 if x is None or x.numel() == 0 else x.data_ptr()
+
+
+def threads() -> int:
+    """Return torch's thread count. OpenMP's own is kept for each Python thread apart, so it is passed on."""
+    return torch.get_num_threads()
+
+
+def stream() -> int:
+    """Return the current CUDA stream's handle."""
+    return torch.cuda.current_stream().cuda_stream
+
+
+def empty(like: Tensor) -> Tensor:
+    """Return the tensor without elements that stands for an output nobody asked for."""
+    return like.new_empty(0)
+
+
+def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
+    """Return ``gradient * upstream``, without a pass over memory in the usual case that upstream is 1."""
+    if not torch.compiler.is_compiling() and upstream.device.type == "cpu" and upstream.item() == 1.0:
+        return gradient
+    return gradient * upstream.to(gradient.dtype)

@@ -1,0 +1,60 @@
+"""Argument checks that every operator shares. Each message names the argument, what was expected, what came."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from thawkit.errors import ThawkitError
+
+FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def floating(name: str, x: Tensor) -> None:
+    """Require a float32, float64, bfloat16 or float16 tensor."""
+    if not isinstance(x, Tensor):
+        raise ThawkitError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.dtype not in FLOATING:
+        raise ThawkitError(f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}")
+
+
+def matrix(name: str, x: Tensor) -> None:
+    """Require a floating tensor of two dimensions."""
+    floating(name, x)
+    if x.dim() != 2:
+        raise ThawkitError(f"{name} must have shape (rows, features), got {tuple(x.shape)}")
+
+
+def same_device(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Require both tensors on one device."""
+    if x.device != other.device:
+        raise ThawkitError(f"{name} is on {x.device} but {other_name} is on {other.device}")
+
+
+def same_features(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Require the same number of columns."""
+    if x.shape[1] != other.shape[1]:
+        raise ThawkitError(
+            f"{name} and {other_name} must have the same number of features, got {x.shape[1]} and {other.shape[1]}"
+        )
+
+
+def finite(name: str, value: float) -> None:
+    """Require a finite number."""
+    if not math.isfinite(value):
+        raise ThawkitError(f"{name} must be finite, got {value}")
+
+
+def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Require one of a few names."""
+    if value not in choices:
+        raise ThawkitError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def reduced(name: str, rows: int, reduction: str) -> None:
+    """Require a known reduction, and something to take the mean of."""
+    one_of("reduction", reduction, ("none", "mean", "sum"))
+    if reduction == "mean" and rows == 0:
+        raise ThawkitError(f"{name} has no rows, and reduction='mean' divides by their number")

@@ -1,0 +1,114 @@
+"""Which backend runs an operator: the choice, how to force it, and why one is not available.
+
+``cpu``        C++ SIMD kernels, float32 (and half precision where the operator says so)
+``cuda``       CUDA C++ kernels, which need no Triton (Jetson)
+``triton``     Triton kernels
+``reference``  plain PyTorch: any device, any dtype, double backward, and the definition of the rest
+
+``THAWKIT_BACKEND`` forces one for the process, :func:`use_backend` for a block.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from thawkit.errors import ThawkitError
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+_PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
+
+_forced: ContextVar[str | None] = ContextVar("thawkit_backend", default=None)
+
+# What a kernel cannot take, in words; an empty string where it can.
+Objection = Callable[..., str]
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Force a backend inside the block; ``None`` restores the automatic choice.
+
+    Raises:
+        ThawkitError: ``name`` is not a backend.
+    """
+    if name is not None and name not in BACKENDS:
+        raise ThawkitError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    token = _forced.set(name)
+    try:
+        yield
+    finally:
+        _forced.reset(token)
+
+
+def forced_backend() -> str | None:
+    """Return the backend that the block or the environment asks for, if any."""
+    name = _forced.get() or os.environ.get("THAWKIT_BACKEND") or None
+    if name is not None and name not in BACKENDS:
+        raise ThawkitError(f"THAWKIT_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+def choose(operator: str, kernels: Mapping[str, Objection], *tensors: Tensor) -> str:
+    """Return the backend for these arguments.
+
+    Args:
+        operator: name for messages.
+        kernels: for each backend but the reference, what it objects to in the tensors.
+        tensors: the operator's tensor arguments.
+
+    Raises:
+        ThawkitError: a backend was forced that cannot take the arguments; the message says why.
+    """
+    forced = forced_backend()
+    if forced == "reference":
+        return "reference"
+    if forced is not None:
+        objection = unavailable(forced) or (
+            kernels[forced](*tensors) if forced in kernels else "has no such kernel yet"
+        )
+        if objection:
+            raise ThawkitError(f"{operator}: backend {forced!r} was forced, but it {objection}")
+        return forced
+    for name in _PREFERENCE.get(tensors[0].device.type, ()):
+        if name in kernels and not unavailable(name) and not kernels[name](*tensors):
+            return name
+    return "reference"
+
+
+@functools.cache
+def unavailable(backend: str) -> str:
+    """Return why a backend cannot run on this machine, or an empty string."""
+    if backend == "reference":
+        return ""
+    if backend == "triton":
+        return _triton_problem()
+    try:
+        from thawkit import _C
+    except ImportError as error:
+        return f"needs the compiled module thawkit._C, which does not load ({error})"
+    if backend == "cpu":
+        return ""
+    if not _C.has_cuda:
+        return "was not compiled in (no CUDA compiler was found when thawkit was built)"
+    if not torch.cuda.is_available():
+        return "needs a CUDA device, and torch sees none"
+    return ""
+
+
+def _triton_problem() -> str:
+    if importlib.util.find_spec("triton") is None:
+        return "needs the package triton, which is not installed"
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return ""
+    if not torch.cuda.is_available():
+        return "needs a CUDA device, and torch sees none (TRITON_INTERPRET=1 runs it slowly on a CPU)"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "needs compute capability 8.0 or newer: Triton emits no tensor-core code for older devices"
+    return ""

@@ -1,0 +1,69 @@
+"""The CPU kernel of the sigmoid focal loss: one read of logits and targets gives loss and gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thawkit.ops._library import DTYPES, empty, pointer, threads
+
+
+def objection(x: Tensor, t: Tensor) -> str:
+    """Return what the kernel cannot take, or an empty string."""
+    for tensor in (x, t):
+        if tensor.device.type != "cpu":
+            return f"takes CPU tensors, not {tensor.device}"
+    return "" if x.dtype in DTYPES else f"takes float32, bfloat16 and float16, not {x.dtype}"
+
+
+def _run(
+    x: Tensor,
+    t: Tensor,
+    alpha: float,
+    gamma: float,
+    loss: Tensor | None,
+    grad: Tensor | None,
+    upstream: Tensor | None,
+    factor: float,
+    total: Tensor | None,
+) -> None:
+    from thawkit import _C
+
+    _C.sigmoid_focal(
+        pointer(x),
+        pointer(t),
+        x.numel(),
+        alpha,
+        gamma,
+        pointer(loss),
+        pointer(grad),
+        pointer(upstream),
+        factor,
+        pointer(total),
+        DTYPES[x.dtype],
+        threads(),
+    )
+
+
+def rows(x: Tensor, t: Tensor, alpha: float, gamma: float) -> Tensor:
+    """Elementwise losses; x and t contiguous, of one dtype."""
+    loss = torch.empty_like(x)
+    _run(x, t, alpha, gamma, loss, None, None, 1.0, None)
+    return loss
+
+
+def total(
+    x: Tensor, t: Tensor, alpha: float, gamma: float, factor: float, need_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """``factor * sum(loss)`` as a float32 scalar, and its gradient."""
+    value = torch.zeros((), dtype=torch.float64)
+    grad = torch.empty_like(x) if need_gradient else empty(x)
+    _run(x, t, alpha, gamma, None, grad, None, factor, value)
+    return (value * factor).float(), grad
+
+
+def backward(g: Tensor, x: Tensor, t: Tensor, alpha: float, gamma: float) -> Tensor:
+    """``g * d loss / dx``, elementwise."""
+    grad = torch.empty_like(x)
+    _run(x, t, alpha, gamma, None, grad, g, 1.0, None)
+    return grad

@@ -1,0 +1,34 @@
+"""The CPU kernel of the packed activations."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from thawkit.ops._library import DTYPES, pointer, threads
+
+
+def objection(x: Tensor) -> str:
+    """Return what the kernel cannot take, or an empty string."""
+    if x.device.type != "cpu":
+        return f"takes CPU tensors, not {x.device}"
+    return "" if x.dtype in DTYPES else f"takes float32, bfloat16 and float16, not {x.dtype}"
+
+
+def forward(x: Tensor, y: Tensor, mask: Tensor, lower: float, upper: float) -> None:
+    """Write clamp(x) and its bits; all three dense in the same order."""
+    from thawkit import _C
+
+    _C.packed_relu(
+        pointer(x), pointer(y), pointer(mask), x.numel(), lower, upper, DTYPES[x.dtype], threads()
+    )
+
+
+def backward(g: Tensor, mask: Tensor, dx: Tensor) -> None:
+    """Write ``dx = bit ? g : 0``."""
+    from thawkit import _C
+
+    _C.packed_relu_backward(
+        pointer(g), pointer(dx), pointer(mask), g.numel(), 0.0, 0.0, DTYPES[g.dtype], threads()
+    )
+
+

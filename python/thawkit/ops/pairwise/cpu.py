@@ -1,0 +1,131 @@
+"""The pairwise engine's C++ kernels: they pack, multiply and reduce panels that stay in cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thawkit.ops._library import DTYPES, empty, pointer, threads
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def objection(x: Tensor, *others: Tensor) -> str:
+    """Return what the kernels cannot take, or an empty string."""
+    for tensor in (x, *others):
+        if tensor.device.type != "cpu":
+            return f"takes CPU tensors, not {tensor.device}"
+        if tensor.dtype not in DTYPES:
+            return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
+    return ""
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.to(torch.float32).contiguous()
+
+
+def info_nce(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    row_weight: Tensor | None,
+    weight: float,
+    normalize: bool,
+    need_dq: bool,
+    need_dk: bool,
+    need_dscale: bool,
+) -> Gradients:
+    """Losses of the rows (float32), and the gradients of their weighted sum."""
+    from thawkit import _C
+
+    scale_value = float(scale)
+    if scale_value == 0.0:
+        return _flat_info_nce(q, k, row_weight, weight, normalize, need_dq, need_dk, need_dscale)
+    q32, k32 = _rows(q), _rows(k)
+    (rows, depth), keys = q32.shape, k32.shape[0]
+    loss = q32.new_empty(rows)
+    dq = torch.empty_like(q32) if need_dq else empty(q32)
+    dk = torch.zeros_like(k32) if need_dk else empty(k32)
+    dscale = q32.new_empty(rows) if need_dscale else empty(q32)
+    if row_weight is not None:
+        row_weight = row_weight.to(torch.float32).contiguous()
+    arguments = (
+        pointer(q32),
+        pointer(k32),
+        rows,
+        keys,
+        depth,
+        scale_value,
+        normalize,
+        pointer(row_weight),
+        weight,
+        pointer(loss),
+        pointer(dq),
+        pointer(dk),
+        pointer(dscale),
+    )
+    if rows:
+        workspace = q32.new_empty(_C.info_nce_workspace(*arguments, 0, threads()))
+        _C.info_nce(*arguments, pointer(workspace), threads())
+    return loss, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
+
+
+def _flat_info_nce(
+    q: Tensor,
+    k: Tensor,
+    row_weight: Tensor | None,
+    weight: float,
+    normalize: bool,
+    need_dq: bool,
+    need_dk: bool,
+    need_dscale: bool,
+) -> Gradients:
+    """A scale of 0: every softmax is uniform, and only the scale has a gradient."""
+    q32, k32 = _rows(q), _rows(k)
+    rows, keys = q32.shape[0], k32.shape[0]
+    loss = torch.full((rows,), float(keys)).log_()
+    if normalize:
+        q32, k32 = torch.nn.functional.normalize(q32, dim=1), torch.nn.functional.normalize(k32, dim=1)
+    slope = (q32 * (k32.mean(0) - k32[:rows])).sum(1)
+    slope = slope * (weight if row_weight is None else row_weight.to(torch.float32))
+    return (
+        loss,
+        torch.zeros_like(q, memory_format=torch.contiguous_format) if need_dq else empty(q),
+        torch.zeros_like(k, memory_format=torch.contiguous_format) if need_dk else empty(k),
+        slope.sum() if need_dscale else empty(q32),
+    )
+
+
+def mmd(
+    x: Tensor, y: Tensor, gamma: Tensor, doubling: bool, unbiased: bool, need_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Squared MMD (float32 scalar) and its gradients with respect to x and y."""
+    from thawkit import _C
+
+    n, m = x.shape[0], y.shape[0]
+    z = torch.cat((_rows(x), _rows(y)))
+    gamma = gamma.to(torch.float32).contiguous()
+    value = torch.zeros((), dtype=torch.float64)
+    dz = torch.empty_like(z) if need_gradient else empty(z)
+    cxx, cyy = (1 / (n * (n - 1)), 1 / (m * (m - 1))) if unbiased else (1 / (n * n), 1 / (m * m))
+    arguments = (
+        pointer(z),
+        n + m,
+        n,
+        z.shape[1],
+        pointer(gamma),
+        gamma.numel(),
+        doubling,
+        cxx,
+        cyy,
+        -1 / (n * m),
+        pointer(value),
+        pointer(dz),
+    )
+    workspace = z.new_empty(_C.mmd_workspace(*arguments, 0, threads()))
+    _C.mmd(*arguments, pointer(workspace), threads())
+    if not unbiased:
+        value += gamma.numel() * (1 / n + 1 / m)  # the diagonals: k(u, u) = 1 for each bandwidth
+    if not need_gradient:
+        return value.float(), empty(x), empty(y)
+    return value.float(), dz[:n].to(x.dtype, copy=True), dz[n:].to(y.dtype, copy=True)

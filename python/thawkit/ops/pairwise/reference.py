@@ -1,0 +1,57 @@
+"""The definition of the pairwise losses, in plain PyTorch: any device and dtype, differentiable any times."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def info_nce(q: Tensor, k: Tensor, scale: Tensor, normalize: bool) -> Tensor:
+    """InfoNCE of each row (van den Oord et al. 2018, eq. 4; 1807.03748).
+
+    Args:
+        q: queries (N, D).
+        k: keys (M, D), M >= N; ``k[i]`` is the positive of ``q[i]``, every other key a negative.
+        scale: number that multiplies the similarities, the inverse temperature.
+        normalize: divide each row by its Euclidean norm first.
+
+    Returns:
+        (N,) losses ``logsumexp_j s_ij - s_ii`` with ``s = scale * q @ k.T``.
+    """
+    if normalize:
+        q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
+    logits = scale.to(q.dtype) * (q @ k.t())
+    return F.cross_entropy(logits, torch.arange(q.shape[0], device=q.device), reduction="none")
+
+
+def squared_distances(x: Tensor, y: Tensor) -> Tensor:
+    """(N, M) squared Euclidean distances, in O(N M) memory."""
+    return (x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.t()).clamp_min(0)
+
+
+def mmd(x: Tensor, y: Tensor, gamma: Tensor, unbiased: bool) -> Tensor:
+    """Squared MMD with the kernel ``sum_b exp(-gamma_b |u - v|^2)`` (Gretton et al. 2012, eqs. 3 and 5).
+
+    Args:
+        x: (N, D) sample.
+        y: (M, D) sample.
+        gamma: (B,) positive numbers, one a bandwidth.
+        unbiased: leave the diagonals of the xx and yy blocks out.
+
+    Returns:
+        Scalar: ``mean k(x, x') + mean k(y, y') - 2 mean k(x, y)``.
+    """
+
+    def kernel_sum(u: Tensor, v: Tensor) -> Tensor:
+        d2 = squared_distances(u, v)
+        return sum((torch.exp(-g * d2).sum() for g in gamma.to(d2.dtype).unbind()), d2.new_zeros(()))
+
+    n, m = x.shape[0], y.shape[0]
+    centre = torch.cat((x, y)).detach().mean(0)  # distances do not see it, rounding does
+    x, y = x - centre, y - centre
+    xx, yy, xy = kernel_sum(x, x), kernel_sum(y, y), kernel_sum(x, y)
+    if unbiased:
+        count = gamma.shape[0]
+        return (xx - count * n) / (n * (n - 1)) + (yy - count * m) / (m * (m - 1)) - 2 * xy / (n * m)
+    return xx / (n * n) + yy / (m * m) - 2 * xy / (n * m)

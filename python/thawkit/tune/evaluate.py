@@ -1,0 +1,83 @@
+"""Running a model over a data set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from thawkit.data import ImageDataset, collate_images
+from thawkit.errors import ThawkitError
+from thawkit.select import Model
+from thawkit.tune.metrics import classification_metrics
+
+
+def predict(
+    model: Model,
+    dataset: ImageDataset,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Return the logits of every image, float32 (N, C) on the CPU, in the data set's order.
+
+    Args:
+        model: put in evaluation mode for the call, and back afterwards.
+        dataset: labelled or not.
+        batch_size: images a forward pass.
+        device: where to run; where the model is when not given.
+        on_batch: called with the number of images just done.
+    """
+    with _evaluating(model.module, device) as place, torch.inference_mode():
+        parts = []
+        for start in range(0, len(dataset), batch_size):
+            images = [dataset.image(i) for i in range(start, min(start + batch_size, len(dataset)))]
+            parts.append(model.module(collate_images(images, model.preprocess).to(place)).float().cpu())
+            if on_batch:
+                on_batch(len(images))
+    return torch.cat(parts) if parts else torch.empty(0, model.num_classes)
+
+
+def evaluate(
+    model: Model,
+    dataset: ImageDataset,
+    *,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> dict[str, Any]:
+    """Score ``model`` on ``dataset``: :func:`thawkit.tune.classification_metrics`, run as in :func:`predict`.
+
+    Raises:
+        ThawkitError: the data set has no labels or images, or other classes than the model.
+    """
+    check_classes(model, dataset)
+    if dataset.labels is None:
+        raise ThawkitError(f"{dataset.name}: labels are needed to evaluate, but this data set has none")
+    logits = predict(model, dataset, batch_size=batch_size, device=device, on_batch=on_batch)
+    return classification_metrics(logits.numpy(), dataset.labels)
+
+
+def check_classes(model: Model, dataset: ImageDataset) -> None:
+    """Raise a :class:`ThawkitError` unless model and data have the same number of classes."""
+    if model.num_classes != len(dataset.classes):
+        raise ThawkitError(
+            f"{dataset.name} has {len(dataset.classes)} classes, "
+            f"the model {model.name} has {model.num_classes} outputs"
+        )
+
+
+@contextmanager
+def _evaluating(module: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
+    modes = {child: child.training for child in module.modules()}
+    place = next(module.parameters()).device if device is None else torch.device(device)
+    try:
+        module.to(place).eval()
+        yield place
+    finally:
+        for child, training in modes.items():
+            child.training = training

@@ -1,0 +1,169 @@
+"""One call from a model and images to a finished run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from safetensors.torch import save_file
+from torch import nn
+from transformers import TrainerState
+from transformers.utils import logging as transformers_logging
+
+from thawkit.data import Splits
+from thawkit.errors import ThawkitError
+from thawkit.frozen import freeze, unfreeze
+from thawkit.select import Model
+from thawkit.tune.callbacks import SafeCheckpoints, ShowProgress, StopWhenDone
+from thawkit.tune.checkpoints import STATE, WEIGHTS, newest_usable, prune, write_json
+from thawkit.tune.config import TuneConfig
+from thawkit.tune.evaluate import check_classes, evaluate
+from thawkit.tune.history import chosen_row, epoch_rows, out_of_patience
+from thawkit.tune.method import Method, Supervised
+from thawkit.tune.run import CHECKPOINTS, HISTORY, METRICS, RunResult, describe, load_weights, open_run
+from thawkit.tune.trainer import MethodTrainer
+
+
+def fit(
+    model: Model,
+    splits: Splits,
+    *,
+    method: Method | None = None,
+    config: TuneConfig | None = None,
+    output: str | Path,
+    resume: bool = False,
+    overwrite: bool = False,
+    target: Splits | None = None,
+    console: Console | None = None,
+) -> RunResult:
+    """Train ``model`` and leave a run folder at ``output``.
+
+    Every epoch ends with a score on val and a checkpoint. A run that was killed, at any moment, continues
+    with ``resume=True`` from its newest whole checkpoint and ends with the metrics it would have had.
+
+    Args:
+        model: trained in place; it ends with the weights of the epoch that ``config.keep`` chooses.
+        splits: labelled images with as many classes as the model has outputs.
+        method: the loss; cross-entropy when not given.
+        config: everything else; see :class:`TuneConfig`.
+        output: a new or empty folder, unless ``resume`` or ``overwrite``.
+        resume: continue the run in ``output`` if there is one, with the same settings and data.
+        overwrite: delete the run in ``output`` first.
+        target: images of a second domain, for methods that use them. Its training labels are never read;
+            scores on its val and test labels, if it has any, are reported and decide nothing.
+        console: where progress goes; standard output when not given, ``Console(quiet=True)`` for silence.
+
+    Returns:
+        The finished run. Test images are scored once, with the final weights.
+
+    Raises:
+        ThawkitError: settings, data and model that do not fit together, an output folder in use, a run to
+            resume that was made with other settings, or a loss that became infinite.
+    """
+    method, config, console = method or Supervised(), config or TuneConfig(), console or Console()
+    folder = Path(output)
+    _check(model, splits, target, method, config)
+    open_run(folder, describe(model, splits, target, method, config), resume=resume, overwrite=overwrite)
+    verbosity = transformers_logging.get_verbosity()
+    try:
+        with _frozen(model.module, config.train):
+            state = _train(model, splits, target, method, config, folder / CHECKPOINTS, console)
+        return _finish(model, splits, target, config, state, folder)
+    except KeyboardInterrupt:
+        console.print(f"Stopped. The same call with resume=True (--resume) continues the run in {folder}.")
+        raise
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+@contextmanager
+def _frozen(module: nn.Module, policy: str) -> Iterator[None]:
+    freeze(module, train=policy)
+    try:
+        yield
+    finally:
+        unfreeze(module)
+
+
+def _train(
+    model: Model,
+    splits: Splits,
+    target: Splits | None,
+    method: Method,
+    config: TuneConfig,
+    folder: Path,
+    console: Console,
+) -> TrainerState:
+    def needed(checkpoint: Path) -> int:
+        return chosen_row(_read_state(checkpoint).log_history, config)["step"]
+
+    start = newest_usable(folder, needed, console.print)
+    prune(folder, set() if start is None else {int(start.name.rpartition("-")[2]), needed(start)})
+    if start is not None:
+        state = _read_state(start)
+        if state.global_step >= state.max_steps or out_of_patience(state.log_history, config):
+            return state
+        console.print(f"continuing after epoch {round(state.epoch or 0)} of {config.epochs}")
+    method.prepare(splits.train, model.num_classes)
+    with ShowProgress(console, config) as progress:
+        callbacks = [StopWhenDone(config), progress, SafeCheckpoints(folder, config)]
+        trainer = MethodTrainer(model, splits, target, method, config, folder, callbacks)
+        trainer.train(resume_from_checkpoint=str(start) if start else None)
+    trainer.accelerator.unwrap_model(model.module, keep_fp32_wrapper=False)
+    return trainer.state
+
+
+def _finish(
+    model: Model, splits: Splits, target: Splits | None, config: TuneConfig, state: TrainerState, folder: Path
+) -> RunResult:
+    """Take the chosen epoch's weights, score them, and write what the run leaves, ``metrics.json`` last."""
+    chosen = chosen_row(state.log_history, config)
+    load_weights(model, folder / CHECKPOINTS / f"checkpoint-{chosen['step']}" / WEIGHTS)
+    model.module.eval()
+    sets = {"val": splits.val, "test": splits.test}
+    if target is not None and target.test.labels is not None:
+        sets["target"] = target.test
+    history = epoch_rows(state.log_history)
+    selection = "the last epoch" if config.keep == "last" else f"best {config.monitor} on val"
+    metrics: dict[str, Any] = {
+        **{
+            name: evaluate(model, dataset, batch_size=2 * config.batch_size) for name, dataset in sets.items()
+        },
+        "best_epoch": chosen["epoch"],
+        "epochs": len(history),
+        "selection": selection,
+    }
+    partial = folder / f"{WEIGHTS}.partial"
+    save_file({k: v.detach().cpu().contiguous() for k, v in model.module.state_dict().items()}, partial)
+    os.replace(partial, folder / WEIGHTS)
+    write_json(folder / HISTORY, history)
+    write_json(folder / METRICS, metrics)
+    return RunResult(folder, model, metrics, history)
+
+
+def _check(model: Model, splits: Splits, target: Splits | None, method: Method, config: TuneConfig) -> None:
+    check_classes(model, splits.train)
+    if splits.train.labels is None or splits.val.labels is None or splits.test.labels is None:
+        raise ThawkitError(f"{splits.name}: training needs labels in train, val and test")
+    if len(splits.train) < 2:
+        raise ThawkitError(f"{splits.name}: {len(splits.train)} images are too few to train on")
+    if target is not None and target.classes != splits.classes:
+        raise ThawkitError(f"the target {target.name} has other classes than {splits.name}")
+    if method.uses_target and target is None:
+        raise ThawkitError(f"the method {type(method).__name__} needs a target data set")
+    if config.monitor == "auroc" and model.num_classes != 2:
+        raise ThawkitError(f"monitor 'auroc' needs 2 classes, the model has {model.num_classes}")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ThawkitError("training in several processes is not supported yet; start one without torchrun")
+
+
+def _read_state(checkpoint: Path) -> TrainerState:
+    try:
+        return TrainerState.load_from_json(str(checkpoint / STATE))
+    except (OSError, TypeError, json.JSONDecodeError) as error:
+        raise ThawkitError(f"cannot read {checkpoint / STATE}: {error}") from error
