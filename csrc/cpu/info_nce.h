@@ -6,33 +6,31 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
+// What is known of one row of logits. The positive stays out of the sums and is added at the end, so that
+// neither the loss nor its gradient cancels when it dominates.
 struct SoftmaxRow {
-  float loss;
-  float denominator;   // z: the softmax is (row / z), the positive's entry being -(z - e_positive)
-  float weighted_sum;  // sum_j W_ij logits_ij before the division by z
+  float maximum;
+  float positive;
+  float others;    // sum_{j != positive} exp(logit_j - maximum)
+  float weighted;  // sum_{j != positive} exp(logit_j - maximum) (logit_j - maximum)
 };
 
-// One row of logits in, exp(logits - maximum) out, unnormalised: 1/z goes into the small operands of the
-// products instead. The positive is left out of the sum and added at the end, so that neither the loss
-// nor its gradient cancels when the positive dominates. `width` is a multiple of the vector length; columns
-// past `keys` hold -inf.
-static inline SoftmaxRow softmax_row(float* x, int64_t keys, int64_t width, int64_t positive) {
-  const float infinity = __builtin_inff();
-  for (int64_t j = keys; j < width; ++j) x[j] = -infinity;
+static inline float segment_maximum(const float* x, int64_t width) {
   Floats m0 = load(x), m1 = m0;
-  int64_t j = 0;
-  for (; j + 2 * kLanes <= width; j += 2 * kLanes) {
+  for (int64_t j = 0; j < width; j += 2 * kLanes) {
     m0 = max(m0, load(x + j));
     m1 = max(m1, load(x + j + kLanes));
   }
-  const float maximum = max_lane(max(m0, m1));
-  const float own = x[positive];
-  x[positive] = -infinity;
+  return max_lane(max(m0, m1));
+}
 
+// exp(logits - maximum) in place, unnormalised: 1/z goes into the small operands of the products instead.
+// `width` is a multiple of two vectors.
+static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
   Floats z0 = {}, z1 = {}, t0 = {}, t1 = {};
   const Floats lowest = splat(-88.f);
-  for (j = 0; j + 2 * kLanes <= width; j += 2 * kLanes) {
-    const Floats a = max(lowest, load(x + j) - maximum), b = max(lowest, load(x + j + kLanes) - maximum);
+  for (int64_t j = 0; j < width; j += 2 * kLanes) {
+    const Floats a = max(lowest, load(x + j) - row.maximum), b = max(lowest, load(x + j + kLanes) - row.maximum);
     const Floats ea = exp_negative(a), eb = exp_negative(b);
     z0 += ea;
     z1 += eb;
@@ -41,20 +39,16 @@ static inline SoftmaxRow softmax_row(float* x, int64_t keys, int64_t width, int6
     store(x + j, ea);
     store(x + j + kLanes, eb);
   }
-  const float others = sum(z0 + z1);
-  const float gap = maximum - own;  // >= 0
-  const float z = others + __builtin_expf(-gap);
-  x[positive] = -others;
-  const float loss = gap == 0.f ? __builtin_log1pf(others) : __builtin_logf(z) + gap;
-  return {loss, z, sum(t0 + t1) + others * gap};
+  row.others += sum(z0 + z1);
+  row.weighted += sum(t0 + t1);
 }
 
 struct InfoNCEPlan {
   int threads;
-  int64_t panel, row_length, width;
-  int64_t keys_transposed, keys_rows, scores, queries, queries_packed, norms;  // floats of each buffer
+  int64_t panel, blocks, width;
+  int64_t transposed, keys_rows, scores, queries, queries_packed, norms, statistics;  // floats of each buffer
   int64_t total() const {
-    return keys_transposed + keys_rows + scores + queries + queries_packed + norms + 16;
+    return transposed + keys_rows + scores + queries + queries_packed + norms + statistics + 9 * Workspace::kLine;
   }
 };
 
@@ -62,17 +56,17 @@ static inline InfoNCEPlan plan(const InfoNCEArgs& a) {
   InfoNCEPlan p;
   const bool gradient = a.dq || a.dk || a.dscale;
   p.threads = useful_threads(double(a.rows) * a.keys * a.depth * (gradient ? 3 : 1), a.threads);
-  const int64_t each = panel_rows(a.rows, a.keys, p.threads);
-  p.panel = each * p.threads;
+  p.panel = rows_per_thread(a.rows, a.keys, p.threads) * p.threads;
+  p.blocks = ceil_div(a.keys, kBlockCols);
   p.width = round_up(a.keys, kTileCols);
-  p.row_length = p.width + kRowGap;
-  const int64_t depth_padded = round_up(a.depth, kTileCols);
-  p.keys_transposed = p.width * a.depth;
-  p.keys_rows = a.dq ? depth_padded * a.keys : 0;
-  p.scores = p.panel * p.row_length;
+  const int64_t padded_depth = round_up(a.depth, kTileCols);
+  p.transposed = p.width * a.depth;
+  p.keys_rows = a.dq ? padded_depth * a.keys : 0;
+  p.scores = panel_floats(p.panel, a.keys);
   p.queries = p.panel * a.depth;
-  p.queries_packed = a.dk ? depth_padded * p.panel : 0;
-  p.norms = (a.normalize ? a.rows + a.keys : 0) + p.panel;
+  p.queries_packed = a.dk ? padded_depth * p.panel : 0;
+  p.norms = a.normalize ? a.rows + a.keys : 0;
+  p.statistics = p.panel * static_cast<int64_t>(sizeof(SoftmaxRow) / sizeof(float));
   return p;
 }
 
@@ -88,101 +82,146 @@ static inline void through_norm(float* g, const float* x, float inverse, int64_t
   for (int64_t d = 0; d < depth; ++d) g[d] = (g[d] - along * x[d]) * inverse;
 }
 
-static void info_nce_panels(const InfoNCEArgs& a, const InfoNCEPlan& p) {
-  float* next = a.workspace + (16 - (reinterpret_cast<uintptr_t>(a.workspace) / 4) % 16) % 16;
-  const auto take = [&](int64_t floats) {
-    float* here = next;
-    next += floats;
-    return here;
-  };
-  float* const keys_transposed = take(p.keys_transposed);
-  float* const scores = take(p.scores);
-  float* const keys_rows = take(p.keys_rows);
-  float* const queries = take(p.queries);
-  float* const queries_packed = take(p.queries_packed);
-  float* const factor = take(p.panel);
-  float* const q_norm = a.normalize ? take(a.rows) : nullptr;
-  float* const k_norm = a.normalize ? take(a.keys) : nullptr;
-  const int64_t blocks = p.width / kTileCols, depth = a.depth;
-  const bool gradient = a.dq || a.dk || a.dscale;
+// Everything that a thread needs to know, so that the phases below can be functions.
+struct InfoNCERun {
+  const InfoNCEArgs& a;
+  const InfoNCEPlan p;
+  Panel panel;
+  float *transposed, *keys_rows, *queries, *queries_packed, *q_norm, *k_norm;
+  SoftmaxRow* statistics;
+  bool gradient;
 
-#pragma omp parallel num_threads(p.threads)
-  {
-    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    const Share packing = share_of(blocks, thread, threads, 1);
-    const Share mine{packing.first * kTileCols, smaller(packing.last * kTileCols, a.keys)};
-    if (a.normalize)
-      for (int64_t j = mine.first; j < mine.last; ++j) k_norm[j] = inverse_norm(a.k + j * depth, depth);
-    pack_transposed(a.k, a.keys, depth, k_norm, keys_transposed, packing.first, packing.last);
-    if (a.dq)
-      for (int64_t j = mine.first; j < mine.last; ++j)
-        pack_row(a.k + j * depth, depth, k_norm ? k_norm[j] : 1.f, keys_rows, a.keys, j);
-    if (a.dk && mine.last > mine.first)
-      memset(a.dk + mine.first * depth, 0, static_cast<size_t>((mine.last - mine.first) * depth) * 4);
-#pragma omp barrier
+  explicit InfoNCERun(const InfoNCEArgs& args) : a(args), p(plan(args)) {
+    Workspace workspace(a.workspace);
+    panel = {workspace.take(p.scores), p.panel};
+    transposed = workspace.take(p.transposed);
+    keys_rows = workspace.take(p.keys_rows);
+    queries = workspace.take(p.queries);
+    queries_packed = workspace.take(p.queries_packed);
+    statistics = reinterpret_cast<SoftmaxRow*>(workspace.take(p.statistics));
+    q_norm = a.normalize ? workspace.take(a.rows) : nullptr;
+    k_norm = a.normalize ? workspace.take(a.keys) : nullptr;
+    gradient = a.dq || a.dk || a.dscale;
+  }
 
-    for (int64_t top = 0; top < a.rows; top += p.panel) {
-      const int64_t height = smaller(p.panel, a.rows - top);
-      const Share own = share_of(height, thread, threads, kTileRows);
-      const int64_t rows = own.last - own.first;
-      float* const s = scores + own.first * p.row_length;
-      float* const q = queries + own.first * depth;
+  // The keys, normalised, in both packed forms.
+  void pack_keys(int thread, int threads) const {
+    const Share tiles = share_of(p.width / kTileCols, thread, threads, 1);
+    const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, a.keys)};
+    for (int64_t j = rows.first; j < rows.last; ++j) {
+      if (a.normalize) k_norm[j] = inverse_norm(a.k + j * a.depth, a.depth);
+      if (a.dq) pack_row(a.k + j * a.depth, a.depth, a.normalize ? k_norm[j] : 1.f, keys_rows, a.keys, j);
+    }
+    pack_transposed(a.k, a.keys, a.depth, k_norm, transposed, tiles.first, tiles.last);
+    if (a.dk && rows.last > rows.first)
+      memset(a.dk + rows.first * a.depth, 0, static_cast<size_t>((rows.last - rows.first) * a.depth) * 4);
+  }
+
+  // The thread's rows of logits and their maxima; the positive is taken out.
+  void score(int64_t top, Share own) const {
+    for (int64_t i = own.first; i < own.last; ++i) {
+      const float* source = a.q + (top + i) * a.depth;
+      float factor = a.scale;
+      if (a.normalize) factor *= q_norm[top + i] = inverse_norm(source, a.depth);
+      for (int64_t d = 0; d < a.depth; ++d) queries[i * a.depth + d] = source[d] * factor;
+      statistics[i] = {-__builtin_inff(), 0.f, 0.f, 0.f};
+    }
+    for (int64_t block = 0; block < p.blocks; ++block) {
+      score_block(panel, block, own.first, own.last - own.first, queries + own.first * a.depth, a.depth, transposed,
+                  p.width);
+      const int64_t first = block * kBlockCols, width = smaller(kBlockCols, p.width - first);
       for (int64_t i = own.first; i < own.last; ++i) {
-        const float* source = a.q + (top + i) * depth;
-        float f = a.scale;
-        if (a.normalize) f *= q_norm[top + i] = inverse_norm(source, depth);
-        for (int64_t d = 0; d < depth; ++d) queries[i * depth + d] = source[d] * f;
+        float* x = panel.at(block, i);
+        for (int64_t j = a.keys - first; j < width; ++j) x[j] = -__builtin_inff();
+        const float m = segment_maximum(x, width);
+        statistics[i].maximum = statistics[i].maximum > m ? statistics[i].maximum : m;
       }
-      for (int64_t b = 0; b < blocks; ++b)
-        multiply_full<false>(rows, depth, q, depth, 1, keys_transposed + b * depth * kTileCols,
-                             s + b * kTileCols, p.row_length);
-      for (int64_t i = own.first; i < own.last; ++i) {
-        const SoftmaxRow row =
-            softmax_row(scores + i * p.row_length, a.keys, p.width, top + i);
-        a.loss[top + i] = row.loss;
-        if (!gradient) continue;
-        factor[i] = (a.row_weight ? a.row_weight[top + i] : a.weight) / row.denominator;
-        if (a.dscale) a.dscale[top + i] = factor[i] * row.weighted_sum / a.scale;
-        if (a.dk) pack_row(queries + i * depth, depth, factor[i], queries_packed, p.panel, i);
+    }
+    for (int64_t i = own.first; i < own.last; ++i) {
+      float& positive = panel.entry(i, top + i);
+      statistics[i].positive = positive;
+      positive = -__builtin_inff();
+    }
+  }
+
+  // Softmax weights of the thread's rows, and their product with the keys while each block is in cache.
+  void weigh(int64_t top, Share own) const {
+    const int64_t rows = own.last - own.first;
+    float* const dq = a.dq ? a.dq + (top + own.first) * a.depth : nullptr;
+    if (dq && rows > 0) memset(dq, 0, static_cast<size_t>(rows * a.depth) * 4);
+    for (int64_t block = 0; block < p.blocks; ++block) {
+      const int64_t first = block * kBlockCols;
+      for (int64_t i = own.first; i < own.last; ++i)
+        softmax_segment(panel.at(block, i), smaller(kBlockCols, p.width - first), statistics[i]);
+      if (dq)
+        times_rows(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys), keys_rows, a.keys,
+                   a.depth, dq);
+    }
+  }
+
+  // Losses, and what the positive and 1/z add to the gradients.
+  void finish(int64_t top, Share own) const {
+    const int64_t depth = a.depth;
+    for (int64_t i = own.first; i < own.last; ++i) {
+      const SoftmaxRow& row = statistics[i];
+      const int64_t g = top + i;
+      const float gap = row.maximum - row.positive;  // >= 0
+      const float z = row.others + __builtin_expf(-gap);
+      a.loss[g] = gap == 0.f ? __builtin_log1pf(row.others) : __builtin_logf(z) + gap;
+      if (!gradient) continue;
+      const float factor = (a.row_weight ? a.row_weight[g] : a.weight) / z;
+      if (a.dscale) a.dscale[g] = factor * (row.weighted + row.others * gap) / a.scale;
+      if (a.dk) {
+        panel.entry(i, g) = -row.others;
+        pack_row(queries + i * depth, depth, factor, queries_packed, p.panel, i);
       }
       if (a.dq) {
-        float* const dq = a.dq + (top + own.first) * depth;
-        for (int64_t k0 = 0; k0 < a.keys; k0 += kDepthBlock) {
-          const int64_t kc = smaller(kDepthBlock, a.keys - k0);
-          for (int64_t d = 0; d < depth; d += kTileCols) {
-            const float* B = keys_rows + (d / kTileCols * a.keys + k0) * kTileCols;
-            if (k0 == 0)
-              multiply<false>(rows, kc, s + k0, p.row_length, 1, B, dq + d, depth, depth - d);
-            else
-              multiply<true>(rows, kc, s + k0, p.row_length, 1, B, dq + d, depth, depth - d);
-          }
-        }
-        for (int64_t i = 0; i < rows; ++i) {
-          float* g = dq + i * depth;
-          const float f = factor[own.first + i] * a.scale;
-          for (int64_t d = 0; d < depth; ++d) g[d] *= f;
-          if (a.normalize)
-            through_norm(g, a.q + (top + own.first + i) * depth, q_norm[top + own.first + i], depth);
-        }
+        float* const dq = a.dq + g * depth;
+        const float* key = a.k + g * depth;
+        const float own_weight = row.others * (a.normalize ? k_norm[g] : 1.f), f = factor * a.scale;
+        for (int64_t d = 0; d < depth; ++d) dq[d] = (dq[d] - own_weight * key[d]) * f;
+        if (a.normalize) through_norm(dq, a.q + g * depth, q_norm[g], depth);
       }
+    }
+  }
+
+  // The thread's blocks of keys take the whole panel's part of their gradient.
+  void key_gradient(int64_t height, int thread, int threads) const {
+    const Share columns = share_of(a.keys, thread, threads, kTileRows);
+    for (int64_t first = columns.first; first < columns.last;) {
+      const int64_t block = first / kBlockCols, last = smaller((block + 1) * kBlockCols, columns.last);
+      transposed_times_rows(panel, block, height, first, last, queries_packed, p.panel, a.depth, a.dk);
+      first = last;
+    }
+  }
+
+  void keys_through_norm(int thread, int threads) const {
+    const Share rows = share_of(a.keys, thread, threads, 1);
+    for (int64_t j = rows.first; j < rows.last; ++j)
+      through_norm(a.dk + j * a.depth, a.k + j * a.depth, k_norm[j], a.depth);
+  }
+};
+
+static void info_nce_panels(const InfoNCEArgs& a) {
+  const InfoNCERun run(a);
+#pragma omp parallel num_threads(run.p.threads)
+  {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    run.pack_keys(thread, threads);
+#pragma omp barrier
+    for (int64_t top = 0; top < a.rows; top += run.p.panel) {
+      const int64_t height = smaller(run.p.panel, a.rows - top);
+      const Share own = share_of(height, thread, threads, kTileRows);
+      run.score(top, own);
+      run.weigh(top, own);
+      run.finish(top, own);
       if (a.dk) {
 #pragma omp barrier
-        const Share columns = share_of(a.keys, thread, threads, kTileRows);
-        for (int64_t j = columns.first; j < columns.last; j += kColumnBlock) {
-          const int64_t count = smaller(kColumnBlock, columns.last - j);
-          for (int64_t d = 0; d < depth; d += kTileCols)
-            multiply<true>(count, height, scores + j, 1, p.row_length,
-                           queries_packed + d / kTileCols * p.panel * kTileCols, a.dk + j * depth + d, depth,
-                           depth - d);
-        }
+        run.key_gradient(height, thread, threads);
 #pragma omp barrier
       }
     }
-    if (a.dk && a.normalize) {
-      const Share columns = share_of(a.keys, thread, threads, kTileRows);
-      for (int64_t j = columns.first; j < columns.last; ++j)
-        through_norm(a.dk + j * depth, a.k + j * depth, k_norm[j], depth);
-    }
+    if (a.dk && a.normalize) run.keys_through_norm(thread, threads);
   }
 }
 

@@ -8,22 +8,22 @@ namespace THAWKIT_ISA {
 
 struct MMDPlan {
   int threads;
-  int64_t panel, row_length, width, padded;
-  int64_t centred, transposed, rows_packed, scores, vectors;  // floats of each buffer
-  int64_t total() const { return centred + transposed + rows_packed + scores + vectors + 16; }
+  int64_t panel, blocks, width, padded;
+  int64_t centred, transposed, packed, scores, vectors;  // floats of each buffer
+  int64_t total() const { return centred + transposed + packed + scores + vectors + 10 * Workspace::kLine; }
 };
 
 static inline MMDPlan plan(const MMDArgs& a) {
   MMDPlan p;
   p.threads = useful_threads(double(a.rows) * a.rows * a.depth * (a.dz ? 1.5 : 0.5), a.threads);
-  p.panel = panel_rows(a.rows, a.rows, p.threads) * p.threads;
+  p.panel = rows_per_thread(a.rows, a.rows, p.threads) * p.threads;
+  p.blocks = ceil_div(a.rows, kBlockCols);
   p.width = round_up(a.rows, kTileCols);
-  p.row_length = p.width + kRowGap;
-  p.padded = p.width + kLanes;
+  p.padded = round_up(p.width + kLanes, Workspace::kLine);
   p.centred = a.rows * a.depth;
   p.transposed = p.width * a.depth;
-  p.rows_packed = a.dz ? round_up(a.depth, kTileCols) * a.rows : 0;
-  p.scores = p.panel * p.row_length;
+  p.packed = a.dz ? round_up(a.depth, kTileCols) * a.rows : 0;
+  p.scores = panel_floats(p.panel, a.rows);
   // squared norms, coefficients against x and against y, row sums of W a thread, centre
   p.vectors = p.padded * (3 + p.threads) + a.depth;
   return p;
@@ -33,16 +33,20 @@ struct PairSums {
   float value, weight;
 };
 
-// One row of inner products in, W_ij = c(i, j) sum_b gamma_b exp(-gamma_b d2_ij) out, for columns
-// first <= j < last (last - first may be ragged: the coefficient of columns past the end is 0).
+// Inner products of one row with columns [first, last) in, W_ij = c(i, j) sum_b gamma_b exp(-gamma_b d2_ij)
+// out. Lanes past `last` are neither counted nor written; x, norms and coefficients start at column `first`.
 template <bool Doubling, bool Columns>
-static inline PairSums mmd_row(float* x, int64_t first, int64_t last, float own_norm, const float* norms,
-                               const float* coefficients, const float* gamma, int64_t bandwidths,
-                               float* column_sums) {
+static inline PairSums mmd_segment(float* x, int64_t count, float own_norm, const float* norms,
+                                   const float* coefficients, const float* gamma, int64_t bandwidths,
+                                   float* column_sums) {
   Floats value = {}, weight = {};
-  for (int64_t j = first; j < last; j += kLanes) {
-    Floats d2 = own_norm + load(norms + j) - 2.f * load(x + j);
-    d2 = max(splat(0.f), d2);
+  for (int64_t j = 0; j < count; j += kLanes) {
+    const int64_t present = smaller(kLanes, count - j);
+    const bool whole = present == kLanes;
+    const Floats s = whole ? load(x + j) : load_part(x + j, present);
+    const Floats n = whole ? load(norms + j) : load_part(norms + j, present);
+    const Floats c = whole ? load(coefficients + j) : load_part(coefficients + j, present);
+    const Floats d2 = max(splat(0.f), own_norm + n - 2.f * s);
     Floats k, w;
     if constexpr (Doubling) {
       Floats e = exp_negative(d2 * -gamma[0]);
@@ -64,132 +68,145 @@ static inline PairSums mmd_row(float* x, int64_t first, int64_t last, float own_
         w += gamma[b] * e;
       }
     }
-    const Floats c = load(coefficients + j);
     value += c * k;
     const Floats cw = c * w;
     weight += cw;
-    if constexpr (Columns) store(column_sums + j, load(column_sums + j) + cw);
-    store(x + j, cw);
+    if (whole) {
+      if constexpr (Columns) store(column_sums + j, load(column_sums + j) + cw);
+      store(x + j, cw);
+    } else {
+      if constexpr (Columns) store_part(column_sums + j, load_part(column_sums + j, present) + cw, present);
+      store_part(x + j, cw, present);
+    }
   }
   return {sum(value), sum(weight)};
 }
 
 template <bool Doubling>
-static void mmd_panels(const MMDArgs& a, const MMDPlan& p) {
-  float* next = a.workspace + (16 - (reinterpret_cast<uintptr_t>(a.workspace) / 4) % 16) % 16;
-  const auto take = [&](int64_t floats) {
-    float* here = next;
-    next += floats;
-    return here;
-  };
-  float* const transposed = take(p.transposed);
-  float* const scores = take(p.scores);
-  float* const packed = take(p.rows_packed);
-  float* const z = take(p.centred);
-  float* const norms = take(p.padded);
-  float* const against_x = take(p.padded);
-  float* const against_y = take(p.padded);
-  float* const row_sums = take(p.padded * p.threads);
-  float* const centre = take(a.depth);
-  const int64_t depth = a.depth, blocks = p.width / kTileCols;
+struct MMDRun {
+  const MMDArgs& a;
+  const MMDPlan p;
+  Panel panel;
+  float *transposed, *packed, *z, *norms, *against_x, *against_y, *row_sums, *centre;
+
+  explicit MMDRun(const MMDArgs& args) : a(args), p(plan(args)) {
+    Workspace workspace(a.workspace);
+    panel = {workspace.take(p.scores), p.panel};
+    transposed = workspace.take(p.transposed);
+    packed = workspace.take(p.packed);
+    z = workspace.take(p.centred);
+    norms = workspace.take(p.padded);
+    against_x = workspace.take(p.padded);
+    against_y = workspace.take(p.padded);
+    row_sums = workspace.take(p.padded * p.threads);
+    centre = workspace.take(a.depth);
+  }
 
   // Distances do not see a common shift, but |z_i|^2 + |z_j|^2 - 2 <z_i, z_j> loses digits to it.
-  for (int64_t d = 0; d < depth; ++d) centre[d] = 0.f;
-  for (int64_t i = 0; i < a.rows; ++i)
-    for (int64_t d = 0; d < depth; ++d) centre[d] += a.z[i * depth + d];
-  for (int64_t d = 0; d < depth; ++d) centre[d] /= static_cast<float>(a.rows);
-  memset(row_sums, 0, static_cast<size_t>(p.padded * p.threads) * 4);
-  for (int64_t j = 0; j < p.padded; ++j) {
-    norms[j] = 0.f;
-    against_x[j] = j < a.split ? a.cxx : j < a.rows ? a.cxy : 0.f;
-    against_y[j] = j < a.split ? a.cxy : j < a.rows ? a.cyy : 0.f;
-  }
-  double total = 0;
-
-#pragma omp parallel num_threads(p.threads) reduction(+ : total)
-  {
-    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    const Share packing = share_of(blocks, thread, threads, 1);
-    const Share mine{packing.first * kTileCols, smaller(packing.last * kTileCols, a.rows)};
-    for (int64_t i = mine.first; i < mine.last; ++i) {
-      for (int64_t d = 0; d < depth; ++d) z[i * depth + d] = a.z[i * depth + d] - centre[d];
-      norms[i] = dot(z + i * depth, z + i * depth, depth);
-      if (a.dz) pack_row(z + i * depth, depth, 1.f, packed, a.rows, i);
+  void prepare() const {
+    memset(centre, 0, static_cast<size_t>(a.depth) * 4);
+    for (int64_t i = 0; i < a.rows; ++i)
+      for (int64_t d = 0; d < a.depth; ++d) centre[d] += a.z[i * a.depth + d];
+    for (int64_t d = 0; d < a.depth; ++d) centre[d] /= static_cast<float>(a.rows);
+    memset(row_sums, 0, static_cast<size_t>(p.padded * p.threads) * 4);
+    for (int64_t j = 0; j < a.rows; ++j) {
+      against_x[j] = j < a.split ? a.cxx : a.cxy;
+      against_y[j] = j < a.split ? a.cxy : a.cyy;
     }
-    pack_transposed(z, a.rows, depth, nullptr, transposed, packing.first, packing.last);
-    if (a.dz && mine.last > mine.first)
-      memset(a.dz + mine.first * depth, 0, static_cast<size_t>((mine.last - mine.first) * depth) * 4);
-    float* const sums = row_sums + thread * p.padded;
-#pragma omp barrier
+  }
 
-    for (int64_t top = 0; top < a.rows; top += p.panel) {
-      const int64_t height = smaller(p.panel, a.rows - top), after = top + height;
-      const Share own = share_of(height, thread, threads, kTileRows);
-      const int64_t rows = own.last - own.first;
-      float* const s = scores + own.first * p.row_length;
-      for (int64_t b = top / kTileCols; b < blocks; ++b)
-        multiply_full<false>(rows, depth, z + (top + own.first) * depth, depth, 1,
-                             transposed + b * depth * kTileCols, s + b * kTileCols, p.row_length);
+  void pack(int thread, int threads) const {
+    const Share tiles = share_of(p.width / kTileCols, thread, threads, 1);
+    const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, a.rows)};
+    for (int64_t i = rows.first; i < rows.last; ++i) {
+      float* const own = z + i * a.depth;
+      for (int64_t d = 0; d < a.depth; ++d) own[d] = a.z[i * a.depth + d] - centre[d];
+      norms[i] = dot(own, own, a.depth);
+      if (a.dz) pack_row(own, a.depth, 1.f, packed, a.rows, i);
+    }
+    pack_transposed(z, a.rows, a.depth, nullptr, transposed, tiles.first, tiles.last);
+    if (a.dz && rows.last > rows.first)
+      memset(a.dz + rows.first * a.depth, 0, static_cast<size_t>((rows.last - rows.first) * a.depth) * 4);
+  }
+
+  // The thread's rows against every column from the panel's first on: scores, weights and their product,
+  // block by block while each is in cache. Inside the panel both orders of a pair are computed; right of it
+  // one order stands for both.
+  double rows(int64_t top, int64_t height, Share own, float* sums) const {
+    const int64_t after = top + height, count = own.last - own.first;
+    double total = 0;
+    if (count <= 0) return 0;
+    for (int64_t block = top / kBlockCols; block < p.blocks; ++block) {
+      score_block(panel, block, own.first, count, z + (top + own.first) * a.depth, a.depth, transposed, p.width);
+      const int64_t start = block * kBlockCols, end = smaller(start + kBlockCols, a.rows);
+      const int64_t first = start < top ? top : start;
+      const int64_t seam = after < first ? first : smaller(after, end);  // [first, seam) inside, [seam, end) right
       for (int64_t i = own.first; i < own.last; ++i) {
-        float* const x = scores + i * p.row_length;
+        float* const x = panel.at(block, i);
         const int64_t g = top + i;
         const float* c = g < a.split ? against_x : against_y;
-        memset(x + p.width, 0, kRowGap * 4);  // the last vector may read it, with coefficient 0
-        x[g] = -__builtin_inff();             // i = j: infinitely far, weight 0
-        // Inside the panel both orders of a pair are computed; right of it one order stands for both. A
-        // ragged end of the first part is computed on a copy, since its last vector lies across the seam.
-        const int64_t whole = top + height / kLanes * kLanes;
-        PairSums inside = mmd_row<Doubling, false>(x, top, whole, norms[g], norms, c, a.gamma, a.bandwidths,
-                                                   nullptr);
-        if (whole < after) {
-          float part[kLanes], n[kLanes], k[kLanes];
-          for (int64_t j = 0; j < kLanes; ++j) {
-            const bool present = whole + j < after;
-            part[j] = present ? x[whole + j] : 0.f;
-            n[j] = present ? norms[whole + j] : 0.f;
-            k[j] = present ? c[whole + j] : 0.f;
-          }
-          const PairSums rest =
-              mmd_row<Doubling, false>(part, 0, kLanes, norms[g], n, k, a.gamma, a.bandwidths, nullptr);
-          memcpy(x + whole, part, static_cast<size_t>(after - whole) * 4);
-          inside.value += rest.value;
-          inside.weight += rest.weight;
-        }
-        const PairSums right = mmd_row<Doubling, true>(x, after, a.rows, norms[g], norms, c, a.gamma,
-                                                       a.bandwidths, sums);
+        if (first <= g && g < seam) x[g - start] = -__builtin_inff();  // i = j: infinitely far, weight 0
+        const PairSums inside = mmd_segment<Doubling, false>(x + (first - start), seam - first, norms[g], norms + first,
+                                                             c + first, a.gamma, a.bandwidths, nullptr);
+        const PairSums right = mmd_segment<Doubling, true>(x + (seam - start), end - seam, norms[g], norms + seam,
+                                                           c + seam, a.gamma, a.bandwidths, sums + seam);
         total += double(inside.value) + 2.0 * double(right.value);
         sums[g] += inside.weight + right.weight;
       }
-      if (!a.dz) continue;
-      for (int64_t k0 = top; k0 < a.rows; k0 += kDepthBlock) {
-        const int64_t kc = smaller(kDepthBlock, a.rows - k0);
-        for (int64_t d = 0; d < depth; d += kTileCols)
-          multiply<true>(rows, kc, s + k0, p.row_length, 1, packed + (d / kTileCols * a.rows + k0) * kTileCols,
-                         a.dz + (top + own.first) * depth + d, depth, depth - d);
-      }
-#pragma omp barrier
-      const Share columns = share_of(a.rows - after, thread, threads, kTileRows);
-      for (int64_t j = after + columns.first; j < after + columns.last; j += kColumnBlock) {
-        const int64_t count = smaller(kColumnBlock, after + columns.last - j);
-        for (int64_t d = 0; d < depth; d += kTileCols)
-          multiply<true>(count, height, scores + j, 1, p.row_length,
-                         packed + (d / kTileCols * a.rows + top) * kTileCols, a.dz + j * depth + d, depth,
-                         depth - d);
-      }
-#pragma omp barrier
+      if (a.dz)
+        times_rows(panel, block, own.first, count, first, end, packed, a.rows, a.depth,
+                   a.dz + (top + own.first) * a.depth);
     }
-    // d value / d z_i = -4 (sum_j W_ij z_i - sum_j W_ij z_j)
-    if (a.dz) {
-      const Share last = share_of(a.rows, thread, threads, 1);
-      for (int64_t i = last.first; i < last.last; ++i) {
-        float weight = 0;
-        for (int t = 0; t < p.threads; ++t) weight += row_sums[t * p.padded + i];
-        for (int64_t d = 0; d < depth; ++d) {
-          float& g = a.dz[i * depth + d];
-          g = -4.f * (weight * z[i * depth + d] - g);
-        }
+    return total;
+  }
+
+  // Rows right of the panel take its part of their gradient.
+  void columns(int64_t top, int64_t height, int thread, int threads) const {
+    const int64_t after = top + height;
+    const Share share = share_of(a.rows - after, thread, threads, kTileRows);
+    for (int64_t first = after + share.first; first < after + share.last;) {
+      const int64_t block = first / kBlockCols, last = smaller((block + 1) * kBlockCols, after + share.last);
+      transposed_times_rows(panel, block, height, first, last, packed + top * kTileCols, a.rows, a.depth, a.dz);
+      first = last;
+    }
+  }
+
+  // d value / d z_i = -4 (sum_j W_ij z_i - sum_j W_ij z_j)
+  void finish(int thread, int threads) const {
+    const Share rows = share_of(a.rows, thread, threads, 1);
+    for (int64_t i = rows.first; i < rows.last; ++i) {
+      float weight = 0;
+      for (int t = 0; t < p.threads; ++t) weight += row_sums[t * p.padded + i];
+      for (int64_t d = 0; d < a.depth; ++d) {
+        float& g = a.dz[i * a.depth + d];
+        g = -4.f * (weight * z[i * a.depth + d] - g);
       }
     }
+  }
+};
+
+template <bool Doubling>
+static void mmd_panels(const MMDArgs& a) {
+  const MMDRun<Doubling> run(a);
+  run.prepare();
+  double total = 0;
+#pragma omp parallel num_threads(run.p.threads) reduction(+ : total)
+  {
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    run.pack(thread, threads);
+#pragma omp barrier
+    for (int64_t top = 0; top < a.rows; top += run.p.panel) {
+      const int64_t height = smaller(run.p.panel, a.rows - top);
+      total += run.rows(top, height, share_of(height, thread, threads, kTileRows),
+                        run.row_sums + thread * run.p.padded);
+      if (a.dz) {
+#pragma omp barrier
+        run.columns(top, height, thread, threads);
+#pragma omp barrier
+      }
+    }
+#pragma omp barrier
+    if (a.dz) run.finish(thread, threads);
   }
   *a.value = total;
 }

@@ -1,4 +1,5 @@
-// What the drivers of the pairwise engine share: how rows are split into panels and panels over threads.
+// What the drivers of the pairwise engine share: the layout of a panel of scores, and how rows are split
+// into panels and panels over threads.
 #pragma once
 
 #include <omp.h>
@@ -9,20 +10,36 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
-// Depth of one pass of dQ = W K: a panel of K of this many rows stays in the second-level cache.
-constexpr int64_t kDepthBlock = 512;
-// Columns of S whose transposed product runs between two passes over the packed panel of Q.
-constexpr int64_t kColumnBlock = 384;
-// Columns that separate two rows of S beyond their length, so that rows do not share cache sets.
-constexpr int64_t kRowGap = 16;
+// A panel of scores is stored as blocks of columns, each block row by row. A block of one thread's rows stays
+// in the second-level cache between the product that makes it, its epilogue and the product that uses it,
+// and the transposed product walks memory in steps of one short row instead of one long one.
+constexpr int64_t kBlockCols = 384;
+// Rows of a block are an odd number of cache lines apart, so that they do not share cache sets.
+constexpr int64_t kBlockStride = kBlockCols + 16;
 
-// Rows of S that one thread holds: a multiple of the tile, enough of them to feed the product whose inner
-// dimension they are, few enough that S stays in the last-level cache.
-static inline int64_t panel_rows(int64_t rows, int64_t keys, int threads) {
-  constexpr int64_t kPanelFloats = 1 << 20;
-  int64_t height = kPanelFloats / (keys > 0 ? keys : 1);
-  height = height < 8 * kTileRows ? 8 * kTileRows : height;
-  height = smaller(height, 384);
+static_assert(kBlockCols % kTileCols == 0 && kBlockCols % kTileRows == 0, "blocks are whole tiles");
+
+struct Panel {
+  float* scores;
+  int64_t rows;  // capacity
+
+  float* at(int64_t block, int64_t row) const { return scores + (block * rows + row) * kBlockStride; }
+  float& entry(int64_t row, int64_t column) const {
+    return at(column / kBlockCols, row)[column % kBlockCols];
+  }
+};
+
+static inline int64_t panel_floats(int64_t rows, int64_t columns) {
+  return ceil_div(columns, kBlockCols) * rows * kBlockStride;
+}
+
+// Rows of a panel that one thread holds: a multiple of the tile, enough of them to feed the product whose
+// inner dimension they are, few enough that the panel stays in the last-level cache.
+static inline int64_t rows_per_thread(int64_t rows, int64_t columns, int threads) {
+  constexpr int64_t kPanelFloats = int64_t(4) << 20;
+  int64_t height = kPanelFloats / threads / (columns > 0 ? columns : 1);
+  const int64_t least = 8 * kTileRows < 48 ? 48 : 8 * kTileRows;
+  height = height < least ? least : smaller(height, 192);
   height = smaller(height, ceil_div(rows > 0 ? rows : 1, threads));
   return round_up(height, kTileRows);
 }
@@ -42,6 +59,47 @@ static inline Share share_of(int64_t count, int thread, int threads, int64_t mul
   const int64_t each = round_up(ceil_div(count, threads), multiple);
   const int64_t first = smaller(thread * each, count);
   return {first, smaller(first + each, count)};
+}
+
+// Hands out pieces of one allocation, each on a cache line.
+struct Workspace {
+  static constexpr int64_t kLine = 16;
+  float* next;
+
+  explicit Workspace(float* memory)
+      : next(memory + (kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory) / 4) % kLine) % kLine) {}
+  float* take(int64_t floats) {
+    float* here = next;
+    next += round_up(floats, kLine);
+    return here;
+  }
+};
+
+// The tiles of one block of scores: S[rows x block] = A[rows x depth] Kt, A contiguous.
+static inline void score_block(const Panel& panel, int64_t block, int64_t first_row, int64_t rows, const float* A,
+                               int64_t depth, const float* transposed, int64_t width) {
+  const int64_t first = block * kBlockCols, last = smaller(first + kBlockCols, width);
+  for (int64_t column = first; column < last; column += kTileCols)
+    multiply_full<false>(rows, depth, A, depth, 1, transposed + column * depth,
+                         panel.at(block, first_row) + (column - first), kBlockStride);
+}
+
+// out[rows x depth] += W[rows x (first, last)] K for columns of one block.
+static inline void times_rows(const Panel& panel, int64_t block, int64_t first_row, int64_t rows, int64_t first,
+                              int64_t last, const float* packed, int64_t packed_rows, int64_t depth, float* out) {
+  const float* W = panel.at(block, first_row) + (first - block * kBlockCols);
+  for (int64_t d = 0; d < depth; d += kTileCols)
+    multiply<true>(rows, last - first, W, kBlockStride, 1, packed + (d / kTileCols * packed_rows + first) * kTileCols,
+                   out + d, depth, depth - d);
+}
+
+// out[(first, last) x depth] += W[rows x (first, last)]^T Q for columns of one block; all rows of the panel.
+static inline void transposed_times_rows(const Panel& panel, int64_t block, int64_t rows, int64_t first, int64_t last,
+                                         const float* packed, int64_t packed_rows, int64_t depth, float* out) {
+  const float* W = panel.at(block, 0) + (first - block * kBlockCols);
+  for (int64_t d = 0; d < depth; d += kTileCols)
+    multiply<true>(last - first, rows, W, 1, kBlockStride, packed + d / kTileCols * packed_rows * kTileCols,
+                   out + first * depth + d, depth, depth - d);
 }
 
 }  // namespace THAWKIT_ISA

@@ -208,11 +208,17 @@ def test_overwrite_replaces_a_bundle_and_nothing_else(bundle, preprocess, sample
 
 
 def test_interrupted_write_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "deep" / "b", overwrite=False) as work:
-        (work / "model.onnx").write_bytes(b"half")
-        assert not (tmp_path / "deep" / "b").exists()
-        raise KeyboardInterrupt
-    assert os.listdir(tmp_path / "deep") == []
+    output = tmp_path / "deep" / "b"
+
+    def interrupted() -> None:
+        with new_folder(output, overwrite=False) as work:
+            (work / "model.onnx").write_bytes(b"half")
+            assert not output.exists()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert os.listdir(output.parent) == []
 
 
 def nan_network() -> nn.Module:

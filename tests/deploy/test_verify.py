@@ -32,7 +32,7 @@ def flip_byte(path: Path) -> None:
 
 
 def truncate(path: Path) -> None:
-    os.truncate(path, path.stat().st_size - 1)
+    os.truncate(path, path.stat().st_size - 9)
 
 
 FILES = ("model.onnx", "run.py", "samples/0.png", "samples/expected.json")
@@ -67,7 +67,7 @@ def test_damaged_file_is_named(bundle, name, damage, says):
     ("damage", "says"),
     [
         (lambda b: flip_byte(b / "manifest.json"), "^manifest.json"),
-        (lambda b: truncate(b / "manifest.json"), "manifest.json was changed|manifest.json is damaged"),
+        (lambda b: truncate(b / "manifest.json"), "^manifest.json is damaged: "),
         (lambda b: (b / "manifest.json").write_text("{"), "^manifest.json is damaged: "),
         (lambda b: (b / "manifest.json").write_bytes(b"\xff\xfe"), "^manifest.json is damaged: "),
         (lambda b: (b / "manifest.json").write_text("[]"), "is not that of a thawkit bundle"),
@@ -121,7 +121,7 @@ def test_model_that_answers_otherwise_fails_on_the_samples(bundle):
 def test_model_that_does_not_load_is_one_line(bundle):
     (bundle / "model.onnx").write_bytes(b"not protobuf")
     reseal(bundle, "model.onnx")
-    with pytest.raises(ThawkitError, match="^model.onnx does not load in onnxruntime: ") as caught:
+    with pytest.raises(ThawkitError, match=r"^model\.onnx does not load in onnxruntime: ") as caught:
         verify(bundle)
     assert "\n" not in str(caught.value)
 

@@ -1,14 +1,174 @@
-"""(being written)"""
+"""Fine-tune a model on your images: a folder with one sub-folder a class, an .npz file, or a built-in set.
+
+A run that was interrupted, in whatever way, goes on when the same command is given again with --resume, and
+ends with the same metrics. The run folder is what thawkit export makes a bundle of.
+"""
+
+from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING, Any
 
-HELP = "(being written)"
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from thawkit.tune import RunResult, TuneConfig
+
+HELP = "fine-tune a model on a folder of images"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data", required=True, metavar="SPEC", help="folder, .npz, or pneumoniamnist, mnist, optdigits"
+    )
+    add_split_arguments(data)
+    add_model_arguments(parser, default="efficientnet_lite0")
+    training = parser.add_argument_group("training")
+    training.add_argument(
+        "--train",
+        default="head",
+        metavar="POLICY",
+        help="what trains: head, last:K, norm, bias, all, or a pattern on parameter names; joined with +",
+    )
+    add_training_arguments(training, augment="standard", epochs=10, learning_rate=1e-3, batch_size=32)
+    training.add_argument(
+        "--patience", type=int, metavar="N", help="stop after N epochs without a better --monitor"
+    )
+    training.add_argument(
+        "--monitor",
+        default="balanced_accuracy",
+        metavar="METRIC",
+        help="validation metric that chooses the epoch: accuracy, balanced_accuracy, macro_f1, auroc, loss",
+    )
+    add_output_arguments(parser)
+
+
+def add_split_arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare how data without val and test parts is split."""
+    group.add_argument("--val", type=float, default=0.15, metavar="SHARE", help="split off for validation")
+    group.add_argument("--test", type=float, default=0.15, metavar="SHARE", help="split off for the test")
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, default: str) -> None:
+    """Declare which model is trained."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model", default=default, help="efficientnet_lite0, lenet, torchvision:NAME or timm:NAME"
+    )
+    group.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the input; the model's own")
+    group.add_argument("--weights", metavar="FILE", help="local state dict to start from")
+    group.add_argument("--from-scratch", action="store_true", help="start from random weights")
+
+
+def add_training_arguments(
+    group: argparse._ArgumentGroup, *, augment: str, epochs: int, learning_rate: float, batch_size: int
+) -> None:
+    """Declare what train and adapt have in common."""
+    group.add_argument("--epochs", type=int, default=epochs, metavar="N", help="passes over the images")
+    group.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help="images a step")
+    group.add_argument("--learning-rate", type=float, default=learning_rate, metavar="LR", help="at its peak")
+    group.add_argument(
+        "--weight-decay", type=float, default=0.01, metavar="WD", help="none on biases and norms"
+    )
+    group.add_argument("--scheduler", default="cosine", help="cosine, linear or constant")
+    group.add_argument("--warmup", type=float, default=0.1, metavar="SHARE", help="share of the steps")
+    group.add_argument("--augment", default=augment, help="none, standard, or digits (no flips)")
+    group.add_argument("--loss", default="cross_entropy", help="cross_entropy or focal")
+    group.add_argument(
+        "--label-smoothing", type=float, default=0.0, metavar="SHARE", help="cross-entropy only"
+    )
+    group.add_argument("--balanced", action="store_true", help="weigh rare classes up")
+    group.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
+    group.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same run")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare where the run goes."""
+    group = parser.add_argument_group("output")
+    group.add_argument("--output", "-o", required=True, metavar="RUN", help="folder for the run")
+    group.add_argument("--resume", action="store_true", help="continue the run in there, if there is one")
+    group.add_argument("--overwrite", action="store_true", help="delete the run in there first")
 
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    raise SystemExit("being written")
+    from rich.console import Console
+
+    from thawkit.data import load
+    from thawkit.select import create_model
+    from thawkit.tune import Supervised, fit
+
+    console = Console()
+    splits = load(args.data, seed=args.seed, val=args.val, test=args.test)
+    console.print(
+        f"{splits.name}: {len(splits.train)} training, {len(splits.val)} validation and {len(splits.test)} "
+        f"test images, {len(splits.classes)} classes",
+        highlight=False,
+    )
+    model = create_model(args.model, len(splits.classes), **model_options(args))
+    result = fit(
+        model,
+        splits,
+        method=Supervised(**supervised_options(args)),
+        config=tune_config(args, train=args.train, patience=args.patience, monitor=args.monitor),
+        output=args.output,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        console=console,
+    )
+    show(result, console, {"val": "validation", "test": "test"})
+    return 0
+
+
+def model_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of ``create_model`` that the command line gave."""
+    return {
+        "pretrained": not args.from_scratch,
+        "weights": args.weights,
+        "image_size": args.image_size,
+        "seed": args.seed,
+    }
+
+
+def supervised_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the keyword arguments of ``Supervised`` that the command line gave."""
+    return {
+        "criterion": args.loss,
+        "label_smoothing": args.label_smoothing,
+        "class_weights": "balanced" if args.balanced else None,
+    }
+
+
+def tune_config(args: argparse.Namespace, **others: Any) -> TuneConfig:
+    """Make the settings from the arguments of :func:`add_training_arguments` and ``others``."""
+    from thawkit.tune import TuneConfig
+
+    names = ("epochs", "batch_size", "learning_rate", "weight_decay", "scheduler", "warmup", "augment")
+    names += ("precision", "device", "workers", "seed")
+    return TuneConfig(**{name: getattr(args, name) for name in names}, **others)
+
+
+def show(result: RunResult, console: Console, sets: dict[str, str]) -> None:
+    """Print the final metrics as a table, where the run is, and what to type next."""
+    from rich.table import Table
+
+    columns = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss")
+    shown = [column for column in columns if column in result.metrics["val"]]
+    table = Table(title=f"Epoch {result.metrics['best_epoch']} ({result.metrics['selection']})")
+    table.add_column("images")
+    for column in shown:
+        table.add_column(column.replace("_", " "), justify="right")
+    for key, title in sets.items():
+        if key in result.metrics:
+            scores = result.metrics[key]
+            values = (f"{scores[column]:.4f}" if column in scores else "-" for column in shown)
+            table.add_row(f"{title} ({scores['count']})", *values)
+    console.print(table)
+    console.print(f"Run:   {result.path}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Next:  thawkit export {result.path} --output {result.path}/bundle", highlight=False, soft_wrap=True
+    )

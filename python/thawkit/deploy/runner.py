@@ -146,16 +146,17 @@ def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
 
     ``source`` is a path, a PIL image, or a uint8 array (H, W) or (H, W, 3). Raises :class:`ImageError`.
     """
-    if isinstance(source, np.ndarray):
-        return np.repeat(source[:, :, None], 3, axis=2) if source.ndim == 2 else source
-    name = "image" if isinstance(source, Image.Image) else source
+    name = source if isinstance(source, (str, Path)) else "image"
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = source if isinstance(source, Image.Image) else Image.open(source)
-            if image.mode.startswith(("I", "F")):
-                raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+            pixels = source if isinstance(source, np.ndarray) else _decode(source)
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[:, :, None], 3, axis=2)
+        height, width = pixels.shape[:2]
+        if max(height, width) > MAX_ELONGATION * min(height, width):
+            raise ValueError(f"{width}x{height} pixels is too elongated, {MAX_ELONGATION}:1 at most")
+        return pixels
     except FileNotFoundError:
         reason = "no such file"
     except UnidentifiedImageError:
@@ -163,6 +164,13 @@ def read_image(source: str | Path | Image.Image | np.ndarray) -> np.ndarray:
     except Exception as error:  # on a damaged file pillow's decoders raise nearly anything
         reason = one_line(error)
     raise ImageError(f"cannot read {name}: {reason}")
+
+
+def _decode(source: str | Path | Image.Image) -> np.ndarray:
+    image = source if isinstance(source, Image.Image) else Image.open(source)
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"it has more than 8 bits a channel (mode {image.mode})")
+    return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
 
 
 def open_session(model: Path, *, device: str = "cpu", threads: int = 0) -> Any:
@@ -221,10 +229,6 @@ class Bundle:
         shape = images.shape
         if images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ImageError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {shape}")
-        if max(shape[1:3]) > MAX_ELONGATION * min(shape[1:3]):
-            raise ImageError(
-                f"image of {shape[2]}x{shape[1]} pixels is too elongated ({MAX_ELONGATION}:1 at most)"
-            )
         return self.session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
 
     def predict(self, images: Any) -> list[Prediction]:

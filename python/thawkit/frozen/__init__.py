@@ -1,7 +1,13 @@
-"""Partially-frozen training."""
+"""Training part of a model, at the cost of that part.
+
+:func:`freeze` says what trains and rewrites the rest in place so that it saves no more than needed for the
+backward pass; :func:`unfreeze` undoes it. Exact: values and gradients are the stock model's.
+"""
 
 from __future__ import annotations
 
-from thawkit.frozen.structure import find_head
+from thawkit.frozen.report import FreezeReport, Row
+from thawkit.frozen.rewrite import freeze, unfreeze
+from thawkit.frozen.structure import find_blocks, find_head
 
-__all__ = ["find_head"]
+__all__ = ["FreezeReport", "Row", "find_blocks", "find_head", "freeze", "unfreeze"]

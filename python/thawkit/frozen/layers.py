@@ -34,21 +34,18 @@ def recording(x: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and torch.is_grad_enabled()
         and isinstance(x, Tensor)  # torch.fx traces with proxies
-        and not torch.jit.is_tracing()
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
         and not torch._C._are_functorch_transforms_active()
     )
 
 
 class Rewritten(nn.Module):
-    """Base of the classes that stand in for a stock one."""
+    """Base of the classes that stand in for a stock one.
+
+    Their ``forward`` begins with what ``torch.jit.script`` is to compile, which knows no ``super()``.
+    """
 
     stock: ClassVar[type[nn.Module]]
-
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Give ``torch.jit.script`` the stock module, sharing everything with this one."""
-        module = object.__new__(self.stock)
-        module.__dict__ = self.__dict__
-        return module
 
 
 class _Convolution(torch.autograd.Function):
@@ -118,8 +115,11 @@ def frozen_convolution(
 
 class _FrozenConv(Rewritten):
     def forward(self, input: Tensor) -> Tensor:
-        output = frozen_convolution(self, input, None)  # type: ignore[arg-type]
-        return super().forward(input) if output is None else output
+        if torch.jit.is_scripting():
+            return self._conv_forward(input, self.weight, self.bias)
+        else:
+            output = frozen_convolution(self, input, None)
+            return self.stock.forward(self, input) if output is None else output
 
 
 class FrozenConv1d(_FrozenConv, nn.Conv1d):
@@ -141,7 +141,7 @@ class FrozenConv3d(_FrozenConv, nn.Conv3d):
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Batch normalization with fixed statistics and frozen scale: saves only C-sized tensors of the module."""
+    """Batch normalization with fixed statistics and frozen scale: saves only what the module holds."""
 
     @staticmethod
     def forward(
@@ -199,9 +199,14 @@ class FrozenBatchNorm(Rewritten):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalize ``input`` by the running statistics."""
-        if isinstance(input, Tensor):
-            self._check_input_dim(input)  # type: ignore[operator]
-        return self.normalize(input)
+        if torch.jit.is_scripting():
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        else:
+            if isinstance(input, Tensor):
+                self._check_input_dim(input)
+            return self.normalize(input)
 
 
 class FrozenBatchNorm1d(FrozenBatchNorm, nn.BatchNorm1d):
@@ -262,37 +267,68 @@ class _PackedInPlace(torch.autograd.Function):
         return torch.ops.thawkit.packed_relu_backward(grad, mask), None, None
 
 
-class _PackedActivation(Rewritten):
-    def _bounds(self) -> tuple[float, float]:
-        return self.min_val, self.max_val  # type: ignore[return-value]
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not (recording(input) and input.requires_grad and _packs(input)):
-            return super().forward(input)
-        lower, upper = self._bounds()
-        if not self.inplace:
-            return packed_relu(input, lower, upper)
-        if input._is_view():  # a custom Function may not overwrite one of several views
-            return super().forward(input)
-        return _PackedInPlace.apply(input, lower, upper)
+def _packed(module: nn.ReLU | nn.Hardtanh, x: Tensor, lower: float, upper: float) -> Tensor:
+    """Clamp ``x`` as the module does, saving bits where autograd records and a kernel writes them."""
+    if not (recording(x) and x.requires_grad and _packs(x)):
+        return module.stock.forward(module, x)
+    if not module.inplace:
+        return packed_relu(x, lower, upper)
+    if x._is_view():  # a custom Function may not overwrite one of several views
+        return module.stock.forward(module, x)
+    return _PackedInPlace.apply(x, lower, upper)
 
 
-class PackedReLU(_PackedActivation, nn.ReLU):
+class PackedReLU(Rewritten, nn.ReLU):
     """``nn.ReLU`` that saves one bit an element."""
 
     stock = nn.ReLU
 
-    def _bounds(self) -> tuple[float, float]:
-        return 0.0, math.inf
+    def forward(self, input: Tensor) -> Tensor:
+        """Clamp ``input``, of any shape, at 0 from below."""
+        if torch.jit.is_scripting():
+            return F.relu(input, inplace=self.inplace)
+        else:
+            return _packed(self, input, 0.0, math.inf)
 
 
-class PackedReLU6(_PackedActivation, nn.ReLU6):
+class PackedReLU6(Rewritten, nn.ReLU6):
     """``nn.ReLU6`` that saves one bit an element."""
 
     stock = nn.ReLU6
 
+    def forward(self, input: Tensor) -> Tensor:
+        """Clamp ``input``, of any shape, to [0, 6]."""
+        if torch.jit.is_scripting():
+            return F.relu6(input, inplace=self.inplace)
+        else:
+            return _packed(self, input, 0.0, 6.0)
 
-class PackedHardtanh(_PackedActivation, nn.Hardtanh):
+
+class PackedHardtanh(Rewritten, nn.Hardtanh):
     """``nn.Hardtanh`` that saves one bit an element."""
 
     stock = nn.Hardtanh
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Clamp ``input``, of any shape, to [``min_val``, ``max_val``]."""
+        if torch.jit.is_scripting():
+            return F.hardtanh(input, self.min_val, self.max_val, self.inplace)
+        else:
+            return _packed(self, input, self.min_val, self.max_val)
+
+
+CLASSES: dict[type[nn.Module], type[Rewritten]] = {
+    new.stock: new
+    for new in (
+        FrozenConv1d,
+        FrozenConv2d,
+        FrozenConv3d,
+        FrozenBatchNorm1d,
+        FrozenBatchNorm2d,
+        FrozenBatchNorm3d,
+        FrozenSyncBatchNorm,
+        PackedReLU,
+        PackedReLU6,
+        PackedHardtanh,
+    )
+}

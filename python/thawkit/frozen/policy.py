@@ -100,7 +100,7 @@ def _last(model: nn.Module, part: str, names: list[str]) -> set[str]:
         raise ThawkitError(f"train: expected last:K with K from 1 to {len(blocks)}, got {part!r} ({listing})")
     first = blocks[-int(count)]
     modules = [name for name, _ in model.named_modules()]
-    from_here = modules[modules.index(first) :]
+    from_here = set(modules[modules.index(first) :])
     return {name for name in names if name.rpartition(".")[0] in from_here}
 
 

@@ -19,6 +19,7 @@ from thawkit.errors import ThawkitError
 
 _HEAD_NAMES = ("fc", "head", "heads", "classifier", "last_linear", "score", "logits")
 _AUXILIARY = re.compile(r"aux", re.IGNORECASE)
+_NORM_NAME = re.compile(r"norm(\dd)?$", re.IGNORECASE)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -41,7 +42,11 @@ def find_head(module: nn.Module) -> tuple[str, nn.Module]:
         layers = [(name, layer) for name, layer in _named(module, part) if is_weight_layer(layer)]
         if layers:
             return layers[-1]
-    raise _no_head(module)
+    children = ", ".join(name for name, _ in module.named_children()) or "none"
+    raise ThawkitError(
+        f"model: expected a classifier with a linear (or convolutional) head, but {type(module).__name__} "
+        f"has none (its children: {children})"
+    )
 
 
 def head_parts(module: nn.Module) -> list[str]:
@@ -49,7 +54,7 @@ def head_parts(module: nn.Module) -> list[str]:
 
     Usually one, the layer of :func:`find_head`. More where a model says so itself: everything outside the
     pretrained base of a 🤗 model (its classifier may have several layers, all of them fresh), and both
-    classifiers of a distilled timm model.
+    classifiers of a distilled timm model. Empty if the model has no head.
     """
     parts = _huggingface_head(module) or _timm_head(module)
     if parts is None:
@@ -57,8 +62,6 @@ def head_parts(module: nn.Module) -> list[str]:
         region = named[-1] if named else ""
         layers = [name for name, layer in _named(module, region) if is_weight_layer(layer)]
         parts = layers[-1:]
-    if not parts:
-        raise _no_head(module)
     return parts
 
 
@@ -71,7 +74,7 @@ def find_blocks(module: nn.Module) -> list[str]:
     """
     head = set(head_parts(module))
     found: list[tuple[str, nn.Module, bool]] = []
-    _collect(module, "", head, found)
+    _collect(module, "", head, found, False)
     kinds = Counter(type(block) for _, block, _ in found)
     blocks = [name for name, block, listed in found if listed or kinds[type(block)] > 1]
     return blocks or [
@@ -90,8 +93,12 @@ def is_weight_layer(module: nn.Module) -> bool:
 
 def is_norm_layer(module: nn.Module) -> bool:
     """Whether a module is a normalization layer of torch, or is called one (``LlamaRMSNorm``)."""
-    named = "norm" in type(module).__name__.lower() and not isinstance(module, _CONTAINERS)
-    return isinstance(module, _NORMS) or named
+    return isinstance(module, _NORMS) or bool(_NORM_NAME.search(type(module).__name__))
+
+
+def is_leaf(module: nn.Module) -> bool:
+    """Whether a module has no submodules."""
+    return next(module.children(), None) is None
 
 
 def within(name: str, prefixes: Iterable[str]) -> bool:
@@ -103,21 +110,19 @@ def _named(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
     return list(module.get_submodule(prefix).named_modules(prefix=prefix))
 
 
-def _no_head(module: nn.Module) -> ThawkitError:
-    children = ", ".join(name for name, _ in module.named_children()) or "none"
-    return ThawkitError(
-        f"model: expected a classifier with a linear (or convolutional) head, but {type(module).__name__} "
-        f"has none (its children: {children})"
-    )
-
-
 def _huggingface_head(module: nn.Module) -> list[str] | None:
     """Children outside ``base_model``; every 🤗 PreTrainedModel names its base by ``base_model_prefix``."""
     prefix = getattr(module, "base_model_prefix", None)
-    if not prefix or not hasattr(module, "config") or not isinstance(getattr(module, prefix, None), nn.Module):
+    if (
+        not prefix
+        or not hasattr(module, "config")
+        or not isinstance(getattr(module, prefix, None), nn.Module)
+    ):
         return None
     return [
-        name for name, child in module.named_children() if name != prefix and any(True for _ in child.parameters())
+        name
+        for name, child in module.named_children()
+        if name != prefix and any(True for _ in child.parameters())
     ]
 
 
@@ -132,16 +137,18 @@ def _timm_head(module: nn.Module) -> list[str] | None:
     heads = get_classifier()
     heads = reversed(heads) if isinstance(heads, (tuple, list)) else (heads,)
     names = {id(child): name for name, child in module.named_modules()}
-    return [names[id(head)] for head in heads if id(head) in names and any(True for _ in head.parameters())]
+    return [names[id(head)] for head in heads if id(head) in names and _has_parameters(head)]
 
 
-def _weights_below(module: nn.Module) -> int:
-    return sum(is_weight_layer(m) for m in module.modules())
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
 def _is_unit(module: nn.Module) -> bool:
     """A module with its own ``forward`` around two or more weight layers: a block, or a stage of blocks."""
-    return not isinstance(module, _CONTAINERS) and not is_weight_layer(module) and _weights_below(module) > 1
+    if isinstance(module, _CONTAINERS) or is_weight_layer(module):
+        return False
+    return sum(is_weight_layer(below) for below in module.modules()) > 1
 
 
 def _holds_units(module: nn.Module) -> bool:
@@ -161,14 +168,14 @@ def _holds_units(module: nn.Module) -> bool:
 
 
 def _collect(
-    module: nn.Module, name: str, head: set[str], found: list[tuple[str, nn.Module, bool]], listed: bool = False
+    module: nn.Module, name: str, head: set[str], found: list[tuple[str, nn.Module, bool]], listed: bool
 ) -> None:
     """Append ``(name, block, whether a container lists it)`` for each outermost block under ``module``."""
     if name in head:
         return
     is_container = isinstance(module, _CONTAINERS)
     holds_head = any(within(part, [name]) for part in head)
-    if holds_head or is_container or _holds_units(module):
+    if not name or holds_head or is_container or _holds_units(module):
         for child_name, child in module.named_children():
             if not _AUXILIARY.match(child_name):
                 _collect(child, f"{name}.{child_name}" if name else child_name, head, found, is_container)

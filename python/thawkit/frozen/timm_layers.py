@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from timm.layers import BatchNormAct2d, Conv2dSame
+import torch
+import torch.nn.functional as F
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.padding import pad_same
-from torch import Tensor
+from torch import Tensor, nn
 
-from thawkit.frozen.layers import FrozenBatchNorm, Rewritten, frozen_convolution, recording
+from thawkit.frozen.layers import FrozenBatchNorm, Rewritten, frozen_convolution
 
 
 class FrozenConv2dSame(Rewritten, Conv2dSame):
@@ -16,12 +19,12 @@ class FrozenConv2dSame(Rewritten, Conv2dSame):
 
     def forward(self, x: Tensor) -> Tensor:
         """Pad ``x``, ``(N, C, H, W)``, and convolve it."""
-        if recording(x):
-            padded = pad_same(x, self.kernel_size, self.stride, self.dilation)
+        padded = pad_same(x, self.kernel_size, self.stride, self.dilation)
+        if torch.jit.is_scripting():
+            return F.conv2d(padded, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+        else:
             output = frozen_convolution(self, padded, (0, 0))
-            if output is not None:
-                return output
-        return super().forward(x)
+            return self._conv_forward(padded, self.weight, self.bias) if output is None else output
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm, BatchNormAct2d):
@@ -31,4 +34,16 @@ class FrozenBatchNormAct2d(FrozenBatchNorm, BatchNormAct2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalize ``x``, ``(N, C, H, W)``, by the running statistics and apply the activation."""
-        return self.act(self.drop(self.normalize(x)))
+        if torch.jit.is_scripting():
+            y = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        else:
+            y = self.normalize(x)
+        return self.act(self.drop(y))
+
+
+CLASSES: dict[type[nn.Module], type[Rewritten]] = {
+    Conv2dSame: FrozenConv2dSame,
+    BatchNormAct2d: FrozenBatchNormAct2d,
+}

@@ -8,27 +8,26 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from thawkit.errors import ThawkitError
+from thawkit.frozen import find_head
 
 
 def head(module: nn.Module) -> tuple[str, nn.Linear]:
-    """Return the name and the module of the last linear layer, the one that gives the logits.
+    """Return the name and the module of the linear layer that gives the logits.
 
-    A timm model says itself which it is (``get_classifier``); elsewhere it is the one registered last.
+    It is the layer that the policy ``head`` of :func:`thawkit.freeze` trains.
 
     Raises:
-        ThawkitError: the network has no linear layer, or ends in several heads at once.
+        ThawkitError: the network has no head, several at once, or one that is not linear.
     """
-    scope = module
+    name, layer = find_head(module)
     get_classifier = getattr(module, "get_classifier", None)
-    if callable(get_classifier):
-        scope = get_classifier()
-        if not isinstance(scope, nn.Module):
-            raise ThawkitError(f"{type(module).__name__} has several heads; one linear head is needed")
-    names = {id(child): name for name, child in module.named_modules()}
-    linears = [child for child in scope.modules() if isinstance(child, nn.Linear) and id(child) in names]
-    if not linears:
-        raise ThawkitError(f"{type(module).__name__} has no linear layer that could be its classifier head")
-    return names[id(linears[-1])], linears[-1]
+    if callable(get_classifier) and isinstance(get_classifier(), (tuple, list)):
+        raise ThawkitError(f"{type(module).__name__} has several heads; one linear head is needed")
+    if not isinstance(layer, nn.Linear):
+        raise ThawkitError(
+            f"{type(module).__name__} ends in {type(layer).__name__} ({name}); a linear head is needed"
+        )
+    return name, layer
 
 
 def replace_head(module: nn.Module, num_classes: int) -> None:

@@ -16,16 +16,16 @@ class LeNet(nn.Module):
     def __init__(self, num_classes: int = 10, width: int = 128) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 32, kernel_size=5, padding=2, bias=False),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
+            nn.Conv2d(3, 20, kernel_size=5, padding=2, bias=False),
             nn.MaxPool2d(2),
-            nn.Conv2d(32, 48, kernel_size=5, bias=False),
-            nn.BatchNorm2d(48),
+            nn.BatchNorm2d(20),
             nn.ReLU(),
+            nn.Conv2d(20, 40, kernel_size=5, bias=False),
             nn.MaxPool2d(2),
+            nn.BatchNorm2d(40),
+            nn.ReLU(),
         )
-        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(48 * 5 * 5, width), nn.ReLU(), nn.Dropout(0.3))
+        self.hidden = nn.Sequential(nn.Flatten(), nn.Linear(40 * 5 * 5, width), nn.ReLU(), nn.Dropout(0.3))
         self.head = nn.Linear(width, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:

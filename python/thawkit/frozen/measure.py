@@ -1,0 +1,116 @@
+"""What autograd really saves in a forward pass, told apart by module."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.utils._pytree import tree_leaves
+
+Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+
+
+def saved_by_module(model: nn.Module, example: Example, evaluating: Set[nn.Module]) -> Counter[str]:
+    """Run one training-mode forward and count the bytes that autograd keeps for the backward pass.
+
+    Storages are counted once, for the module that saved them first; parameters, buffers and the example,
+    which exist anyway, are not. Afterwards modes, buffers and random state are as before.
+
+    Args:
+        model: run with its present ``requires_grad`` flags.
+        example: the input, a tuple of inputs, or a mapping of keyword arguments.
+        evaluating: the modules to hold in evaluation mode; all others train.
+
+    Returns:
+        Bytes by the dotted name of the innermost module running at the time.
+    """
+    known = {_address(t) for t in (*model.parameters(), *model.buffers(), *_tensors(example))}
+    held: dict[int, tuple[str, torch.UntypedStorage]] = {}  # a kept storage's address is not used again
+    with _training(model, evaluating), _running(model) as stack:
+
+        def pack(tensor: Tensor) -> Tensor:
+            address = _address(tensor)
+            if address not in known and address not in held:
+                held[address] = (stack[-1], tensor.untyped_storage())
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            call(model, example)
+    saved: Counter[str] = Counter()
+    for name, storage in held.values():
+        saved[name] += storage.nbytes()
+    return saved
+
+
+def call(model: nn.Module, example: Example) -> Any:
+    """Call the model on the input, the inputs or the keyword arguments."""
+    if isinstance(example, Mapping):
+        return model(**example)
+    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+
+
+def guess_example(model: nn.Module) -> Tensor | None:
+    """Make one image of noise-free zeros for a model that starts with a 2-d convolution.
+
+    The size is what timm's or 🤗's configuration says, else 224 pixels.
+    """
+    stem = next((m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
+    if not isinstance(stem, nn.Conv2d) or stem.weight.is_meta:
+        return None
+    config = getattr(model, "config", None)
+    timm_config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    size = getattr(config, "image_size", None) or timm_config.get("input_size", (224, 224))[-2:]
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    return stem.weight.new_zeros(1, stem.in_channels, height, width)
+
+
+def _tensors(example: Example) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+@contextmanager
+def _running(model: nn.Module) -> Iterator[list[str]]:
+    """Yield a stack whose top is the name of the module that runs."""
+    names = {module: name for name, module in model.named_modules()}
+    stack = [""]
+
+    def enter(module: nn.Module, args: Any) -> None:
+        stack.append(names.get(module, stack[-1]))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    handles = (register_module_forward_pre_hook(enter), register_module_forward_hook(leave))
+    try:
+        yield stack
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _training(model: nn.Module, evaluating: Set[nn.Module]) -> Iterator[None]:
+    """Put the modules in training mode, and put back modes, buffers and random state at the end."""
+    modes = [(module, module.training) for module in model.modules()]
+    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
+    try:
+        with torch.random.fork_rng(list(devices)):
+            for module, _ in modes:
+                module.training = module not in evaluating  # not train(): overridden ones have side effects
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)

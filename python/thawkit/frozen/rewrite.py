@@ -1,0 +1,181 @@
+"""Freezing a model in place, and thawing it again."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
+
+from thawkit.errors import ThawkitError, ThawkitWarning
+from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, Rewritten
+from thawkit.frozen.measure import Example, guess_example, saved_by_module
+from thawkit.frozen.policy import parameter_names, trainable_names
+from thawkit.frozen.report import FreezeReport, make_report
+from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
+
+_RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every parameter as it was
+_POOLS = (_MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd)
+
+
+def freeze(model: nn.Module, train: str = "head", *, example: Example | None = None) -> FreezeReport:
+    """Let only part of a model train, and save no more for the backward pass than that part needs.
+
+    Sets ``requires_grad`` on every parameter and swaps the classes of convolutions, batch normalizations and
+    ReLUs in place for ones that save less (:mod:`thawkit.frozen.layers`). Values, gradients and
+    ``state_dict`` keys stay as they were. Freezing again plans anew from the original model.
+
+    Batch normalizations keep their pretrained running statistics, also after ``model.train()`` and also
+    where their scale and shift train: the statistics of a small data set are worse, and a frozen layer that
+    keeps adapting is not frozen. Only two kinds go on as usual: all of them where every parameter trains
+    (``all``), and those inside a head that is new.
+
+    Args:
+        model: trained elsewhere, with its new head in place.
+        train: what trains, see :mod:`thawkit.frozen.policy`: ``head``, ``last:K``, ``norm``, ``bias``,
+            ``all``, globs on parameter names, joined by ``+``.
+        example: a batch to measure the saved bytes on, as the model takes it: a tensor, a tuple of
+            arguments, or a mapping of keyword arguments. Without one, a model that starts with a 2-d
+            convolution is measured on one blank image of the size it was built for.
+
+    Returns:
+        The report; print it.
+
+    Raises:
+        ThawkitError: ``train`` is no policy or selects nothing, or ``model`` is part of a frozen model.
+    """
+    if not isinstance(model, nn.Module):
+        raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    selected = trainable_names(model, train)
+    unfreeze(model)
+    if any(isinstance(module, Rewritten) for module in model.modules()):
+        raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
+    setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
+    _train_only(model, selected)
+    fixed = set() if selected == set(parameter_names(model)) else _fixed_statistics(model)
+
+    try:
+        before, words = _measure(model, example, fixed)
+    except Exception:
+        unfreeze(model)
+        raise
+    rewritten = _rewrite(model, fixed)
+    after = _measure(model, example, fixed)[0] if before is not None else None
+    return make_report(model, train, len(fixed), rewritten, words, before, after)
+
+
+def unfreeze(model: nn.Module) -> None:
+    """Undo :func:`freeze`: classes, ``requires_grad`` flags, and the mode of the batch normalizations.
+
+    A batch normalization gets the mode that it would have without freezing: the one it had, or the one that
+    ``model.train()`` or ``model.eval()`` has set since. Parameters added since keep their flags. Does
+    nothing to a model that is not frozen.
+    """
+    for root in reversed([module for module in model.modules() if _RECORD in vars(module)]):
+        flags = vars(root).pop(_RECORD)
+        for name, parameter in _parameters(root):
+            if name in flags:
+                parameter.requires_grad_(flags[name])
+        for module in root.modules():
+            if isinstance(module, FrozenBatchNorm):
+                module.training = vars(module).pop("thawed_training")
+            if isinstance(module, Rewritten):
+                module.__class__ = module.stock  # type: ignore[assignment]
+
+
+def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return model.named_parameters(remove_duplicate=False)
+
+
+def _train_only(model: nn.Module, selected: set[str]) -> None:
+    trains = {id(parameter) for name, parameter in _parameters(model) if name in selected}
+    for parameter in model.parameters():
+        parameter.requires_grad_(id(parameter) in trains and parameter.is_floating_point())
+
+
+def _fixed_statistics(model: nn.Module) -> set[nn.Module]:
+    """The batch normalizations to hold: those with running statistics outside the head."""
+    head, classes = head_parts(model), _classes()
+    batch_norms = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None and not within(name, head)
+    }
+    unknown = [name for name, module in batch_norms.items() if type(module) not in classes]
+    if unknown:
+        kind = type(batch_norms[unknown[0]]).__name__
+        warnings.warn(
+            f"thawkit.freeze cannot hold the statistics of {len(unknown)} batch normalizations of a class of "
+            f"their own, as {unknown[0]!r} ({kind}): they move in training mode",
+            ThawkitWarning,
+            stacklevel=3,
+        )
+    return {module for name, module in batch_norms.items() if name not in unknown}
+
+
+def _measure(
+    model: nn.Module, example: Example | None, fixed: set[nn.Module]
+) -> tuple[Counter[str] | None, str]:
+    """Bytes saved by module and what they were measured on; ``(None, "")`` where no example can be made."""
+    if example is not None:
+        return saved_by_module(model, example, fixed), "the example"
+    guess = guess_example(model)
+    if guess is None:
+        return None, ""
+    try:
+        saved = saved_by_module(model, guess, fixed)
+    except Exception:  # the model takes something else: whatever it raises, the guess was wrong and not it
+        return None, ""
+    return saved, f"one blank {'x'.join(map(str, guess.shape[1:]))} image"
+
+
+def _classes() -> dict[type[nn.Module], type[Rewritten]]:
+    """The rewritten form of each stock class; timm's layers are there once something has imported timm."""
+    classes = dict(CLASSES)
+    if "timm.layers" in sys.modules:
+        from thawkit.frozen import timm_layers
+
+        classes |= timm_layers.CLASSES
+    return classes
+
+
+def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
+    """Swap the classes of the modules that then save less or keep their statistics; return their names."""
+    classes = _classes()
+    rewritten = set()
+    leaves = [(name, m) for name, m in model.named_modules() if is_leaf(m) or m in fixed]
+    for index, (name, module) in enumerate(leaves):
+        new = classes.get(type(module))
+        if new is None or "forward" in vars(module):
+            continue
+        if isinstance(module, _ConvNd):
+            worthwhile = module.weight.is_floating_point() and not module.weight.requires_grad
+        elif isinstance(module, _BatchNorm):
+            worthwhile = module in fixed
+        else:
+            worthwhile = not _keeps_input([after for _, after in leaves[index + 1 :]])
+        if worthwhile:
+            rewritten.add(name)
+            module.__class__ = new
+            if issubclass(new, FrozenBatchNorm):
+                module.train(module.training)
+    return rewritten
+
+
+def _keeps_input(following: Iterable[nn.Module]) -> bool:
+    """Whether the first of the layers after an activation saves its input, which is that activation's output.
+
+    Then the stock activation, which saves the same storage, costs nothing, and a mask would be extra. Told
+    from registration order; where that misleads, a few bytes are lost and nothing else.
+    """
+    layer = next((m for m in following if not isinstance(m, (nn.Identity, nn.Flatten))), None)
+    if isinstance(layer, _BatchNorm) or (layer is not None and is_weight_layer(layer)):
+        return isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
+    if isinstance(layer, _AdaptiveAvgPoolNd):
+        return layer.output_size not in (1, (1, 1), (1, 1, 1))  # to size 1 it is a mean, which saves nothing
+    return layer is not None and (is_norm_layer(layer) or isinstance(layer, _POOLS))
