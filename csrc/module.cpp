@@ -79,6 +79,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   m.def("cpu_isa", [] { return kernels().isa; });
   m.def("cpu_lanes", [] { return kernels().lanes; });
+  m.def("cpu_isas", [] { return available_isas(); });
   m.def("cpu_problem", [] { return kernels_problem(); });
   m.def("fma_peak", [](int threads, double seconds) { return kernels().fma_peak(threads, seconds); },
         py::call_guard<py::gil_scoped_release>());

@@ -25,8 +25,10 @@ static THAWKIT_INLINE FocalTerm<V> sigmoid_focal_term(V x, V t, float alpha, flo
   const V larger = one / (one + e), smaller = e * larger;
   const V p = select(x >= zero, larger, smaller), q = select(x >= zero, smaller, larger);
   const V miss = p * (1.f - t) + q * t;
-  // softplus(x) - x t; an infinite x gives what torch's (1 - t) x - logsigmoid(x) gives
-  const V ce = max(zero, x) + log1p_unit(e) - x * t;
+  // softplus(x) - x t without its cancellation. The term times 0 makes an infinite x come out as torch's
+  // (1 - t) x - logsigmoid(x) does.
+  const V below = min(zero, x);
+  const V ce = max(zero, x) * (1.f - t) - below * t + below * 0.f + log1p_unit(e);
   V power, slope;  // miss^gamma and p q gamma miss^(gamma - 1), the latter finite for 0 < gamma < 1 too
   if constexpr (Power == FocalPower::kZero) {
     power = one;

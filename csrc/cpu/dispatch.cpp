@@ -14,6 +14,7 @@ namespace {
   }
 
 const char* problem = "";
+const char* available = "baseline";
 
 Kernels choose() {
   const char* wanted = std::getenv("THAWKIT_CPU_ISA");
@@ -25,8 +26,16 @@ Kernels choose() {
                     __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#ifdef THAWKIT_TEST_ISA
+  available = avx512 ? "baseline avx2 wide avx512" : avx2 ? "baseline avx2 wide" : "baseline";
+#else
+  available = avx512 ? "baseline avx2 avx512" : avx2 ? "baseline avx2" : "baseline";
+#endif
   if (avx512 && is_wanted("avx512")) return THAWKIT_TABLE(avx512);
   if (avx2 && is_wanted("avx2")) return THAWKIT_TABLE(avx2);
+#endif
+#ifdef THAWKIT_TEST_ISA
+  if (avx2 && wanted && is_wanted("wide")) return THAWKIT_TABLE(wide);
 #endif
   if (!is_wanted("baseline"))
     problem = "THAWKIT_CPU_ISA must be baseline, avx2 or avx512, and this CPU must have it";
@@ -38,6 +47,11 @@ Kernels choose() {
 const Kernels& kernels() {
   static const Kernels table = choose();
   return table;
+}
+
+const char* available_isas() {
+  kernels();
+  return available;
 }
 
 const char* kernels_problem() {

@@ -11,8 +11,11 @@ namespace {
 constexpr int64_t kWord = 64;  // elements whose bits are written together
 constexpr int64_t kSerialBelow = 32768;
 
-// The gradient passes where this is true, at NaN too: torch's backward zeroes x <= lower and x >= upper.
-inline Ints passes(Floats x, float lower, float upper) { return ~((x <= splat(lower)) | (x >= splat(upper))); }
+// The gradient passes where this is true. At NaN torch's relu passes it and its hardtanh does not.
+inline Ints passes(Floats x, float lower, float upper) {
+  if (upper == __builtin_inff()) return ~(x <= splat(lower));
+  return (x > splat(lower)) & (x < splat(upper));
+}
 
 inline Floats clamp(Floats x, float lower, float upper) {
   return min(splat(upper), max(splat(lower), x));

@@ -12,7 +12,7 @@ namespace THAWKIT_ISA {
 
 constexpr int kTileCols = 2 * kLanes;
 // Two columns of accumulators for each row, two registers for B, one for the broadcast of A.
-#if defined(__AVX512F__) || defined(__ARM_NEON)
+#if THAWKIT_VECTOR_BYTES == 64 || defined(__ARM_NEON)
 constexpr int kTileRows = 12;
 #else
 constexpr int kTileRows = 6;

@@ -215,8 +215,9 @@ static void info_nce_panels(const InfoNCEArgs& a) {
       run.score(top, own);
       run.weigh(top, own);
       run.finish(top, own);
-      if (a.dk) {
+      // Also without dk: the next panel may be shared out differently, and a row has one owner at a time.
 #pragma omp barrier
+      if (a.dk) {
         run.key_gradient(height, thread, threads);
 #pragma omp barrier
       }

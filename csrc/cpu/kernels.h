@@ -62,8 +62,8 @@ struct FocalArgs {
   int threads;
 };
 
-// y = clamp(x, lower, upper) and one bit an element that says whether the gradient passes (torch's
-// convention: it does not at or beyond a bound, and does at NaN). Backward: dx = bit ? g : 0.
+// y = clamp(x, lower, upper) and one bit an element that says whether the gradient passes: not at or beyond
+// a bound, and at NaN only where upper is infinite, as in torch's relu. Backward: dx = bit ? g : 0.
 struct PackedReluArgs {
   const void* x;
   void* y;
@@ -103,9 +103,12 @@ struct Kernels {
 THAWKIT_DECLARE_KERNELS(baseline)
 THAWKIT_DECLARE_KERNELS(avx2)
 THAWKIT_DECLARE_KERNELS(avx512)
+THAWKIT_DECLARE_KERNELS(wide)  // sixteen lanes in AVX2 code, built for tests only
 
 // The table chosen for this CPU, or the one that THAWKIT_CPU_ISA names. Never null.
 const Kernels& kernels();
+// The instruction sets that this CPU has and the build carries, separated by spaces.
+const char* available_isas();
 // Why the choice fell as it did: an empty string, or what was wrong with THAWKIT_CPU_ISA.
 const char* kernels_problem();
 

@@ -199,13 +199,13 @@ static void mmd_panels(const MMDArgs& a) {
       const int64_t height = smaller(run.p.panel, a.rows - top);
       total += run.rows(top, height, share_of(height, thread, threads, kTileRows),
                         run.row_sums + thread * run.p.padded);
-      if (a.dz) {
+      // Also without dz: the next panel may be shared out differently, and a row has one owner at a time.
 #pragma omp barrier
+      if (a.dz) {
         run.columns(top, height, thread, threads);
 #pragma omp barrier
       }
     }
-#pragma omp barrier
     if (a.dz) run.finish(thread, threads);
   }
   *a.value = total;

@@ -19,6 +19,10 @@ constexpr int64_t kBlockStride = kBlockCols + 16;
 
 static_assert(kBlockCols % kTileCols == 0 && kBlockCols % kTileRows == 0, "blocks are whole tiles");
 
+// Columns of the transposed product that run through all of the depth before the next ones: the rows' pieces
+// stay in the first-level cache.
+constexpr int64_t kStripCols = 48;
+
 struct Panel {
   float* scores;
   int64_t rows;  // capacity
@@ -96,10 +100,12 @@ static inline void times_rows(const Panel& panel, int64_t block, int64_t first_r
 // out[(first, last) x depth] += W[rows x (first, last)]^T Q for columns of one block; all rows of the panel.
 static inline void transposed_times_rows(const Panel& panel, int64_t block, int64_t rows, int64_t first, int64_t last,
                                          const float* packed, int64_t packed_rows, int64_t depth, float* out) {
-  const float* W = panel.at(block, 0) + (first - block * kBlockCols);
-  for (int64_t d = 0; d < depth; d += kTileCols)
-    multiply<true>(last - first, rows, W, 1, kBlockStride, packed + d / kTileCols * packed_rows * kTileCols,
-                   out + first * depth + d, depth, depth - d);
+  for (int64_t c = first; c < last; c += kStripCols) {
+    const float* W = panel.at(block, 0) + (c - block * kBlockCols);
+    for (int64_t d = 0; d < depth; d += kTileCols)
+      multiply<true>(smaller(kStripCols, last - c), rows, W, 1, kBlockStride,
+                     packed + d / kTileCols * packed_rows * kTileCols, out + c * depth + d, depth, depth - d);
+  }
 }
 
 }  // namespace THAWKIT_ISA

@@ -19,13 +19,28 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
+// The width may be given: 64-byte vectors on a CPU without AVX-512 run the same code in two halves, which is
+// how the sixteen-lane logic is tested there. Intrinsics are used at an instruction set's own width only.
+#ifndef THAWKIT_VECTOR_BYTES
 #if defined(__AVX512F__)
-constexpr int kVectorBytes = 64;
+#define THAWKIT_VECTOR_BYTES 64
 #elif defined(__AVX2__)
-constexpr int kVectorBytes = 32;
+#define THAWKIT_VECTOR_BYTES 32
 #else
-constexpr int kVectorBytes = 16;
+#define THAWKIT_VECTOR_BYTES 16
 #endif
+#endif
+#if defined(__AVX512DQ__) && THAWKIT_VECTOR_BYTES == 64
+#define THAWKIT_AVX512 1
+#elif defined(__AVX2__) && defined(__F16C__) && THAWKIT_VECTOR_BYTES == 32
+#define THAWKIT_AVX2 1
+#elif defined(__SSE2__) && THAWKIT_VECTOR_BYTES == 16
+#define THAWKIT_SSE2 1
+#elif defined(__ARM_NEON) && THAWKIT_VECTOR_BYTES == 16
+#define THAWKIT_NEON 1
+#endif
+
+constexpr int kVectorBytes = THAWKIT_VECTOR_BYTES;
 
 constexpr int kLanes = kVectorBytes / 4;
 
@@ -90,21 +105,21 @@ static inline void store(bfloat16* p, Floats v) {
   memcpy(p, &narrow, sizeof narrow);
 }
 
-#if defined(__AVX512F__)
+#if defined(THAWKIT_AVX512)
 static inline Floats load(const float16* p) {
   return bit_cast<Floats>(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))));
 }
 static inline void store(float16* p, Floats v) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(bit_cast<__m512>(v), 0));
 }
-#elif defined(__F16C__)
+#elif defined(THAWKIT_AVX2)
 static inline Floats load(const float16* p) {
   return bit_cast<Floats>(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 }
 static inline void store(float16* p, Floats v) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_cvtps_ph(bit_cast<__m256>(v), 0));
 }
-#elif defined(__ARM_NEON)
+#elif defined(THAWKIT_NEON)
 static inline Floats load(const float16* p) {
   return bit_cast<Floats>(vcvt_f32_f16(vld1_f16(reinterpret_cast<const __fp16*>(p))));
 }
@@ -159,11 +174,11 @@ static inline float dot(const float* a, const float* b, int64_t n) {
 // ---- one bit a lane
 
 static inline uint32_t to_bits(Ints mask) {
-#if defined(__AVX512DQ__)
+#if defined(THAWKIT_AVX512)
   return _mm512_movepi32_mask(bit_cast<__m512i>(mask));
-#elif defined(__AVX2__)
+#elif defined(THAWKIT_AVX2)
   return static_cast<uint32_t>(_mm256_movemask_ps(bit_cast<__m256>(mask)));
-#elif defined(__SSE2__)
+#elif defined(THAWKIT_SSE2)
   return static_cast<uint32_t>(_mm_movemask_ps(bit_cast<__m128>(mask)));
 #else
   uint32_t bits = 0;

@@ -24,7 +24,9 @@ __global__ void __launch_bounds__(kThreads)
   // every lane of a warp takes the same number of steps, so the vote always has 32 voters
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i - threadIdx.x % 32 < n; i += stride) {
     const float v = i < n ? to_float(x[i]) : lower;
-    const uint32_t bits = __ballot_sync(~0u, i < n && !(v <= lower || v >= upper));
+    // at NaN torch's relu passes the gradient and its hardtanh does not
+    const bool passes = upper == INFINITY ? !(v <= lower) : v > lower && v < upper;
+    const uint32_t bits = __ballot_sync(~0u, i < n && passes);
     if (i < n) y[i] = from_float<T>(min(upper, max(lower, v)));
     if (threadIdx.x % 32 == 0) store_word(mask, n, i, bits);
   }

@@ -78,4 +78,4 @@ def test_data_with_other_classes_is_refused(exported, tmp_path, capsys):
         tmp_path / "three.npz", **{f"{s}_{k}": v for s in ("train", "val", "test") for k, v in part.items()}
     )
     assert main(["verify", str(exported), "--data", str(tmp_path / "three.npz")]) == 2
-    assert "three test has the classes 0, 1, 2, the bundle 0, 1" in capsys.readouterr().err
+    assert "three test has 3 classes (0, 1, 2), the bundle 2 classes (0, 1)" in capsys.readouterr().err

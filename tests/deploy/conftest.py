@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from thawkit.data import Preprocess
+from thawkit.data import ImageDataset, Preprocess
 from thawkit.deploy import export
 
 CLASSES = ("cat", "dog", "owl")
@@ -48,13 +48,6 @@ def _one_thread():
 
 
 @pytest.fixture(scope="session")
-def samples():
-    return [
-        picture(h, w, seed) for seed, (h, w) in enumerate([(40, 52), (40, 52), (40, 52), (90, 33), (28, 28)])
-    ]
-
-
-@pytest.fixture(scope="session")
 def preprocess():
     return Preprocess(32, 36)
 
@@ -62,6 +55,21 @@ def preprocess():
 @pytest.fixture(scope="session")
 def network():
     return small_cnn()
+
+
+@pytest.fixture(scope="session")
+def samples(tmp_path_factory, network, preprocess):
+    """Five image files of three sizes, labelled as the network finds them but for the last."""
+    folder = tmp_path_factory.mktemp("samples")
+    files, labels = [], []
+    for seed, (height, width) in enumerate([(40, 52), (40, 52), (40, 52), (90, 33), (28, 28)]):
+        image = picture(height, width, seed)
+        files.append(folder / f"{seed}.png")
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(files[-1])
+        with torch.no_grad():
+            labels.append(int(network(preprocess(image[None])).argmax()))
+    labels[-1] = (labels[-1] + 1) % len(CLASSES)
+    return ImageDataset(files, labels, CLASSES, "pets")
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import stat
@@ -11,7 +12,7 @@ import torchvision
 from torch import nn
 
 import thawkit
-from thawkit.data import ImageDataset, Preprocess
+from thawkit.data import Preprocess
 from thawkit.deploy import Bundle, ParityError, export, verify
 from thawkit.deploy.folder import new_folder
 from thawkit.deploy.parity import Samples, compare
@@ -28,15 +29,15 @@ def torch_logits(network: nn.Module, preprocess: Preprocess, images: torch.Tenso
 class Flat(nn.Module):
     """Logits from the mean colour, and a hook to make the exported graph another function."""
 
-    def __init__(self, exported_bias: float = 0.0, gain: float = 1.0) -> None:
+    def __init__(self, exported_bias: float = 0.0) -> None:
         super().__init__()
         self.linear = nn.Linear(3, len(CLASSES))
-        self.exported_bias, self.gain = exported_bias, gain
+        self.exported_bias = exported_bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if x.shape[2:] != (32, 32):  # vision transformers ask this of their input
             raise ValueError(f"expected 32x32 pixels, got {x.shape}")
-        logits = self.gain * self.linear(x.mean((2, 3)))
+        logits = self.linear(x.mean((2, 3)))
         if torch.compiler.is_exporting():
             logits = logits + self.exported_bias * torch.arange(len(CLASSES))
         return logits
@@ -102,15 +103,17 @@ def test_export_is_quiet_repeatable_and_leaves_the_module_alone(
     assert (tmp_path / "pets" / "manifest.json").read_bytes() == (exported[1] / "manifest.json").read_bytes()
 
 
-@pytest.mark.slow
-def test_torchvision_network(tmp_path, samples, preprocess):
+def test_torchvision_network_and_plain_tensors(tmp_path, preprocess):
     torch.manual_seed(0)
-    network = torchvision.models.resnet18(num_classes=3).eval()
-    report = export(network, preprocess, CLASSES, tmp_path / "b", samples=samples)
+    network = torchvision.models.ResNet(
+        torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes=3
+    ).eval()
     images = torch.stack([picture(50, 70, seed) for seed in range(3)])
+    report = export(network, preprocess, CLASSES, tmp_path / "b", samples=list(images))
     got = Bundle(tmp_path / "b").logits(images.permute(0, 2, 3, 1).numpy())
     np.testing.assert_allclose(got, torch_logits(network, preprocess, images), rtol=0, atol=1e-5)
     assert report.parity.max_difference < 1e-5
+    assert report.parity.accuracy is None
 
 
 def test_frozen_network_exports_and_stays_frozen(tmp_path, samples, preprocess):
@@ -125,19 +128,10 @@ def test_frozen_network_exports_and_stays_frozen(tmp_path, samples, preprocess):
     assert [type(m) for m in network.modules()] == kinds
 
 
-def test_accuracy_of_labelled_samples_is_recorded(tmp_path, preprocess):
-    torch.manual_seed(0)
-    network = Flat(gain=5.0)
-    pixels = np.stack([picture(30, 40, seed).permute(1, 2, 0).numpy() for seed in range(20)])
-    want = torch_logits(network, preprocess, torch.from_numpy(pixels).permute(0, 3, 1, 2)).argmax(1)
-    labels = want.copy()
-    labels[:5] = (labels[:5] + 1) % 3
-    data = ImageDataset(pixels, labels, CLASSES, "flats")
-    report = export(network, preprocess, CLASSES, tmp_path / "b", samples=data)
-    assert report.parity.accuracy == pytest.approx(15 / 20)
-    assert report.parity.largest_batch == 16
-    figures = verify(tmp_path / "b", dataset=data, threads=1).dataset
-    assert (figures.images, figures.accuracy) == (20, pytest.approx(15 / 20))
+def test_accuracy_is_that_of_the_labels(exported, samples):
+    assert exported[0].parity.accuracy == pytest.approx(4 / 5)
+    figures = verify(exported[1], dataset=samples, threads=1).dataset
+    assert (figures.name, figures.images, figures.accuracy) == ("pets", 5, pytest.approx(4 / 5))
     assert 0 < figures.p50_ms <= figures.p95_ms
 
 
@@ -185,6 +179,20 @@ def test_parity_sees_rows_of_a_batch_and_counts(samples):
         compare(Samples(samples), shifted(float("nan")), mean_colour, 1e-3)
 
 
+def test_parity_runs_every_sample_once_in_batches_of_up_to_16():
+    rows = [picture(8, 9, seed) for seed in range(20)]
+    seen: list[np.ndarray] = []
+
+    def candidate(batch: np.ndarray) -> np.ndarray:
+        seen.append(batch)
+        return mean_colour(batch)
+
+    found = compare(Samples(rows), mean_colour, candidate, 0.0)
+    assert [len(batch) for batch in seen[:3]] == [1, 16, 3]
+    np.testing.assert_array_equal(np.concatenate(seen[:3]), torch.stack(rows).permute(0, 2, 3, 1).numpy())
+    assert (found.largest_batch, found.images, found.max_difference) == (16, 20 + 4 * 4, 0.0)
+
+
 def test_graph_that_differs_from_torch_is_not_published(bundle, preprocess, samples):
     before = (bundle / "manifest.json").read_bytes()
     with pytest.raises(ParityError, match=r"parity check failed: .* by up to 2.0e-03 .* tolerance 1e-04"):
@@ -219,6 +227,17 @@ def test_interrupted_write_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert os.listdir(output.parent) == []
+
+
+def test_full_disk_is_one_line_and_leaves_nothing(tmp_path):
+    def full() -> None:
+        with new_folder(tmp_path / "b", overwrite=False) as work:
+            (work / "model.onnx").write_bytes(b"half")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(ThawkitError, match=r"output: cannot write .*b: No space left on device$"):
+        full()
+    assert os.listdir(tmp_path) == []
 
 
 def nan_network() -> nn.Module:

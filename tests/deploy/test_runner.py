@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from thawkit import data
 from thawkit.deploy import Bundle, runner
 from thawkit.errors import ThawkitError
 
@@ -73,6 +74,14 @@ def test_probabilities_are_those_of_torch(exported, pictures, network, preproces
         assert answer["label"] == CLASSES[best[0]]
         assert list(answer["scores"]) == [CLASSES[k] for k in best]
         np.testing.assert_allclose(list(answer["scores"].values()), want[best].numpy(), atol=1e-5)
+
+
+def test_images_are_read_as_in_training(pictures):
+    assert set(runner.IMAGE_SUFFIXES) == data.files.SUFFIXES
+    files = runner.expand([str(pictures / "good")])
+    assert files == data.files.image_files(pictures / "good")
+    for file in files:
+        np.testing.assert_array_equal(runner.read_image(file), data.read_image(file).permute(1, 2, 0).numpy())
 
 
 def test_text_output_and_check(exported, pictures, empty_cwd):

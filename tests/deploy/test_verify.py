@@ -145,8 +145,8 @@ def test_verifying_and_running_write_nothing(bundle):
     ("labels", "classes", "says"),
     [
         (None, CLASSES, "has no labelled images"),
-        ([0, 1], ("cat", "dog"), "has the classes cat, dog, the bundle cat, dog, owl"),
-        ([0, 1], ("owl", "dog", "cat"), "has the classes owl, dog, cat"),
+        ([0, 1], ("cat", "dog"), r"has 2 classes \(cat, dog\), the bundle 3 classes \(cat, dog, owl\)"),
+        ([0, 1], ("owl", "dog", "cat"), r"has 3 classes \(owl, dog, cat\), the bundle 3"),
     ],
 )
 def test_data_set_must_fit(exported, labels, classes, says):

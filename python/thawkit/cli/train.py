@@ -148,8 +148,8 @@ def tune_config(args: argparse.Namespace, **others: Any) -> TuneConfig:
     from thawkit.tune import TuneConfig
 
     names = ("epochs", "batch_size", "learning_rate", "weight_decay", "scheduler", "warmup", "augment")
-    names += ("precision", "device", "workers", "seed")
-    return TuneConfig(**{name: getattr(args, name) for name in names}, **others)
+    more = ("precision", "device", "workers", "seed")
+    return TuneConfig(**{name: getattr(args, name) for name in names + more}, **others)
 
 
 def show(result: RunResult, console: Console, sets: dict[str, str]) -> None:

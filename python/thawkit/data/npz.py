@@ -33,12 +33,13 @@ def load_npz(
     """
     arrays = _read(path)
     name = name or path.stem
-    if "train_images" not in arrays:
-        raise ThawkitError(
-            f"{path}: no array 'train_images' in it; it has {', '.join(sorted(arrays)) or 'none'}"
-        )
+    for key in ("train_images", "train_labels"):
+        if key not in arrays:
+            raise ThawkitError(
+                f"{path}: no array {key!r} in it; it has {', '.join(sorted(arrays)) or 'none'}"
+            )
     if classes is None:
-        top = int(np.max(arrays.get("train_labels", 0), initial=0))
+        top = int(np.max(arrays["train_labels"], initial=0))
         classes = [str(c) for c in arrays.get("classes", range(top + 1))]
     if len(classes) < 2:
         raise ThawkitError(f"{path}: at least 2 classes are needed, found {len(classes)}")

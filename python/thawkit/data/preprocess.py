@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +59,8 @@ class Preprocess(nn.Module):
         height, width = images.shape[-2:]
         short = torch.sym_min(height, width)
         tall, wide = self.resize * height // short, self.resize * width // short
-        resized = F.interpolate(images.float(), [int(tall), int(wide)], mode="bilinear", antialias=True)
+        shape = cast(tuple[int, int], (tall, wide))  # int() would fix the size in an exported graph
+        resized = F.interpolate(images.float(), shape, mode="bilinear", antialias=True)
         top, left = (tall - self.size) // 2, (wide - self.size) // 2
         return resized[..., top : top + self.size, left : left + self.size]
 

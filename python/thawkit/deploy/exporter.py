@@ -146,11 +146,12 @@ def _check_output(network: Pipeline, pixels: Pixels, classes: tuple[str, ...]) -
 def _check_parity(path: Path, network: Pipeline, samples: Samples, tolerance: float) -> Parity:
     with thawkit_errors():
         session = runner.open_session(path)
-
-    def run(batch: Pixels) -> Logits:
-        return session.run(["logits"], {"image": batch})[0]
-
-    return compare(samples, lambda batch: _logits(network, batch), run, tolerance)
+        return compare(
+            samples,
+            lambda batch: _logits(network, batch),
+            lambda batch: runner.run_session(session, batch),
+            tolerance,
+        )
 
 
 def _write_samples(folder: Path, network: Pipeline, samples: Samples) -> None:

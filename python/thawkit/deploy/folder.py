@@ -41,7 +41,7 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield a fresh folder beside ``output`` that takes its place at the end, or is gone after an exception.
 
     Raises:
-        ThawkitError: ``output`` is taken (see :func:`check_free`) or its parent cannot be written.
+        ThawkitError: ``output`` is taken (see :func:`check_free`), or writing fails, as on a full disk.
     """
     output = output.resolve()
     check_free(output, overwrite=overwrite)
@@ -54,8 +54,10 @@ def new_folder(output: Path, *, overwrite: bool) -> Iterator[Path]:
         work.chmod(0o777 & ~_umask())
         yield work
         _publish(work, output, overwrite=overwrite)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(work, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise ThawkitError(f"output: cannot write {output}: {error.strerror or error}") from error
         raise
 
 

@@ -201,6 +201,14 @@ def open_session(model: Path, *, device: str = "cpu", threads: int = 0) -> Any:
     return session
 
 
+def run_session(session: Any, images: np.ndarray) -> np.ndarray:
+    """Run uint8 (N, H, W, 3) to float32 logits (N, classes); raises :class:`BundleError` where it fails."""
+    try:
+        return session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
+    except Exception as error:  # as above; running out of memory ends here too
+        raise BundleError(f"the model fails on images of shape {images.shape}: {one_line(error)}") from None
+
+
 class Bundle:
     """A bundle folder, opened for prediction after its files were checked against the manifest.
 
@@ -229,7 +237,7 @@ class Bundle:
         shape = images.shape
         if images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
             raise ImageError(f"images must be uint8 (N, H, W, 3), got {images.dtype} {shape}")
-        return self.session.run(["logits"], {"image": np.ascontiguousarray(images)})[0]
+        return run_session(self.session, images)
 
     def predict(self, images: Any) -> list[Prediction]:
         """Classify images one by one, so that their sizes may differ.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -91,8 +92,7 @@ def _measure(bundle: Bundle, dataset: ImageDataset) -> DatasetFigures:
         raise ThawkitError(f"dataset: {dataset.name} has no labelled images")
     if tuple(dataset.classes) != tuple(bundle.classes):
         raise ThawkitError(
-            f"dataset: {dataset.name} has the classes {', '.join(dataset.classes)},"
-            f" the bundle {', '.join(bundle.classes)}"
+            f"dataset: {dataset.name} has {_listed(dataset.classes)}, the bundle {_listed(bundle.classes)}"
         )
     right, times = 0, []
     for index in range(len(dataset)):
@@ -105,3 +105,8 @@ def _measure(bundle: Bundle, dataset: ImageDataset) -> DatasetFigures:
         right += int(logits[0].argmax() == dataset.labels[index])
     p50, p95 = np.percentile(times, [50, 95])
     return DatasetFigures(dataset.name, len(dataset), right / len(dataset), float(p50), float(p95))
+
+
+def _listed(classes: Sequence[str]) -> str:
+    more = ", ..." if len(classes) > 8 else ""
+    return f"{len(classes)} classes ({', '.join(classes[:8])}{more})"

@@ -19,10 +19,11 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from thawkit.ops.dispatch import forced_backend, unavailable
 from thawkit.ops.frozen import packed_relu
+
+is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]
 
 _CONVOLUTION = (F.conv1d, F.conv2d, F.conv3d)
 _TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
@@ -114,8 +115,8 @@ def frozen_convolution(
 
 
 class _FrozenConv(Rewritten):
-    def forward(self, input: Tensor) -> Tensor:
-        if torch.jit.is_scripting():
+    def forward(self: Any, input: Tensor) -> Tensor:
+        if is_scripting():
             return self._conv_forward(input, self.weight, self.bias)
         else:
             output = frozen_convolution(self, input, None)
@@ -179,8 +180,6 @@ class FrozenBatchNorm(Rewritten):
     ``thawed_training`` is the mode the module would be in by now had it not been frozen.
     """
 
-    thawed_training: bool
-
     def train(self, mode: bool = True) -> Any:
         """Switch children (timm's activations) to ``mode``; this module itself stays in evaluation mode."""
         super().train(mode)
@@ -188,18 +187,18 @@ class FrozenBatchNorm(Rewritten):
         self.thawed_training = mode
         return self
 
-    def normalize(self, x: Tensor) -> Tensor:
+    def normalize(self: Any, x: Tensor) -> Tensor:
         """Normalize ``x``, ``(N, C)`` or ``(N, C, *sizes)``, by the running statistics."""
         weight, bias = self.weight, self.bias
         mean, variance = self.running_mean, self.running_var
         trains = [p is not None and p.requires_grad for p in (weight, bias)]
         if recording(x) and not trains[0] and (trains[1] or x.requires_grad):
             return _BatchNorm.apply(x, weight, bias, mean, variance, self.eps)
-        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)  # type: ignore[arg-type]
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
 
-    def forward(self, input: Tensor) -> Tensor:
+    def forward(self: Any, input: Tensor) -> Tensor:
         """Normalize ``input`` by the running statistics."""
-        if torch.jit.is_scripting():
+        if is_scripting():
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
@@ -259,15 +258,17 @@ class _PackedInPlace(torch.autograd.Function):
         return x.copy_(y)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         (mask,) = ctx.saved_tensors
+        if torch.is_grad_enabled():  # differentiating twice, for which autograd has to see the operation
+            ones = grad.detach().new_empty_strided(grad.shape, ctx.strides).fill_(1)
+            return grad.where(torch.ops.thawkit.packed_relu_backward(ones, mask) > 0, 0), None, None
         if grad.stride() != ctx.strides:
             grad = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
         return torch.ops.thawkit.packed_relu_backward(grad, mask), None, None
 
 
-def _packed(module: nn.ReLU | nn.Hardtanh, x: Tensor, lower: float, upper: float) -> Tensor:
+def _packed(module: Any, x: Tensor, lower: float, upper: float) -> Tensor:
     """Clamp ``x`` as the module does, saving bits where autograd records and a kernel writes them."""
     if not (recording(x) and x.requires_grad and _packs(x)):
         return module.stock.forward(module, x)
@@ -285,7 +286,7 @@ class PackedReLU(Rewritten, nn.ReLU):
 
     def forward(self, input: Tensor) -> Tensor:
         """Clamp ``input``, of any shape, at 0 from below."""
-        if torch.jit.is_scripting():
+        if is_scripting():
             return F.relu(input, inplace=self.inplace)
         else:
             return _packed(self, input, 0.0, math.inf)
@@ -298,7 +299,7 @@ class PackedReLU6(Rewritten, nn.ReLU6):
 
     def forward(self, input: Tensor) -> Tensor:
         """Clamp ``input``, of any shape, to [0, 6]."""
-        if torch.jit.is_scripting():
+        if is_scripting():
             return F.relu6(input, inplace=self.inplace)
         else:
             return _packed(self, input, 0.0, 6.0)
@@ -311,7 +312,7 @@ class PackedHardtanh(Rewritten, nn.Hardtanh):
 
     def forward(self, input: Tensor) -> Tensor:
         """Clamp ``input``, of any shape, to [``min_val``, ``max_val``]."""
-        if torch.jit.is_scripting():
+        if is_scripting():
             return F.hardtanh(input, self.min_val, self.max_val, self.inplace)
         else:
             return _packed(self, input, self.min_val, self.max_val)

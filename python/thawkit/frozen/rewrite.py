@@ -32,8 +32,8 @@ def freeze(model: nn.Module, train: str = "head", *, example: Example | None = N
 
     Batch normalizations keep their pretrained running statistics, also after ``model.train()`` and also
     where their scale and shift train: the statistics of a small data set are worse, and a frozen layer that
-    keeps adapting is not frozen. Only two kinds go on as usual: all of them where every parameter trains
-    (``all``), and those inside a head that is new.
+    keeps adapting is not frozen. Those inside a head that is new go on as usual, and so does the whole model
+    where every parameter trains: ``all`` rewrites nothing.
 
     Args:
         model: trained elsewhere, with its new head in place.
@@ -57,14 +57,15 @@ def freeze(model: nn.Module, train: str = "head", *, example: Example | None = N
         raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
     setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
     _train_only(model, selected)
-    fixed = set() if selected == set(parameter_names(model)) else _fixed_statistics(model)
+    everything = selected == set(parameter_names(model))
+    fixed = set() if everything else _fixed_statistics(model)
 
     try:
         before, words = _measure(model, example, fixed)
     except Exception:
         unfreeze(model)
         raise
-    rewritten = _rewrite(model, fixed)
+    rewritten = set() if everything else _rewrite(model, fixed)
     after = _measure(model, example, fixed)[0] if before is not None else None
     return make_report(model, train, len(fixed), rewritten, words, before, after)
 

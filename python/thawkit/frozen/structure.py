@@ -111,19 +111,11 @@ def _named(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
 
 
 def _huggingface_head(module: nn.Module) -> list[str] | None:
-    """Children outside ``base_model``; every 🤗 PreTrainedModel names its base by ``base_model_prefix``."""
+    """Children outside the base, which every 🤗 PreTrainedModel names by ``base_model_prefix``."""
     prefix = getattr(module, "base_model_prefix", None)
-    if (
-        not prefix
-        or not hasattr(module, "config")
-        or not isinstance(getattr(module, prefix, None), nn.Module)
-    ):
+    if not prefix or not isinstance(getattr(module, prefix, None), nn.Module):
         return None
-    return [
-        name
-        for name, child in module.named_children()
-        if name != prefix and any(True for _ in child.parameters())
-    ]
+    return [name for name, child in module.named_children() if name != prefix and _has_parameters(child)]
 
 
 def _timm_head(module: nn.Module) -> list[str] | None:

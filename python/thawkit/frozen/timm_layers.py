@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
-from thawkit.frozen.layers import FrozenBatchNorm, Rewritten, frozen_convolution
+from thawkit.frozen.layers import FrozenBatchNorm, Rewritten, frozen_convolution, is_scripting
 
 
 class FrozenConv2dSame(Rewritten, Conv2dSame):
@@ -17,11 +18,11 @@ class FrozenConv2dSame(Rewritten, Conv2dSame):
 
     stock = Conv2dSame
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         """Pad ``x``, ``(N, C, H, W)``, and convolve it."""
         padded = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        if torch.jit.is_scripting():
-            return F.conv2d(padded, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+        if is_scripting():
+            return self._conv_forward(padded, self.weight, self.bias)
         else:
             output = frozen_convolution(self, padded, (0, 0))
             return self._conv_forward(padded, self.weight, self.bias) if output is None else output
@@ -32,12 +33,11 @@ class FrozenBatchNormAct2d(FrozenBatchNorm, BatchNormAct2d):
 
     stock = BatchNormAct2d
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self: Any, x: Tensor) -> Tensor:
         """Normalize ``x``, ``(N, C, H, W)``, by the running statistics and apply the activation."""
-        if torch.jit.is_scripting():
-            y = F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
+        if is_scripting():
+            mean, variance = self.running_mean, self.running_var
+            y = F.batch_norm(x, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
         else:
             y = self.normalize(x)
         return self.act(self.drop(y))

@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -82,9 +81,17 @@ def choose(operator: str, kernels: Mapping[str, Objection], *tensors: Tensor) ->
     return "reference"
 
 
-@functools.cache
 def unavailable(backend: str) -> str:
     """Return why a backend cannot run on this machine, or an empty string."""
+    if backend not in _problems:
+        _problems[backend] = _problem(backend)
+    return _problems[backend]
+
+
+_problems: dict[str, str] = {}  # a plain dict: torch.compile warns of functools.cache
+
+
+def _problem(backend: str) -> str:
     if backend == "reference":
         return ""
     if backend == "triton":

@@ -20,13 +20,13 @@ from thawkit.errors import ThawkitError
 from thawkit.frozen import freeze, unfreeze
 from thawkit.select import Model
 from thawkit.tune.callbacks import SafeCheckpoints, ShowProgress, StopWhenDone
-from thawkit.tune.checkpoints import STATE, WEIGHTS, newest_usable, prune, write_json
+from thawkit.tune.checkpoints import STATE, WEIGHTS, newest_usable, prune, step_of, write_json
 from thawkit.tune.config import TuneConfig
 from thawkit.tune.evaluate import check_classes, evaluate
 from thawkit.tune.history import chosen_row, epoch_rows, out_of_patience
 from thawkit.tune.method import Method, Supervised
 from thawkit.tune.run import CHECKPOINTS, HISTORY, METRICS, RunResult, describe, load_weights, open_run
-from thawkit.tune.trainer import MethodTrainer
+from thawkit.tune.trainer import MethodTrainer, check_machine
 
 
 def fit(
@@ -68,10 +68,12 @@ def fit(
     method, config, console = method or Supervised(), config or TuneConfig(), console or Console()
     folder = Path(output)
     _check(model, splits, target, method, config)
-    open_run(folder, describe(model, splits, target, method, config), resume=resume, overwrite=overwrite)
+    method.prepare(splits.train, model.num_classes)
+    description = describe(model, splits, target, method, config)
     verbosity = transformers_logging.get_verbosity()
     try:
         with _frozen(model.module, config.train):
+            open_run(folder, description, resume=resume, overwrite=overwrite)
             state = _train(model, splits, target, method, config, folder / CHECKPOINTS, console)
         return _finish(model, splits, target, config, state, folder)
     except KeyboardInterrupt:
@@ -103,13 +105,12 @@ def _train(
         return chosen_row(_read_state(checkpoint).log_history, config)["step"]
 
     start = newest_usable(folder, needed, console.print)
-    prune(folder, set() if start is None else {int(start.name.rpartition("-")[2]), needed(start)})
+    prune(folder, set() if start is None else {step_of(start), needed(start)})
     if start is not None:
         state = _read_state(start)
         if state.global_step >= state.max_steps or out_of_patience(state.log_history, config):
             return state
         console.print(f"continuing after epoch {round(state.epoch or 0)} of {config.epochs}")
-    method.prepare(splits.train, model.num_classes)
     with ShowProgress(console, config) as progress:
         callbacks = [StopWhenDone(config), progress, SafeCheckpoints(folder, config)]
         trainer = MethodTrainer(model, splits, target, method, config, folder, callbacks)
@@ -158,6 +159,7 @@ def _check(model: Model, splits: Splits, target: Splits | None, method: Method, 
         raise ThawkitError(f"the method {type(method).__name__} needs a target data set")
     if config.monitor == "auroc" and model.num_classes != 2:
         raise ThawkitError(f"monitor 'auroc' needs 2 classes, the model has {model.num_classes}")
+    check_machine(config)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ThawkitError("training in several processes is not supported yet; start one without torchrun")
 

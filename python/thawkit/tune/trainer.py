@@ -50,6 +50,7 @@ class MethodTrainer(Trainer):
         # The loss is a mean over the batch, whatever the signature of the network's forward suggests.
         self.model_accepts_loss_kwargs = False
         self.method, self.config, self.thawkit_model = method, config, model
+        self.validation = splits.val
         self.target_validation = target.val if target and target.val.labels is not None else None
         self._clock = time.perf_counter()
 
@@ -94,7 +95,7 @@ class MethodTrainer(Trainer):
 
         ``target_accuracy`` is logged beside them where a labelled target is at hand; nothing reads it.
         """
-        metrics = self._scores(eval_dataset or self.eval_dataset)
+        metrics = self._scores(self.validation if eval_dataset is None else eval_dataset)
         logs = {f"{metric_key_prefix}_{key}": value for key, value in metrics.items()}
         if self.target_validation is not None:
             logs["target_accuracy"] = self._scores(self.target_validation)["accuracy"]
@@ -109,17 +110,18 @@ class MethodTrainer(Trainer):
         return {key: value for key, value in metrics.items() if isinstance(value, float)}
 
 
-def training_arguments(config: TuneConfig, folder: Path) -> TrainingArguments:
-    """Translate a :class:`TuneConfig` for 🤗 Trainer, with its own reporting switched off.
-
-    Raises:
-        ThawkitError: a device or precision that this machine does not have.
-    """
+def check_machine(config: TuneConfig) -> None:
+    """Raise a :class:`ThawkitError` where this machine lacks the device or the precision asked for."""
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
         raise ThawkitError("device 'cuda' is not available here; device 'auto' takes what there is")
     if config.precision == "fp16" and (config.device == "cpu" or not cuda):
         raise ThawkitError("precision 'fp16' needs CUDA; on a CPU use 'bf16' or 'fp32'")
+
+
+def training_arguments(config: TuneConfig, folder: Path) -> TrainingArguments:
+    """Translate a :class:`TuneConfig` for 🤗 Trainer, with its own reporting switched off."""
+    cuda = torch.cuda.is_available()
     args = TrainingArguments(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
@@ -135,7 +137,7 @@ def training_arguments(config: TuneConfig, folder: Path) -> TrainingArguments:
         logging_strategy="epoch",
         logging_nan_inf_filter=False,
         seed=config.seed,
-        use_cpu=config.device == "cpu",
+        use_cpu=config.device == "cpu" or not cuda,
         bf16=config.precision == "bf16",
         fp16=config.precision == "fp16",
         remove_unused_columns=False,

@@ -23,7 +23,7 @@ def packed_relu(x: Tensor, lower: float = 0.0, upper: float = math.inf) -> Tenso
     """``clamp(x, lower, upper)``, saving one bit an element for the backward pass.
 
     Values and gradients equal ``torch.relu`` (the defaults), ``relu6`` (upper 6) and ``hardtanh``: the
-    gradient is 0 at and beyond a bound and passes at NaN.
+    gradient is 0 at and beyond a bound. At NaN it passes where there is no upper bound, as in ``torch.relu``.
 
     Args:
         x: any shape; float32, bfloat16 or float16 by kernel, float64 by the reference.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 
 def packed_relu(x: Tensor, lower: float, upper: float) -> Tensor:
-    """``clamp(x, lower, upper)`` whose gradient is 0 at and beyond a bound, and passes at NaN."""
+    """``clamp(x, lower, upper)`` whose gradient is 0 at and beyond a bound: relu without an upper one."""
+    if upper == math.inf:
+        return torch.nn.functional.threshold(x, lower, lower)
     return torch.nn.functional.hardtanh(x, lower, upper)

@@ -1,0 +1,55 @@
+import json
+
+import numpy as np
+import pytest
+
+from thawkit.cli import main
+from thawkit.data import load
+
+SMALL = ["--epochs", "1", "--batch-size", "25"]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A small MNIST, and the same inverted: two domains with the same classes."""
+    folder = tmp_path_factory.mktemp("digits")
+    mnist = load("mnist")
+    arrays = {}
+    for name in ("train", "val", "test"):
+        part = getattr(mnist, name)
+        arrays[f"{name}_images"], arrays[f"{name}_labels"] = part.images[:100], part.labels[:100]
+    np.savez(folder / "plain.npz", **arrays)
+    inverted = {key: 255 - value if key.endswith("images") else value for key, value in arrays.items()}
+    np.savez(folder / "inverted.npz", **inverted)
+    return folder
+
+
+def test_adapt_with_its_baseline(digits, tmp_path, capsys):
+    domains = ["--source", str(digits / "plain.npz"), "--target", str(digits / "inverted.npz")]
+    assert main(["adapt", *domains, "--output", str(tmp_path / "run"), "--baseline", *SMALL]) == 0
+    out = capsys.readouterr().out
+    adapted, alone = (
+        json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("run", "run-source-only")
+    )
+    before, after = alone["target"]["accuracy"], adapted["target"]["accuracy"]
+    assert f"Target accuracy: {before:.4f} source-only, {after:.4f} dan ({after - before:+.4f})" in out
+    assert f"thawkit export {tmp_path}/run --output" in out
+    methods = [
+        json.loads((tmp_path / n / "run.json").read_text())["method"]["name"]
+        for n in ("run", "run-source-only")
+    ]
+    assert methods == ["DAN", "Supervised"]
+
+
+def test_source_only(digits, tmp_path):
+    domains = ["--source", str(digits / "plain.npz"), "--target", str(digits / "inverted.npz")]
+    assert (
+        main(["adapt", *domains, "--output", str(tmp_path / "run"), "--method", "source-only", *SMALL]) == 0
+    )
+    assert "target" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_domains_with_other_classes(digits, tmp_path, capsys):
+    domains = ["--source", str(digits / "plain.npz"), "--target", "pneumoniamnist"]
+    assert main(["adapt", *domains, "--output", str(tmp_path / "run"), *SMALL]) == 2
+    assert "has other classes than" in capsys.readouterr().err

@@ -1,0 +1,112 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from thawkit.cli import main
+
+LIGHT = ["--model", "lenet", "--train", "all", "--augment", "digits", "--batch-size", "24", "--epochs", "3"]
+
+
+def write_folder(root):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("left", "right")):
+        (root / name).mkdir(parents=True)
+        for i in range(40):
+            pixels = rng.integers(0, 120, (14, 14), dtype=np.uint8)
+            pixels[:, 7 * label : 7 * label + 7] += 90
+            Image.fromarray(pixels).save(root / name / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_folder(tmp_path_factory.mktemp("images") / "sides")
+
+
+def command(folder, output, *more):
+    return ["train", "--data", str(folder), "--output", str(output), *LIGHT, *more]
+
+
+def test_train_prints_epochs_metrics_and_what_next(folder, tmp_path, capsys):
+    assert main(command(folder, tmp_path / "run", "--loss", "focal", "--balanced", "--patience", "2")) == 0
+    out = capsys.readouterr().out
+    assert "sides: 56 training, 12 validation and 12 test images, 2 classes" in out
+    assert re.search(r"epoch +1/3 +loss \d", out)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert f"{metrics['test']['accuracy']:.4f}" in out
+    assert f"thawkit export {tmp_path}/run --output {tmp_path}/run/bundle" in out
+    method = json.loads((tmp_path / "run" / "run.json").read_text())["method"]
+    assert (method["criterion"], method["class_weights"]) == ("focal", "balanced")
+
+
+def test_killed_from_outside_and_resumed(folder, tmp_path):
+    assert main(command(folder, tmp_path / "whole")) == 0
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, "-m", "thawkit.cli", *command(folder, killed)])
+    deadline = time.monotonic() + 120
+    while not list(killed.glob("checkpoints/*/complete.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (killed / "metrics.json").exists()
+    assert main(command(folder, killed, "--resume")) == 0
+    assert (killed / "metrics.json").read_bytes() == (tmp_path / "whole" / "metrics.json").read_bytes()
+
+
+def spoil_image(folder):
+    victim = folder / "left" / "7.png"
+    victim.write_bytes(victim.read_bytes()[:60])
+
+
+@pytest.mark.parametrize(
+    ("arrange", "more", "message"),
+    [
+        (spoil_image, [], r"cannot read image .*left/7\.png"),
+        (None, ["--data", "nowhere"], r"data 'nowhere': no such folder"),
+        (None, ["--model", "resnet"], r"unknown model 'resnet'"),
+        (None, ["--epochs", "0"], r"epochs must be above 0"),
+        (None, ["--weights", "none.pth"], r"weights: no such file: none.pth"),
+        (None, ["--train", "nothing_like_this"], r"nothing_like_this"),
+        (None, ["--augment", "mixup"], r"augment must be one of none, standard, digits, got 'mixup'"),
+        (None, ["--monitor", "recall"], r"monitor must be one of"),
+        (None, ["--resume", "--overwrite"], r"use one of them"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(tmp_path, capsys, arrange, more, message):
+    folder = write_folder(tmp_path / "images")
+    if arrange:
+        arrange(folder)
+    assert main(command(folder, tmp_path / "run", *more)) == 2
+    error = capsys.readouterr().err
+    assert re.fullmatch(rf"thawkit train: error: .*{message}.*\n", error)
+
+
+def test_weights_with_other_labels_are_named(folder, tmp_path, capsys):
+    other = tmp_path / "labels.npz"
+    np.savez(other, train_images=np.zeros((9, 8, 8), np.uint8), train_labels=np.arange(8) % 3)
+    assert main(["train", "--data", str(other), "--output", str(tmp_path / "run"), *LIGHT]) == 2
+    assert "9 images but 8 labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["train", "adapt"])
+def test_help_needs_no_torch(name):
+    code = (
+        "import sys; from thawkit.cli import main\n"
+        f"try: main([{name!r}, '--help'])\n"
+        "except SystemExit as done: assert done.code == 0\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'timm'} & set(sys.modules)\n"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--resume" in done.stdout

@@ -1,0 +1,43 @@
+"""What the operator tests share: comparisons against a float64 truth, and poisoned memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fill what ``new_empty`` and ``empty`` return with NaN, so that an output nobody wrote is seen."""
+
+    def poison(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def wrapped(*args, **kwargs):
+            out = make(*args, **kwargs)
+            if type(out) is torch.Tensor and out.device.type == "cpu" and out.is_floating_point():
+                out.fill_(float("nan"))
+            return out
+
+        return wrapped
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+    monkeypatch.setattr(torch.Tensor, "new_empty", poison(torch.Tensor.new_empty))
+    return
+
+
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    """Largest absolute difference over the largest absolute truth."""
+    scale = truth.double().abs().max().item() if truth.numel() else 0.0
+    worst = (got.double() - truth.double()).abs().max().item() if truth.numel() else 0.0
+    return worst if scale == 0 else worst / scale
+
+
+def values_and_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> list[Tensor]:
+    """Return the output of ``function`` and the gradients of a weighted sum of it."""
+    inputs = tuple(x.detach().clone().requires_grad_() for x in inputs)
+    out = function(*inputs)
+    weight = torch.linspace(0.5, 1.5, max(out.numel(), 1), dtype=out.dtype)[: out.numel()].reshape(out.shape)
+    return [out.detach(), *torch.autograd.grad((out * weight).sum(), inputs)]

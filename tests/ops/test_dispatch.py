@@ -1,0 +1,85 @@
+"""Backends: the choice, how to force it, what is said when it cannot be."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from thawkit import ops
+from thawkit.errors import ThawkitError
+from thawkit.losses import functional as F
+from thawkit.ops.dispatch import choose, forced_backend
+
+
+def test_cpu_kernels_are_chosen_for_float32_and_the_reference_for_float64():
+    kernels = {"cpu": lambda *t: "" if t[0].dtype == torch.float32 else "is for float32"}
+    assert choose("op", kernels, torch.zeros(1)) == "cpu"
+    assert choose("op", kernels, torch.zeros(1).double()) == "reference"
+
+
+def test_a_forced_backend_that_cannot_says_why():
+    x = torch.zeros(3, 2)
+    with ops.use_backend("cpu"), pytest.raises(ThawkitError, match="'cpu' was forced, but it takes float32"):
+        F.info_nce(x.double(), x.double())
+    if not torch.cuda.is_available():
+        with ops.use_backend("cuda"), pytest.raises(ThawkitError, match="info_nce: backend 'cuda' was forced"):
+            F.info_nce(x, x)
+    with ops.use_backend("triton"), pytest.raises(ThawkitError, match=r"mmd: backend 'triton' was forced"):
+        F.mmd(x, x)
+
+
+def test_the_block_ends():
+    with ops.use_backend("reference"):
+        assert forced_backend() == "reference"
+    assert forced_backend() is None
+
+
+def test_unknown_names(monkeypatch):
+    with pytest.raises(ThawkitError, match="backend must be one of"), ops.use_backend("gpu"):
+        pass
+    monkeypatch.setenv("THAWKIT_BACKEND", "fast")
+    with pytest.raises(ThawkitError, match="THAWKIT_BACKEND must be one of"):
+        F.info_nce(torch.zeros(3, 2), torch.zeros(3, 2))
+
+
+def test_the_environment_forces_a_backend(monkeypatch):
+    monkeypatch.setenv("THAWKIT_BACKEND", "reference")
+    q = torch.randn(3, 2, requires_grad=True)
+    assert "InfoNCE" not in type(F.info_nce(q, q.detach()).grad_fn).__name__
+
+
+def test_every_instruction_set_passes_the_kernel_tests():
+    """The kernels choose theirs once a process, so the other ones are tested in processes of their own."""
+    from thawkit import _C
+
+    if os.environ.get("THAWKIT_CPU_ISA"):
+        pytest.skip("this is such a process")
+    others = [isa for isa in _C.cpu_isas().split() if isa != _C.cpu_isa()]
+    assert others, "there is always the baseline"
+    for isa in others:
+        run = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not compile and not opcheck"]
+            + [f"tests/ops/test_{family}.py" for family in ("pairwise", "focal", "frozen")],
+            env=os.environ | {"THAWKIT_CPU_ISA": isa},
+            cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert run.returncode == 0, f"{isa}:\n{run.stdout[-3000:]}"
+
+
+def test_an_unknown_instruction_set_is_named():
+    code = "from thawkit import _C; print(_C.cpu_isa(), '|', _C.cpu_problem())"
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"THAWKIT_CPU_ISA": "mmx"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.startswith("baseline | THAWKIT_CPU_ISA must be")

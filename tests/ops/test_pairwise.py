@@ -1,0 +1,380 @@
+"""InfoNCE and MMD against their float64 references: values, gradients, awkward sizes, special values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.ops.conftest import relative_error, values_and_gradients
+from thawkit import ops
+from thawkit.errors import ThawkitError
+from thawkit.losses import functional as F
+from thawkit.ops import pairwise
+from thawkit.ops.pairwise import cuda, reference
+
+SIZES = [(1, 1, 1), (1, 5, 3), (2, 2, 16), (13, 17, 5), (48, 96, 33), (100, 131, 64), (257, 400, 17), (391, 1160, 31)]
+
+
+def clip_like(rows, keys, features, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randn(rows, features, generator=generator)
+    k = torch.randn(keys, features, generator=generator)
+    k[:rows] = k[:rows] + 0.5 * q
+    return q.to(dtype), k.to(dtype)
+
+
+def against_reference(function, *inputs):
+    """Errors of the kernel's values and gradients relative to float64."""
+    with ops.use_backend("cpu"):
+        got = values_and_gradients(function, *inputs)
+    with ops.use_backend("reference"):
+        truth = values_and_gradients(function, *(x.double() for x in inputs))
+    return [relative_error(a, b) for a, b in zip(got, truth, strict=True)]
+
+
+# ---- InfoNCE
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_info_nce_equals_float64(sizes, reduction, normalize):
+    q, k = clip_like(*sizes)
+    scale = torch.tensor(7.0 if normalize else 0.7)
+    *errors, scale_error = against_reference(
+        lambda q, k, s: F.info_nce(q, k, logit_scale=s, normalize=normalize, reduction=reduction), q, k, scale
+    )
+    assert max(errors) < 5e-6
+    assert scale_error < 1e-3  # a sum over rows of both signs: relative to it, rounding is large
+
+
+def test_scale_gradient_of_each_row():
+    q, k = clip_like(50, 80, 16)
+    rows = lambda q, k, s: F.info_nce(q, k, logit_scale=s.expand(()), reduction="none")
+    scale = torch.tensor(7.0, requires_grad=True)
+    truth = reference.info_nce(q.double(), k.double(), (wide := torch.tensor(7.0).double().requires_grad_()), True)
+    for i in range(0, 50, 7):
+        (got,) = torch.autograd.grad(rows(q, k, scale)[i], scale)
+        (expected,) = torch.autograd.grad(truth[i], wide, retain_graph=True)
+        assert got.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    extra=st.integers(0, 70),
+    features=st.integers(1, 40),
+    scale=st.floats(-30, 30).filter(lambda s: abs(s) > 1e-3),
+    seed=st.integers(0, 1000),
+)
+def test_info_nce_any_size_and_scale(rows, extra, features, scale, seed):
+    q, k = clip_like(rows, rows + extra, features, seed)
+    got, *gradients = values_and_gradients(lambda q, k: F.info_nce(q, k, logit_scale=scale), q, k)
+    with ops.use_backend("reference"):
+        truth, *true_gradients = values_and_gradients(
+            lambda q, k: F.info_nce(q, k, logit_scale=scale), q.double(), k.double()
+        )
+    torch.testing.assert_close(got.double(), truth, rtol=2e-6, atol=2e-6)
+    for a, b in zip(gradients, true_gradients, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=5e-6 * max(1.0, abs(scale)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_no_further_from_the_truth_than_torch(dtype):
+    q, k = clip_like(200, 300, 48, dtype=dtype)
+
+    def torch_own(q, k):
+        q, k = torch.nn.functional.normalize(q, dim=1), torch.nn.functional.normalize(k, dim=1)
+        return torch.nn.functional.cross_entropy(14.0 * q @ k.t(), torch.arange(200))
+
+    truth = values_and_gradients(torch_own, q.double(), k.double())
+    plain = values_and_gradients(torch_own, q, k)
+    ours = values_and_gradients(lambda q, k: F.info_nce(q, k, logit_scale=14.0), q, k)
+    assert ours[0].dtype == torch.float32
+    for mine, theirs, exact in zip(ours, plain, truth, strict=True):
+        assert relative_error(mine, exact) <= relative_error(theirs, exact) + 1e-3
+
+
+@pytest.mark.parametrize("scale", [100.0, 1 / 0.01, -20.0, 0.0])
+def test_info_nce_saturated(scale):
+    q, k = clip_like(60, 90, 24)
+    k[:30] = q[:30]  # aligned positives
+    k[70:80] = q[3]  # duplicates of one positive
+    q[31] = 0.0  # a row without a direction
+    function = lambda q, k, s: F.info_nce(q, k, logit_scale=s, reduction="none")
+    with ops.use_backend("cpu"):
+        got = values_and_gradients(function, q, k, torch.tensor(scale))
+    with ops.use_backend("reference"):
+        truth = values_and_gradients(function, q.double(), k.double(), torch.tensor(scale).double())
+    usable = torch.arange(60) != 31  # the gradient of a zero row is 1/eps large
+    got[1], truth[1] = got[1][usable], truth[1][usable]
+    assert max(relative_error(a, b) for a, b in zip(got, truth, strict=True)) < 2e-5
+
+
+def test_a_dominating_positive_keeps_its_digits():
+    q = torch.eye(4)
+    loss, dq = values_and_gradients(lambda q: F.info_nce(q, torch.eye(4), logit_scale=30.0, normalize=False), q)
+    truth = math.log1p(3 * math.exp(-30))
+    assert loss.item() == pytest.approx(truth, rel=1e-6)
+    assert torch.isfinite(dq).all()
+    assert dq.abs().max() > 0
+
+
+@pytest.mark.parametrize("place", ["query", "positive", "negative"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_info_nce_special_values_come_out_where_torch_has_them(place, value):
+    q, k = clip_like(40, 50, 9)
+    {"query": q, "positive": k, "negative": k}[place][{"query": 3, "positive": 5, "negative": 45}[place], 2] = value
+    expected = reference.info_nce(q, k, torch.tensor(2.0), False)
+    got = F.info_nce(q, k, logit_scale=2.0, normalize=False, reduction="none")
+    torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
+
+
+def test_info_nce_gradcheck_and_double_backward():
+    q, k = (x.double().requires_grad_() for x in clip_like(5, 7, 3))
+    scale = torch.tensor(3.0, dtype=torch.float64, requires_grad=True)
+    function = lambda q, k, s: F.info_nce(q, k, logit_scale=s)
+    assert torch.autograd.gradcheck(function, (q, k, scale))
+    assert torch.autograd.gradgradcheck(function, (q, k, scale))
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_double_backward_of_the_kernel_equals_the_reference(reduction):
+    def second(q, k):
+        loss = F.info_nce(q, k, logit_scale=5.0, reduction=reduction).square().sum()
+        (dq,) = torch.autograd.grad(loss, q, create_graph=True)
+        return torch.autograd.grad(dq.square().sum(), (q, k))
+
+    q, k = clip_like(20, 30, 8)
+    got = second(q.requires_grad_(), k.requires_grad_())
+    with ops.use_backend("reference"):
+        truth = second(q.detach().double().requires_grad_(), k.detach().double().requires_grad_())
+    assert max(relative_error(a, b) for a, b in zip(got, truth, strict=True)) < 1e-5
+
+
+def test_only_wanted_gradients_are_computed():
+    q, k = clip_like(30, 40, 8)
+    loss = F.info_nce(q, k.requires_grad_(), logit_scale=5.0)
+    assert [x.numel() for x in loss.grad_fn.gradients] == [0, k.numel(), 0]
+
+
+def test_backward_twice_gives_the_same():
+    q, k = clip_like(30, 40, 8)
+    q.requires_grad_()
+    loss = F.info_nce(q, k, logit_scale=5.0)
+    first = torch.autograd.grad(loss, q, retain_graph=True)[0].clone()
+    loss.backward()
+    torch.testing.assert_close(q.grad, first, rtol=0, atol=0)
+
+
+def test_non_contiguous_and_expanded_inputs():
+    wide = torch.randn(64, 40)
+    q, k = wide[::2, ::2], wide.t()[:20].t()[32:]
+    torch.testing.assert_close(F.info_nce(q, k), F.info_nce(q.contiguous(), k.contiguous()))
+    torch.testing.assert_close(F.info_nce(q[:1].expand(6, -1), k[:6]), F.info_nce(q[:1].repeat(6, 1), k[:6]))
+
+
+def test_row_order_does_not_matter():
+    q, k = clip_like(100, 100, 16)
+    order = torch.randperm(100, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(F.info_nce(q, k), F.info_nce(q[order], k[order]), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_thread_count_follows_torch(threads):
+    q, k = clip_like(500, 900, 64)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        errors = against_reference(lambda q, k: F.info_nce(q, k), q, k)
+    finally:
+        torch.set_num_threads(before)
+    assert max(errors) < 5e-6
+
+
+def test_extra_memory_is_a_sliver_of_the_matrix():
+    q, k = clip_like(2048, 2048, 64)
+    q.requires_grad_()
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        F.info_nce(q, k).backward()
+    allocated = sum(max(e.self_device_memory_usage, e.self_cpu_memory_usage, 0) for e in profile.key_averages())
+    assert allocated < 2048 * 2048 * 4 / 2
+
+
+@pytest.mark.parametrize("op", [torch.ops.thawkit.info_nce.default])
+def test_info_nce_operator_is_well_formed(op, monkeypatch):
+    monkeypatch.undo()
+    q, k = clip_like(9, 12, 5)
+    torch.library.opcheck(op, (q, k, torch.tensor(3.0), None, 1.0, True, True, True, True, "cpu"))
+    torch.library.opcheck(op, (q, k, torch.tensor(3.0), torch.rand(9), 1.0, False, False, True, False, "cpu"))
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_losses_compile_without_graph_breaks(backend, monkeypatch):
+    monkeypatch.undo()
+
+    def step(q, k, s):
+        return F.info_nce(q, k, logit_scale=s) + F.mmd(q, k)
+
+    inputs = [x.requires_grad_() for x in (*clip_like(20, 30, 8), torch.tensor(4.0))]
+    expected = torch.autograd.grad(step(*inputs), inputs)
+    got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend=backend)(*inputs), inputs)
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def plain_epilogue(scores, first, row_weight, weight, scale, loss, dscale, gradient):
+    rows = torch.arange(scores.shape[0])
+    loss.copy_(scores.logsumexp(1) - scores[rows, first + rows])
+    slopes = scores.softmax(1)
+    slopes[rows, first + rows] -= 1
+    slopes *= weight if row_weight is None else row_weight[:, None]
+    if dscale.numel():
+        dscale.copy_((slopes * scores).sum(1) / scale)
+    scores.copy_(slopes)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("panel_rows", [1, 7, 100])
+def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, normalize, monkeypatch):
+    q, k = clip_like(23, 31, 6)
+    monkeypatch.undo()
+    weights = torch.rand(23)
+    options = (q, k, torch.tensor(3.0), weights, 1.0, normalize, True, True, True)
+    got = cuda.info_nce(*options, run_epilogue=plain_epilogue, panel_bytes=4 * 31 * panel_rows)
+    expected = torch.ops.thawkit.info_nce(*options, "cpu")
+    for a, b in zip(got, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("q", "k", "options", "says"),
+    [
+        (torch.zeros(3), torch.zeros(3, 2), {}, "q must have shape"),
+        (torch.zeros(3, 2), torch.zeros(3, 4), {}, "number of features"),
+        (torch.zeros(3, 2), torch.zeros(2, 2), {}, "k must have at least as many rows"),
+        (torch.zeros(3, 2), torch.zeros(3, 2).double(), {}, "same dtype"),
+        (torch.zeros(3, 2).int(), torch.zeros(3, 2).int(), {}, "q must be float32"),
+        (torch.zeros(0, 2), torch.zeros(3, 2), {}, "q has no rows"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"logit_scale": math.inf}, "logit_scale must be finite"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"logit_scale": torch.ones(2)}, "logit_scale must have one element"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"reduction": "max"}, "reduction must be one of"),
+    ],
+)
+def test_info_nce_bad_input(q, k, options, says):
+    with pytest.raises(ThawkitError, match=says):
+        F.info_nce(q, k, **options)
+
+
+def test_no_rows_sum_to_nothing():
+    q = torch.zeros(0, 4, requires_grad=True)
+    k = torch.randn(3, 4, requires_grad=True)
+    loss = F.info_nce(q, k, reduction="sum")
+    dq, dk = torch.autograd.grad(loss, (q, k))
+    assert loss.item() == 0
+    assert dq.shape == (0, 4)
+    assert not dk.any()
+
+
+# ---- MMD
+
+
+def two_samples(n, m, features, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(n, features, generator=generator),
+        torch.randn(m, features, generator=generator) * 1.3 + 0.4,
+    )
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+@pytest.mark.parametrize("bandwidths", ["mean", (3.0, 3), torch.tensor([2.0, 5.0]), (2.0, 1)])
+@pytest.mark.parametrize("sizes", [(2, 2, 1), (3, 11, 4), (36, 36, 20), (101, 67, 33), (400, 250, 12)])
+def test_mmd_equals_float64(sizes, bandwidths, estimator):
+    x, y = two_samples(*sizes)
+    errors = against_reference(lambda x, y: F.mmd(x, y, bandwidths=bandwidths, estimator=estimator), x, y)
+    assert errors[0] < 3e-5
+    assert max(errors[1:]) < 1e-5
+
+
+def test_mmd_by_its_definition():
+    x, y = (s.double() for s in two_samples(7, 5, 3))
+    k = lambda u, v: sum(torch.exp(-torch.cdist(u, v) ** 2 / (2 * s * s)) for s in (1.0, 4.0))
+    expected = k(x, x).mean() + k(y, y).mean() - 2 * k(x, y).mean()
+    got = F.mmd(x.float(), y.float(), bandwidths=torch.tensor([1.0, 4.0]))
+    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_mmd_of_a_sample_with_itself():
+    x, _ = two_samples(50, 2, 8)
+    assert F.mmd(x, x.clone()).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_mmd_far_from_the_origin_keeps_its_digits():
+    x, y = two_samples(60, 60, 8)
+    near, far = F.mmd(x, y), F.mmd(x + 100, y + 100)
+    assert far.item() == pytest.approx(near.item(), rel=1e-3)
+
+
+def test_mmd_coinciding_points_are_finite():
+    x = torch.ones(6, 3, requires_grad=True)
+    value = F.mmd(x, torch.ones(4, 3))
+    value.backward()
+    assert value.item() == pytest.approx(0, abs=1e-5)
+    assert torch.isfinite(x.grad).all()
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_mmd_special_values_spread_as_in_torch(value):
+    x, y = two_samples(20, 30, 4)
+    x[3, 1] = value
+    assert F.mmd(x, y, bandwidths=torch.tensor([2.0])).isnan()
+
+
+def test_mean_squared_distance_is_that_of_all_pairs():
+    x, y = (s.double() for s in two_samples(9, 6, 5))
+    z = torch.cat((x, y))
+    expected = torch.cdist(z, z).square().sum() / (15 * 14)
+    torch.testing.assert_close(pairwise.mean_squared_distance(x, y), expected)
+
+
+def test_mmd_gradcheck_and_bandwidth_gradient():
+    x, y = (s.double().requires_grad_() for s in two_samples(4, 6, 3))
+    sigma = torch.tensor([1.0, 3.0], dtype=torch.float64, requires_grad=True)
+    function = lambda x, y, s: F.mmd(x, y, bandwidths=s, estimator="unbiased")
+    assert torch.autograd.gradcheck(function, (x, y, sigma))
+    assert torch.autograd.gradgradcheck(function, (x, y, sigma))
+    learned = torch.tensor([1.0, 3.0], requires_grad=True)
+    F.mmd(x.detach().float(), y.detach().float(), bandwidths=learned).backward()
+    assert learned.grad.abs().min() > 0
+
+
+def test_mmd_operator_is_well_formed(monkeypatch):
+    monkeypatch.undo()
+    x, y = two_samples(9, 12, 5)
+    for need in (True, False):
+        torch.library.opcheck(
+            torch.ops.thawkit.mmd.default, (x, y, torch.tensor([0.1, 0.2]), True, True, need)
+        )
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "options", "says"),
+    [
+        (torch.zeros(3), torch.zeros(3, 2), {}, "x must have shape"),
+        (torch.zeros(3, 2), torch.zeros(3, 4), {}, "number of features"),
+        (torch.zeros(1, 2), torch.zeros(3, 2), {"estimator": "unbiased"}, "x must have at least 2 rows"),
+        (torch.zeros(3, 2), torch.zeros(0, 2), {}, "y must have at least 1 rows"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"kernel": "tanh"}, "kernel must be one of"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": (1.0, 3)}, "multiplier > 1"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": "wide"}, "bandwidths must be one of"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"estimator": "best"}, "estimator must be one of"),
+    ],
+)
+def test_mmd_bad_input(x, y, options, says):
+    with pytest.raises(ThawkitError, match=says):
+        F.mmd(x, y, **options)
