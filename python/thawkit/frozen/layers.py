@@ -1,8 +1,8 @@
 """Layers that save for the backward pass only what their frozen parameters leave to be computed.
 
 PyTorch's own convolution, batch normalization and ReLU save their input or output whenever *anything* of
-theirs needs a gradient. With the weight frozen none of these needs it: the gradients of a convolution are
-a transposed convolution of ``dY`` and a sum of ``dY``, those of a batch normalization with fixed statistics
+theirs needs a gradient. With the weight frozen none of them needs it: the gradients of a convolution are
+a product of ``dY`` with the weight and a sum of ``dY``, those of a batch normalization with fixed statistics
 a scaling and a sum, that of a ReLU a mask of one bit an element.
 
 Each class here is a stock class with another ``forward``. :mod:`thawkit.frozen.rewrite` assigns it to
@@ -26,7 +26,6 @@ from thawkit.ops.frozen import packed_relu
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]
 
 _CONVOLUTION = (F.conv1d, F.conv2d, F.conv3d)
-_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
 
 
 def recording(x: Tensor) -> bool:
@@ -65,29 +64,24 @@ class _Convolution(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None)
         ctx.geometry = stride, padding, dilation, groups
-        ctx.input_shape = x.shape
+        ctx.layout = x.shape, x.stride()
         ctx.bias_dtype = None if bias is None else bias.dtype
         return _CONVOLUTION[weight.dim() - 3](x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        stride, padding, dilation, groups = ctx.geometry
-        n = len(stride)
         grad_input = grad_bias = None
         if ctx.needs_input_grad[0]:
             (weight,) = ctx.saved_tensors
-            sizes = zip(ctx.input_shape[-n:], grad.shape[-n:], weight.shape[-n:], strict=True)
-            rest = tuple(
-                size - ((out - 1) * s - 2 * p + d * (kernel - 1) + 1)
-                for (size, out, kernel), s, p, d in zip(sizes, stride, padding, dilation, strict=True)
-            )
             weight = weight.to(grad.dtype)  # under autocast the forward used a cast copy, which is gone
-            with torch.autocast(grad.device.type, enabled=False):
-                grad_input = _TRANSPOSED[n - 1](grad, weight, None, stride, padding, rest, groups, dilation)
+            shape_only = grad.new_empty_strided(*ctx.layout)  # the input's values do not enter its gradient
+            stride, padding, dilation, groups = ctx.geometry
+            geometry = stride, padding, dilation, False, (0,) * len(stride), groups
+            grad_input = torch.ops.aten.convolution_backward(
+                grad, shape_only, weight, None, *geometry, (True, False, False)
+            )[0]
         if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
-            channel = grad.dim() - n - 1
-            others = [d for d in range(grad.dim()) if d != channel]
-            grad_bias = grad.sum(others, dtype=ctx.bias_dtype)
+            grad_bias = grad.sum([d for d in range(grad.dim()) if d != 1], dtype=ctx.bias_dtype)
         return grad_input, None, grad_bias, None, None, None, None
 
 
@@ -111,7 +105,10 @@ def frozen_convolution(
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
             x = F.pad(x, module._reversed_padding_repeated_twice, mode)
             padding = (0,) * len(module.stride)
-    return _Convolution.apply(x, weight, bias, module.stride, padding, module.dilation, module.groups)
+    geometry = module.stride, padding, module.dilation, module.groups
+    if x.dim() == weight.dim():
+        return _Convolution.apply(x, weight, bias, *geometry)
+    return _Convolution.apply(x.unsqueeze(0), weight, bias, *geometry).squeeze(0)
 
 
 class _FrozenConv(Rewritten):

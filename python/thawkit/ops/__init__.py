@@ -6,4 +6,11 @@ One package a family: :mod:`~thawkit.ops.pairwise`, :mod:`~thawkit.ops.focal`, :
 from thawkit.ops import focal, frozen, pairwise
 from thawkit.ops.dispatch import BACKENDS, unavailable, use_backend
 
-__all__ = ["BACKENDS", "focal", "frozen", "pairwise", "unavailable", "use_backend"]
+OPERATORS: dict[str, tuple[str, ...]] = {
+    **pairwise.BACKENDS,
+    **focal.BACKENDS,
+    **frozen.BACKENDS,
+}
+"""The operators, and the backends that have a kernel for each beside the reference."""
+
+__all__ = ["BACKENDS", "OPERATORS", "focal", "frozen", "pairwise", "unavailable", "use_backend"]

@@ -17,6 +17,7 @@ from thawkit.ops.focal import cpu, cuda, reference
 __all__ = ["sigmoid_focal"]
 
 _KERNELS = {"cpu": cpu.objection, "cuda": cuda.objection}
+BACKENDS = {"sigmoid_focal": tuple(_KERNELS)}
 
 
 def sigmoid_focal(

@@ -17,6 +17,7 @@ from thawkit.ops.frozen import cpu, cuda, reference
 __all__ = ["packed_relu"]
 
 _KERNELS = {"cpu": cpu.objection, "cuda": cuda.objection}
+BACKENDS = {"packed_relu": tuple(_KERNELS)}
 
 
 def packed_relu(x: Tensor, lower: float = 0.0, upper: float = math.inf) -> Tensor:

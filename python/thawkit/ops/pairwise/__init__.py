@@ -18,6 +18,7 @@ __all__ = ["geometric_gamma", "info_nce", "mean_squared_distance", "mmd"]
 _INFO_NCE = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _INFO_NCE_OBJECTIONS = {name: module.objection for name, module in _INFO_NCE.items()}
 _MMD_OBJECTIONS = {"cpu": cpu.objection}
+BACKENDS = {"info_nce": tuple(_INFO_NCE), "mmd": tuple(_MMD_OBJECTIONS)}
 
 
 # ---- InfoNCE

@@ -1,0 +1,150 @@
+"""What the benchmarks share: interleaved timing, the machine's own limits, results as files.
+
+A figure counts only beside its peers and the physical limit, measured in one run. Functions are timed in
+turn, round after round, so that a drift of the machine touches all of them; the table shows medians.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the memory profiler talks on standard error
+
+import torch  # noqa: E402 - after the variable above
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return the options that every benchmark has."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--quick", action="store_true", help="fewer sizes and rounds; writes no result file")
+    options.add_argument("--rounds", type=int, default=7, help="counted rounds (default 7)")
+    options.add_argument("--output", type=Path, help="result file (default: bench/results/<name>-<cpu>.json)")
+    return options
+
+
+def cpu_name() -> str:
+    """Return the processor's name with family and model, since virtual machines often say only the brand."""
+    fields: dict[str, str] = {}
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())
+    except OSError:
+        return platform.processor() or platform.machine()
+    name = fields.get("model name", platform.machine())
+    if "cpu family" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']})"
+    return name
+
+
+def timed(
+    functions: Mapping[str, Callable[[], Any]], rounds: int, limit_s: float = 60.0
+) -> dict[str, float]:
+    """Return the median seconds of each function, called in turn after one warm-up round.
+
+    Rounds stop early once ``limit_s`` seconds are spent and three rounds are done.
+    """
+    for function in functions.values():
+        function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    started = time.perf_counter()
+    collect = gc.isenabled()
+    gc.disable()
+    try:
+        for done in range(rounds):
+            if done >= 3 and time.perf_counter() - started > limit_s:
+                break
+            for name, function in functions.items():
+                start = time.perf_counter()
+                function()
+                seconds[name].append(time.perf_counter() - start)
+    finally:
+        if collect:
+            gc.enable()
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def fma_peak() -> float:
+    """Return FLOP/s of register-only fused multiply-adds on all of torch's threads (best of three)."""
+    from thawkit import _C
+
+    return max(_C.fma_peak(torch.get_num_threads(), 0.3) for _ in range(3))
+
+
+def copy_bandwidth(nbytes: int = 256 << 20) -> float:
+    """Return bytes/s of a copy, reads and writes both counted."""
+    source, target = torch.empty(nbytes // 4), torch.empty(nbytes // 4)
+    source.fill_(1)
+    best = min(timed({"copy": lambda: target.copy_(source)}, 5).values())
+    return 2 * nbytes / best
+
+
+def extra_bytes(function: Callable[[], Any]) -> int:
+    """Return the most bytes that torch's CPU allocator held at once for ``function``, over the start."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        keep = function()
+    held = peak = 0
+    for event in recorded.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    del keep
+    return peak
+
+
+@dataclass
+class Report:
+    """Rows of one benchmark, printed as they come and written with what is needed to repeat them."""
+
+    name: str
+    options: argparse.Namespace
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def row(self, **values: Any) -> None:
+        """Add a row and print it."""
+        self.rows.append(values)
+        print("  ".join(f"{key}={_short(value)}" for key, value in values.items()), flush=True)
+
+    def write(self) -> None:
+        """Write the result file, unless the run was a quick one."""
+        from thawkit import _C, __version__
+
+        document = {
+            "benchmark": self.name,
+            "command": "python " + " ".join(sys.argv),
+            "cpu": cpu_name(),
+            "isa": _C.cpu_isa(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "thawkit": __version__,
+            "python": platform.python_version(),
+            **self.notes,
+            "rows": self.rows,
+        }
+        if self.options.quick and not self.options.output:
+            return
+        slug = "".join(c if c.isalnum() else "-" for c in cpu_name().lower()).strip("-")
+        path = self.options.output or RESULTS / f"{self.name}-{'-'.join(filter(None, slug.split('-')))}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(document, indent=1) + "\n")
+        print(f"wrote {path}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

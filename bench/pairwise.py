@@ -1,0 +1,129 @@
+"""InfoNCE and MMD, forward and backward: against torch's best forms, its bare products and the FMA peak.
+
+Peers: eager torch; torch.compile; torch's own chunked ``linear_cross_entropy`` (InfoNCE only: it says the
+same thing in one line). Limits: the products alone at the FMA peak, and torch's own products alone.
+"""
+
+from __future__ import annotations
+
+import torch
+from common import Report, extra_bytes, fma_peak, parser, timed
+from torch.nn import functional as F
+
+from thawkit.losses import functional as L
+
+SCALE = 14.0
+
+
+def info_nce(report: Report, rows: int, features: int, peak: float, rounds: int, compiled: bool) -> None:
+    q = F.normalize(torch.randn(rows, features), dim=1).requires_grad_()
+    k = F.normalize(torch.randn(rows, features), dim=1).requires_grad_()
+    target = torch.arange(rows)
+    scores, out = torch.empty(rows, rows), torch.empty(rows, features)
+    raw_q, raw_k = q.detach(), k.detach()
+
+    def gradients(loss: torch.Tensor):
+        return torch.autograd.grad(loss, (q, k))
+
+    def eager_loss(q, k):
+        return F.cross_entropy(q @ k.t() * SCALE, target)
+
+    def bare_products():
+        torch.mm(raw_q, raw_k.t(), out=scores)
+        torch.mm(scores, raw_k, out=out)
+        torch.mm(scores.t(), raw_q, out=out)
+
+    functions = {
+        "thawkit": lambda: gradients(L.info_nce(q, k, logit_scale=SCALE, normalize=False)),
+        "eager": lambda: gradients(eager_loss(q, k)),
+        "bare products": bare_products,
+    }
+    if hasattr(F, "linear_cross_entropy"):
+        options = torch.nn.LinearCrossEntropyOptions()
+        functions["torch chunked"] = lambda: gradients(
+            F.linear_cross_entropy(q * SCALE, k, target, options=options)
+        )
+    if compiled:
+        step = torch.compile(eager_loss)
+        functions["torch.compile"] = lambda: gradients(step(q, k))
+    error = max(
+        ((a - b).norm() / b.norm()).item() for a, b in zip(functions["thawkit"](), functions["eager"](), strict=True)
+    )
+    memory = {name: extra_bytes(functions[name]) for name in ("thawkit", "eager")}
+    seconds = timed(functions, rounds)
+    finish(report, "info_nce", f"{rows}x{features}", seconds, 6 * rows * rows * features / peak, memory, error)
+
+
+def mmd(report: Report, rows: int, features: int, peak: float, rounds: int, compiled: bool) -> None:
+    x = torch.randn(rows, features, requires_grad=True)
+    y = (torch.randn(rows, features) + 0.1).requires_grad_()
+    both = torch.cat((x, y)).detach()
+    scores, out = torch.empty(2 * rows, 2 * rows), torch.empty(2 * rows, features)
+
+    def cdist_form(x, y):
+        z = torch.cat((x, y))
+        d2 = torch.cdist(z, z) ** 2
+        mean = d2.detach().sum() / (d2.shape[0] * (d2.shape[0] - 1))
+        kernel = sum(torch.exp(-d2 / (2 * mean * 2.0**e)) for e in range(-2, 3))
+        return kernel[:rows, :rows].mean() + kernel[rows:, rows:].mean() - 2 * kernel[:rows, rows:].mean()
+
+    def bare_products():
+        torch.mm(both, both.t(), out=scores)
+        torch.mm(scores, both, out=out)
+
+    functions = {
+        "thawkit": lambda: torch.autograd.grad(L.mmd(x, y), (x, y)),
+        "eager": lambda: torch.autograd.grad(cdist_form(x, y), (x, y)),
+        "bare products": bare_products,
+    }
+    if compiled:
+        step = torch.compile(cdist_form)
+        functions["torch.compile"] = lambda: torch.autograd.grad(step(x, y), (x, y))
+    error = max(
+        ((a - b).norm() / b.norm()).item() for a, b in zip(functions["thawkit"](), functions["eager"](), strict=True)
+    )
+    memory = {name: extra_bytes(functions[name]) for name in ("thawkit", "eager")}
+    seconds = timed(functions, rounds)
+    # S by its upper triangle, and W times the samples: 3 N^2 D multiply-adds' FLOP of N = 2 rows
+    flops = 3 * (2 * rows) ** 2 * features
+    finish(report, "mmd", f"{rows}+{rows}x{features}", seconds, flops / peak, memory, error)
+
+
+def finish(report, loss, size, seconds, floor, memory, error) -> None:
+    ours = seconds["thawkit"]
+    peers = {name: s for name, s in seconds.items() if name not in ("thawkit", "bare products")}
+    fastest = min(peers, key=peers.__getitem__)
+    report.row(
+        loss=loss,
+        size=size,
+        ms={name: round(1e3 * s, 3) for name, s in seconds.items()},
+        share_of_fma_peak=floor / ours,
+        of_bare_products=ours / seconds["bare products"],
+        fastest_peer=fastest,
+        speedup_over_fastest_peer=peers[fastest] / ours,
+        speedup={name: round(s / ours, 2) for name, s in peers.items()},
+        extra_mib={name: round(b / 2**20, 2) for name, b in memory.items()},
+        memory_ratio=memory["eager"] / max(memory["thawkit"], 1),
+        gradient_difference=error,
+    )
+
+
+def main() -> None:
+    options = parser(__doc__.splitlines()[0]).parse_args()
+    torch.manual_seed(0)
+    peak = fma_peak()
+    report = Report("pairwise", options, notes={"fma_peak_gflops": peak / 1e9})
+    print(f"FMA peak {peak / 1e9:.0f} GFLOP/s")
+    sizes = [(256, 128), (1024, 128), (4096, 128), (8192, 128), (8192, 512)]
+    for rows, features in sizes[:2] if options.quick else sizes:
+        rounds = options.rounds * (20 if rows <= 1024 else 1)
+        info_nce(report, rows, features, peak, rounds, compiled=not options.quick)
+    mmd(report, *((256, 64) if options.quick else (4096, 256)), peak, options.rounds, compiled=not options.quick)
+    for rows in (36, 512):
+        mmd(report, rows, 256, peak, options.rounds * 20, compiled=False)
+    report.notes["fma_peak_gflops_after"] = fma_peak() / 1e9
+    report.write()
+
+
+if __name__ == "__main__":
+    main()
