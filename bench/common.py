@@ -21,7 +21,7 @@ from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the memory profiler talks on standard error
 
-import torch  # noqa: E402 - after the variable above
+import torch
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -50,9 +50,7 @@ def cpu_name() -> str:
     return name
 
 
-def timed(
-    functions: Mapping[str, Callable[[], Any]], rounds: int, limit_s: float = 60.0
-) -> dict[str, float]:
+def timed(functions: Mapping[str, Callable[[], Any]], rounds: int, limit_s: float = 60.0) -> dict[str, float]:
     """Return the median seconds of each function, called in turn after one warm-up round.
 
     Rounds stop early once ``limit_s`` seconds are spent and three rounds are done.

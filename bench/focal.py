@@ -12,7 +12,9 @@ from torchvision.ops import sigmoid_focal_loss
 from thawkit.losses import functional as L
 
 
-def focal(report: Report, count: int, dtype: torch.dtype, bandwidth: float, rounds: int, compiled: bool) -> None:
+def focal(
+    report: Report, count: int, dtype: torch.dtype, bandwidth: float, rounds: int, compiled: bool
+) -> None:
     x = torch.randn(count).to(dtype).requires_grad_()
     t = (torch.rand(count) < 0.01).to(dtype)
     written = torch.empty_like(x)

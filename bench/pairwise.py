@@ -47,11 +47,14 @@ def info_nce(report: Report, rows: int, features: int, peak: float, rounds: int,
         step = torch.compile(eager_loss)
         functions["torch.compile"] = lambda: gradients(step(q, k))
     error = max(
-        ((a - b).norm() / b.norm()).item() for a, b in zip(functions["thawkit"](), functions["eager"](), strict=True)
+        ((a - b).norm() / b.norm()).item()
+        for a, b in zip(functions["thawkit"](), functions["eager"](), strict=True)
     )
     memory = {name: extra_bytes(functions[name]) for name in ("thawkit", "eager")}
     seconds = timed(functions, rounds)
-    finish(report, "info_nce", f"{rows}x{features}", seconds, 6 * rows * rows * features / peak, memory, error)
+    finish(
+        report, "info_nce", f"{rows}x{features}", seconds, 6 * rows * rows * features / peak, memory, error
+    )
 
 
 def mmd(report: Report, rows: int, features: int, peak: float, rounds: int, compiled: bool) -> None:
@@ -80,7 +83,8 @@ def mmd(report: Report, rows: int, features: int, peak: float, rounds: int, comp
         step = torch.compile(cdist_form)
         functions["torch.compile"] = lambda: torch.autograd.grad(step(x, y), (x, y))
     error = max(
-        ((a - b).norm() / b.norm()).item() for a, b in zip(functions["thawkit"](), functions["eager"](), strict=True)
+        ((a - b).norm() / b.norm()).item()
+        for a, b in zip(functions["thawkit"](), functions["eager"](), strict=True)
     )
     memory = {name: extra_bytes(functions[name]) for name in ("thawkit", "eager")}
     seconds = timed(functions, rounds)
@@ -118,7 +122,13 @@ def main() -> None:
     for rows, features in sizes[:2] if options.quick else sizes:
         rounds = options.rounds * (20 if rows <= 1024 else 1)
         info_nce(report, rows, features, peak, rounds, compiled=not options.quick)
-    mmd(report, *((256, 64) if options.quick else (4096, 256)), peak, options.rounds, compiled=not options.quick)
+    mmd(
+        report,
+        *((256, 64) if options.quick else (4096, 256)),
+        peak,
+        options.rounds,
+        compiled=not options.quick,
+    )
     for rows in (36, 512):
         mmd(report, rows, 256, peak, options.rounds * 20, compiled=False)
     report.notes["fma_peak_gflops_after"] = fma_peak() / 1e9

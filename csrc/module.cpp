@@ -21,52 +21,97 @@ T* as(Pointer p) {
 }
 
 InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int64_t depth, float scale,
-                          bool normalize, Pointer row_weight, float weight, Pointer loss, Pointer dq, Pointer dk,
-                          Pointer dscale, Pointer workspace, int threads) {
-  return {as<const float>(q), as<const float>(k),          rows,   keys,            depth,          scale,
-          normalize,          as<const float>(row_weight), weight, as<float>(loss), as<float>(dq),  as<float>(dk),
-          as<float>(dscale),  as<float>(workspace),        threads};
+                          bool normalize, Pointer row_weight, float weight, Pointer loss, Pointer dq,
+                          Pointer dk, Pointer dscale, Pointer workspace, int threads) {
+  return {as<const float>(q),
+          as<const float>(k),
+          rows,
+          keys,
+          depth,
+          scale,
+          normalize,
+          as<const float>(row_weight),
+          weight,
+          as<float>(loss),
+          as<float>(dq),
+          as<float>(dk),
+          as<float>(dscale),
+          as<float>(workspace),
+          threads};
 }
 
 MMDArgs mmd_args(Pointer z, int64_t rows, int64_t split, int64_t depth, Pointer gamma, int64_t bandwidths,
                  bool doubling, float cxx, float cyy, float cxy, Pointer value, Pointer dz, Pointer workspace,
                  int threads) {
-  return {as<const float>(z), rows, split, depth, as<const float>(gamma), bandwidths,          doubling, cxx, cyy,
-          cxy,                as<double>(value),  as<float>(dz),          as<float>(workspace), threads};
+  return {as<const float>(z),
+          rows,
+          split,
+          depth,
+          as<const float>(gamma),
+          bandwidths,
+          doubling,
+          cxx,
+          cyy,
+          cxy,
+          as<double>(value),
+          as<float>(dz),
+          as<float>(workspace),
+          threads};
 }
 
 FocalArgs focal_args(Pointer x, Pointer t, int64_t n, float alpha, float gamma, Pointer loss, Pointer grad,
                      Pointer upstream, float factor, Pointer total, int dtype, int threads) {
-  return {as<void>(x),        as<void>(t), n,                 alpha, gamma, as<void>(loss), as<void>(grad),
-          as<void>(upstream), factor,      as<double>(total), static_cast<Dtype>(dtype),    threads};
+  return {as<void>(x),
+          as<void>(t),
+          n,
+          alpha,
+          gamma,
+          as<void>(loss),
+          as<void>(grad),
+          as<void>(upstream),
+          factor,
+          as<double>(total),
+          static_cast<Dtype>(dtype),
+          threads};
 }
 
-PackedReluArgs packed_relu_args(Pointer x, Pointer y, Pointer mask, int64_t n, float lower, float upper, int dtype,
-                                int threads) {
+PackedReluArgs packed_relu_args(Pointer x, Pointer y, Pointer mask, int64_t n, float lower, float upper,
+                                int dtype, int threads) {
   return {as<void>(x), as<void>(y), as<uint8_t>(mask), n, lower, upper, static_cast<Dtype>(dtype), threads};
 }
 
 // Python sees the fields of the struct that `make` fills, in order; on CUDA a stream follows them.
 template <class Args, class... Fields, class Call>
 void define(py::module_& m, const char* name, Args (*make)(Fields...), Call call) {
-  m.def(name, [make, call](Fields... fields) { return call(make(fields...)); },
-        py::call_guard<py::gil_scoped_release>());
+  m.def(
+      name, [make, call](Fields... fields) { return call(make(fields...)); },
+      py::call_guard<py::gil_scoped_release>());
 }
 
 #ifdef THAWKIT_HAS_CUDA
 template <class Args, class... Fields>
-void define_cuda(py::module_& m, const char* name, Args (*make)(Fields...), const char* (*call)(const Args&, void*)) {
+void define_cuda(py::module_& m, const char* name, Args (*make)(Fields...),
+                 const char* (*call)(const Args&, void*)) {
   m.def(name, [make, call](Fields... fields, Pointer stream) {
     if (const char* error = call(make(fields...), as<void>(stream)))
       throw std::runtime_error(std::string("CUDA: ") + error);
   });
 }
 
-cuda::InfoNCEPanelArgs info_nce_panel_args(Pointer scores, int64_t rows, int64_t keys, int64_t stride, int64_t first,
-                                           Pointer row_weight, float weight, Pointer scale, Pointer loss,
-                                           Pointer dscale, bool gradient) {
-  return {as<float>(scores), rows,   keys, stride, first, as<const float>(row_weight),
-          weight,            as<const float>(scale),        as<float>(loss), as<float>(dscale), gradient};
+cuda::InfoNCEPanelArgs info_nce_panel_args(Pointer scores, int64_t rows, int64_t keys, int64_t stride,
+                                           int64_t first, Pointer row_weight, float weight, Pointer scale,
+                                           Pointer loss, Pointer dscale, bool gradient) {
+  return {as<float>(scores),
+          rows,
+          keys,
+          stride,
+          first,
+          as<const float>(row_weight),
+          weight,
+          as<const float>(scale),
+          as<float>(loss),
+          as<float>(dscale),
+          gradient};
 }
 #endif
 
@@ -81,11 +126,13 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cpu_lanes", [] { return kernels().lanes; });
   m.def("cpu_isas", [] { return available_isas(); });
   m.def("cpu_problem", [] { return kernels_problem(); });
-  m.def("fma_peak", [](int threads, double seconds) { return kernels().fma_peak(threads, seconds); },
-        py::call_guard<py::gil_scoped_release>());
+  m.def(
+      "fma_peak", [](int threads, double seconds) { return kernels().fma_peak(threads, seconds); },
+      py::call_guard<py::gil_scoped_release>());
 
   define(m, "info_nce", info_nce_args, [](const InfoNCEArgs& a) { kernels().info_nce(a); });
-  define(m, "info_nce_workspace", info_nce_args, [](const InfoNCEArgs& a) { return kernels().info_nce_workspace(a); });
+  define(m, "info_nce_workspace", info_nce_args,
+         [](const InfoNCEArgs& a) { return kernels().info_nce_workspace(a); });
   define(m, "mmd", mmd_args, [](const MMDArgs& a) { kernels().mmd(a); });
   define(m, "mmd_workspace", mmd_args, [](const MMDArgs& a) { return kernels().mmd_workspace(a); });
   define(m, "sigmoid_focal", focal_args, [](const FocalArgs& a) { kernels().sigmoid_focal(a); });

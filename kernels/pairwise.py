@@ -156,6 +156,4 @@ def info_nce_backward_keys(
     """Write d(sum weight * loss) / dk (M, D)."""
     options = _options(q)
     grid = (triton.cdiv(k.shape[0], options["BLOCK_N"]),)
-    _backward_keys[grid](
-        q, k, scale, log_sum, weight, dk, q.shape[0], k.shape[0], q.shape[1], **options
-    )
+    _backward_keys[grid](q, k, scale, log_sum, weight, dk, q.shape[0], k.shape[0], q.shape[1], **options)

@@ -32,17 +32,19 @@ void run(const FocalArgs& a) {
       const auto term = sigmoid_focal_term<Power, Gradient>(load(x + i), load(t + i), a.alpha, a.gamma);
       sums += term.loss;
       if (loss) store(loss + i, term.loss);
-      if constexpr (Gradient) store(grad + i, term.gradient * (upstream ? load(upstream + i) : splat(a.factor)));
+      if constexpr (Gradient)
+        store(grad + i, term.gradient * (upstream ? load(upstream + i) : splat(a.factor)));
     }
     float rest = 0;
     if (i < last) {
       const int64_t count = last - i;
-      const auto term =
-          sigmoid_focal_term<Power, Gradient>(load_part(x + i, count), load_part(t + i, count), a.alpha, a.gamma);
+      const auto term = sigmoid_focal_term<Power, Gradient>(load_part(x + i, count), load_part(t + i, count),
+                                                            a.alpha, a.gamma);
       for (int64_t j = 0; j < count; ++j) rest += term.loss[j];
       if (loss) store_part(loss + i, term.loss, count);
       if constexpr (Gradient)
-        store_part(grad + i, term.gradient * (upstream ? load_part(upstream + i, count) : splat(a.factor)), count);
+        store_part(grad + i, term.gradient * (upstream ? load_part(upstream + i, count) : splat(a.factor)),
+                   count);
     }
     total += double(sum(sums)) + double(rest);
   }

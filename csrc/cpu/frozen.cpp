@@ -17,9 +17,7 @@ inline Ints passes(Floats x, float lower, float upper) {
   return (x > splat(lower)) & (x < splat(upper));
 }
 
-inline Floats clamp(Floats x, float lower, float upper) {
-  return min(splat(upper), max(splat(lower), x));
-}
+inline Floats clamp(Floats x, float lower, float upper) { return min(splat(upper), max(splat(lower), x)); }
 
 template <class T>
 void forward(const PackedReluArgs& a) {

@@ -63,8 +63,8 @@ static void last_rows(int64_t rows, int64_t depth, const float* A, int64_t row_s
 
 // C[rows x kTileCols] (+)= A[rows x depth] * B, one packed panel of B.
 template <bool Accumulate>
-static void multiply_full(int64_t rows, int64_t depth, const float* A, int64_t row_stride, int64_t depth_stride,
-                          const float* B, float* C, int64_t ldc) {
+static void multiply_full(int64_t rows, int64_t depth, const float* A, int64_t row_stride,
+                          int64_t depth_stride, const float* B, float* C, int64_t ldc) {
   int64_t i = 0;
   for (; i + kTileRows <= rows; i += kTileRows)
     tile<kTileRows, Accumulate>(depth, A + i * row_stride, row_stride, depth_stride, B, C + i * ldc, ldc);

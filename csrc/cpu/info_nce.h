@@ -30,7 +30,8 @@ static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
   Floats z0 = {}, z1 = {}, t0 = {}, t1 = {};
   const Floats lowest = splat(-88.f);
   for (int64_t j = 0; j < width; j += 2 * kLanes) {
-    const Floats a = max(lowest, load(x + j) - row.maximum), b = max(lowest, load(x + j + kLanes) - row.maximum);
+    const Floats a = max(lowest, load(x + j) - row.maximum),
+                 b = max(lowest, load(x + j + kLanes) - row.maximum);
     const Floats ea = exp_negative(a), eb = exp_negative(b);
     z0 += ea;
     z1 += eb;
@@ -48,7 +49,8 @@ struct InfoNCEPlan {
   int64_t panel, blocks, width;
   int64_t transposed, keys_rows, scores, queries, queries_packed, norms, statistics;  // floats of each buffer
   int64_t total() const {
-    return transposed + keys_rows + scores + queries + queries_packed + norms + statistics + 9 * Workspace::kLine;
+    return transposed + keys_rows + scores + queries + queries_packed + norms + statistics +
+           9 * Workspace::kLine;
   }
 };
 
@@ -127,8 +129,8 @@ struct InfoNCERun {
       statistics[i] = {-__builtin_inff(), 0.f, 0.f, 0.f};
     }
     for (int64_t block = 0; block < p.blocks; ++block) {
-      score_block(panel, block, own.first, own.last - own.first, queries + own.first * a.depth, a.depth, transposed,
-                  p.width);
+      score_block(panel, block, own.first, own.last - own.first, queries + own.first * a.depth, a.depth,
+                  transposed, p.width);
       const int64_t first = block * kBlockCols, width = smaller(kBlockCols, p.width - first);
       for (int64_t i = own.first; i < own.last; ++i) {
         float* x = panel.at(block, i);
@@ -154,8 +156,8 @@ struct InfoNCERun {
       for (int64_t i = own.first; i < own.last; ++i)
         softmax_segment(panel.at(block, i), smaller(kBlockCols, p.width - first), statistics[i]);
       if (dq)
-        times_rows(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys), keys_rows, a.keys,
-                   a.depth, dq);
+        times_rows(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys), keys_rows,
+                   a.keys, a.depth, dq);
     }
   }
 

@@ -87,17 +87,17 @@ struct Kernels {
   double (*fma_peak)(int threads, double seconds);      // FLOP/s of register-only multiply-adds
 };
 
-#define THAWKIT_DECLARE_KERNELS(isa)                 \
-  namespace isa {                                    \
-  int lanes();                                       \
-  int64_t info_nce_workspace(const InfoNCEArgs&);    \
-  void info_nce(const InfoNCEArgs&);                 \
-  int64_t mmd_workspace(const MMDArgs&);             \
-  void mmd(const MMDArgs&);                          \
-  void sigmoid_focal(const FocalArgs&);              \
-  void packed_relu(const PackedReluArgs&);           \
-  void packed_relu_backward(const PackedReluArgs&);  \
-  double fma_peak(int threads, double seconds);      \
+#define THAWKIT_DECLARE_KERNELS(isa)                \
+  namespace isa {                                   \
+  int lanes();                                      \
+  int64_t info_nce_workspace(const InfoNCEArgs&);   \
+  void info_nce(const InfoNCEArgs&);                \
+  int64_t mmd_workspace(const MMDArgs&);            \
+  void mmd(const MMDArgs&);                         \
+  void sigmoid_focal(const FocalArgs&);             \
+  void packed_relu(const PackedReluArgs&);          \
+  void packed_relu_backward(const PackedReluArgs&); \
+  double fma_peak(int threads, double seconds);     \
   }
 
 THAWKIT_DECLARE_KERNELS(baseline)

@@ -137,19 +137,23 @@ struct MMDRun {
     double total = 0;
     if (count <= 0) return 0;
     for (int64_t block = top / kBlockCols; block < p.blocks; ++block) {
-      score_block(panel, block, own.first, count, z + (top + own.first) * a.depth, a.depth, transposed, p.width);
+      score_block(panel, block, own.first, count, z + (top + own.first) * a.depth, a.depth, transposed,
+                  p.width);
       const int64_t start = block * kBlockCols, end = smaller(start + kBlockCols, a.rows);
       const int64_t first = start < top ? top : start;
-      const int64_t seam = after < first ? first : smaller(after, end);  // [first, seam) inside, [seam, end) right
+      const int64_t seam =
+          after < first ? first : smaller(after, end);  // [first, seam) inside, [seam, end) right
       for (int64_t i = own.first; i < own.last; ++i) {
         float* const x = panel.at(block, i);
         const int64_t g = top + i;
         const float* c = g < a.split ? against_x : against_y;
         if (first <= g && g < seam) x[g - start] = -__builtin_inff();  // i = j: infinitely far, weight 0
-        const PairSums inside = mmd_segment<Doubling, false>(x + (first - start), seam - first, norms[g], norms + first,
-                                                             c + first, a.gamma, a.bandwidths, nullptr);
-        const PairSums right = mmd_segment<Doubling, true>(x + (seam - start), end - seam, norms[g], norms + seam,
-                                                           c + seam, a.gamma, a.bandwidths, sums + seam);
+        const PairSums inside =
+            mmd_segment<Doubling, false>(x + (first - start), seam - first, norms[g], norms + first,
+                                         c + first, a.gamma, a.bandwidths, nullptr);
+        const PairSums right =
+            mmd_segment<Doubling, true>(x + (seam - start), end - seam, norms[g], norms + seam, c + seam,
+                                        a.gamma, a.bandwidths, sums + seam);
         total += double(inside.value) + 2.0 * double(right.value);
         sums[g] += inside.weight + right.weight;
       }
@@ -166,7 +170,8 @@ struct MMDRun {
     const Share share = share_of(a.rows - after, thread, threads, kTileRows);
     for (int64_t first = after + share.first; first < after + share.last;) {
       const int64_t block = first / kBlockCols, last = smaller((block + 1) * kBlockCols, after + share.last);
-      transposed_times_rows(panel, block, height, first, last, packed + top * kTileCols, a.rows, a.depth, a.dz);
+      transposed_times_rows(panel, block, height, first, last, packed + top * kTileCols, a.rows, a.depth,
+                            a.dz);
       first = last;
     }
   }

@@ -71,7 +71,8 @@ struct Workspace {
   float* next;
 
   explicit Workspace(float* memory)
-      : next(memory + (kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory) / 4) % kLine) % kLine) {}
+      : next(memory +
+             (kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory) / 4) % kLine) % kLine) {}
   float* take(int64_t floats) {
     float* here = next;
     next += round_up(floats, kLine);
@@ -80,8 +81,8 @@ struct Workspace {
 };
 
 // The tiles of one block of scores: S[rows x block] = A[rows x depth] Kt, A contiguous.
-static inline void score_block(const Panel& panel, int64_t block, int64_t first_row, int64_t rows, const float* A,
-                               int64_t depth, const float* transposed, int64_t width) {
+static inline void score_block(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
+                               const float* A, int64_t depth, const float* transposed, int64_t width) {
   const int64_t first = block * kBlockCols, last = smaller(first + kBlockCols, width);
   for (int64_t column = first; column < last; column += kTileCols)
     multiply_full<false>(rows, depth, A, depth, 1, transposed + column * depth,
@@ -89,17 +90,19 @@ static inline void score_block(const Panel& panel, int64_t block, int64_t first_
 }
 
 // out[rows x depth] += W[rows x (first, last)] K for columns of one block.
-static inline void times_rows(const Panel& panel, int64_t block, int64_t first_row, int64_t rows, int64_t first,
-                              int64_t last, const float* packed, int64_t packed_rows, int64_t depth, float* out) {
+static inline void times_rows(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
+                              int64_t first, int64_t last, const float* packed, int64_t packed_rows,
+                              int64_t depth, float* out) {
   const float* W = panel.at(block, first_row) + (first - block * kBlockCols);
   for (int64_t d = 0; d < depth; d += kTileCols)
-    multiply<true>(rows, last - first, W, kBlockStride, 1, packed + (d / kTileCols * packed_rows + first) * kTileCols,
-                   out + d, depth, depth - d);
+    multiply<true>(rows, last - first, W, kBlockStride, 1,
+                   packed + (d / kTileCols * packed_rows + first) * kTileCols, out + d, depth, depth - d);
 }
 
 // out[(first, last) x depth] += W[rows x (first, last)]^T Q for columns of one block; all rows of the panel.
-static inline void transposed_times_rows(const Panel& panel, int64_t block, int64_t rows, int64_t first, int64_t last,
-                                         const float* packed, int64_t packed_rows, int64_t depth, float* out) {
+static inline void transposed_times_rows(const Panel& panel, int64_t block, int64_t rows, int64_t first,
+                                         int64_t last, const float* packed, int64_t packed_rows,
+                                         int64_t depth, float* out) {
   for (int64_t c = first; c < last; c += kStripCols) {
     const float* W = panel.at(block, 0) + (c - block * kBlockCols);
     for (int64_t d = 0; d < depth; d += kTileCols)

@@ -33,8 +33,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    backward_kernel(const T* __restrict__ g, T* __restrict__ dx, const uint8_t* __restrict__ mask, int64_t n) {
+__global__ void __launch_bounds__(kThreads) backward_kernel(const T* __restrict__ g, T* __restrict__ dx,
+                                                            const uint8_t* __restrict__ mask, int64_t n) {
   const int64_t stride = int64_t(gridDim.x) * kThreads;
   for (int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += stride)
     dx[i] = (mask[i / 8] >> (i % 8) & 1) ? g[i] : from_float<T>(0.f);
@@ -49,8 +49,8 @@ const char* forward(const PackedReluArgs& a, cudaStream_t stream) {
 
 template <class T>
 const char* backward(const PackedReluArgs& a, cudaStream_t stream) {
-  backward_kernel<T><<<grid_for(a.n, kThreads), kThreads, 0, stream>>>(
-      static_cast<const T*>(a.x), static_cast<T*>(a.y), a.mask, a.n);
+  backward_kernel<T><<<grid_for(a.n, kThreads), kThreads, 0, stream>>>(static_cast<const T*>(a.x),
+                                                                       static_cast<T*>(a.y), a.mask, a.n);
   return launch_error();
 }
 

@@ -9,7 +9,8 @@ namespace thawkit::cuda {
 
 // Epilogue of InfoNCE on one panel of logits [rows, keys] (row stride `stride`, float32, in place): row i of
 // the panel has its positive in column first + i.
-//   loss[i] = logsumexp - positive; scores <- weight_i (softmax - onehot); dscale[i] = sum_j scores' logits / scale
+//   loss[i] = logsumexp - positive; scores <- weight_i (softmax - onehot); dscale[i] = sum_j scores' logits /
+//   scale
 struct InfoNCEPanelArgs {
   float* scores;
   int64_t rows, keys, stride, first;

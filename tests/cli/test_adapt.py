@@ -5,6 +5,7 @@ import pytest
 
 from thawkit.cli import main
 from thawkit.data import load
+from thawkit.tune import load_run
 
 SMALL = ["--epochs", "1", "--batch-size", "25"]
 
@@ -33,6 +34,7 @@ def test_adapt_with_its_baseline(digits, tmp_path, capsys):
     )
     before, after = alone["target"]["accuracy"], adapted["target"]["accuracy"]
     assert f"Target accuracy: {before:.4f} source-only, {after:.4f} dan ({after - before:+.4f})" in out
+    assert load_run(tmp_path / "run").load_target().name == "inverted"
     assert f"thawkit export {tmp_path}/run --output" in out
     methods = [
         json.loads((tmp_path / n / "run.json").read_text())["method"]["name"]

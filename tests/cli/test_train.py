@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from thawkit.cli import main
+from thawkit.tune import load_run
 
 LIGHT = ["--model", "lenet", "--train", "all", "--augment", "digits", "--batch-size", "24", "--epochs", "3"]
 
@@ -36,13 +37,19 @@ def command(folder, output, *more):
 
 
 def test_train_prints_epochs_metrics_and_what_next(folder, tmp_path, capsys):
-    assert main(command(folder, tmp_path / "run", "--loss", "focal", "--balanced", "--patience", "2")) == 0
+    assert (
+        main(command(folder, tmp_path / "run", "--loss", "focal", "--balanced", "--patience", "2", "--probe"))
+        == 0
+    )
     out = capsys.readouterr().out
     assert "sides: 56 training, 12 validation and 12 test images, 2 classes" in out
-    assert re.search(r"epoch +1/3 +loss \d", out)
+    assert "train='all' trains" in out
+    assert "linear probe, test (12)" in out
+    assert re.search(r"epoch 1/3 +loss \d", out)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert f"{metrics['test']['accuracy']:.4f}" in out
     assert f"thawkit export {tmp_path}/run --output {tmp_path}/run/bundle" in out
+    assert load_run(tmp_path / "run").load_data().classes == ("left", "right")
     method = json.loads((tmp_path / "run" / "run.json").read_text())["method"]
     assert (method["criterion"], method["class_weights"]) == ("focal", "balanced")
 

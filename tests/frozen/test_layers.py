@@ -61,6 +61,20 @@ def test_convolution(convolution: nn.Conv2d, bias_trains: bool) -> None:
         _assert_same(_run(_rewrite(stock), x, upstream), _run(stock, x, upstream), 1e-12)
 
 
+@pytest.mark.parametrize("convolution", CONVOLUTIONS, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_absent_input_is_not_read(convolution: nn.Conv2d, dtype: torch.dtype) -> None:
+    """Deterministic mode fills uninitialized memory with NaN, so a kernel that read it would show."""
+    stock = copy.deepcopy(convolution).requires_grad_(False).to(dtype)
+    x = torch.randn(2, 4, 9, 8, 7)[(..., *[0] * (3 - len(stock.kernel_size)))].to(dtype)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert torch.empty(3).isnan().all()
+        _assert_same(_run(_rewrite(stock), x), _run(stock, x), 1e-6)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
 def test_bias_trains_where_the_input_needs_no_gradient() -> None:
     module = _rewrite(nn.Conv2d(3, 5, 3))
     module.weight.requires_grad_(False)

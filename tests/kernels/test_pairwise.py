@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-
 from tests.ops.conftest import relative_error, values_and_gradients
+
 from thawkit import ops
 from thawkit.losses import functional as F
 

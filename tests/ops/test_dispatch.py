@@ -26,7 +26,10 @@ def test_a_forced_backend_that_cannot_says_why():
     with ops.use_backend("cpu"), pytest.raises(ThawkitError, match="'cpu' was forced, but it takes float32"):
         F.info_nce(x.double(), x.double())
     if not torch.cuda.is_available():
-        with ops.use_backend("cuda"), pytest.raises(ThawkitError, match="info_nce: backend 'cuda' was forced"):
+        with (
+            ops.use_backend("cuda"),
+            pytest.raises(ThawkitError, match="info_nce: backend 'cuda' was forced"),
+        ):
             F.info_nce(x, x)
     with ops.use_backend("triton"), pytest.raises(ThawkitError, match=r"mmd: backend 'triton' was forced"):
         F.mmd(x, x)
@@ -62,7 +65,17 @@ def test_every_instruction_set_passes_the_kernel_tests():
     assert others, "there is always the baseline"
     for isa in others:
         run = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "not compile and not opcheck"]
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-x",
+                "-p",
+                "no:cacheprovider",
+                "-k",
+                "not compile and not opcheck",
+            ]
             + [f"tests/ops/test_{family}.py" for family in ("pairwise", "focal", "frozen")],
             env=os.environ | {"THAWKIT_CPU_ISA": isa},
             cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),

@@ -45,12 +45,22 @@ def test_equals_float64(shape, gamma, reduction, alpha, soft):
 
 def test_equals_torchvision_call_for_call():
     x, t = logits_and_targets((8, 90))
-    for options in ({}, {"alpha": 0.6, "gamma": 1.5}, {"reduction": "mean"}, {"reduction": "sum", "alpha": -1}):
+    for options in (
+        {},
+        {"alpha": 0.6, "gamma": 1.5},
+        {"reduction": "mean"},
+        {"reduction": "sum", "alpha": -1},
+    ):
         torch.testing.assert_close(F.sigmoid_focal_loss(x, t, **options), sigmoid_focal_loss(x, t, **options))
 
 
 @settings(max_examples=50, deadline=None)
-@given(x=st.floats(-100, 100, width=32), t=st.floats(0, 1, width=32), gamma=st.floats(0, 5), alpha=st.floats(0, 1))
+@given(
+    x=st.floats(-100, 100, width=32),
+    t=st.floats(0, 1, width=32),
+    gamma=st.floats(0, 5),
+    alpha=st.floats(0, 1),
+)
 def test_one_logit_of_any_size(x, t, gamma, alpha):
     x, t = torch.tensor([x]), torch.tensor([t])
     options = {"alpha": alpha, "gamma": gamma}
@@ -140,7 +150,9 @@ def test_empty_input():
 def test_extra_memory_is_one_gradient():
     x, t = logits_and_targets((1 << 18,))
     x.requires_grad_()
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
         F.sigmoid_focal_loss(x, t, reduction="mean")
     allocated = sum(max(e.self_cpu_memory_usage, 0) for e in profile.key_averages())
     assert x.nbytes <= allocated <= x.nbytes + 4096

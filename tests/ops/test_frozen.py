@@ -41,7 +41,9 @@ def test_equals_torch_bit_for_bit(shape, bounds, dtype):
 @pytest.mark.parametrize("bounds", BOUNDS)
 def test_bounds_and_special_values(bounds, dtype):
     lower, upper = bounds
-    x = torch.tensor([lower, upper if upper < math.inf else 1e4, 0.0, -0.0, math.inf, -math.inf, math.nan] * 64).to(dtype)
+    x = torch.tensor(
+        [lower, upper if upper < math.inf else 1e4, 0.0, -0.0, math.inf, -math.inf, math.nan] * 64
+    ).to(dtype)
     (y, dx), (expected, expected_dx) = both(x, lower, upper)
     torch.testing.assert_close(y, expected, equal_nan=True, rtol=0, atol=0)
     assert torch.equal(dx, expected_dx)
@@ -115,5 +117,5 @@ def test_compiles_without_graph_breaks(monkeypatch):
 def test_bad_input():
     with pytest.raises(ThawkitError, match="x must be float32"):
         packed_relu(torch.zeros(3).int())
-    with pytest.raises(ThawkitError, match="lower must be below upper, got 1.0 and 0.0"):
+    with pytest.raises(ThawkitError, match=r"lower must be below upper, got 1\.0 and 0\.0"):
         packed_relu(torch.zeros(3), 1.0, 0.0)

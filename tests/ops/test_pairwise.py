@@ -16,7 +16,16 @@ from thawkit.losses import functional as F
 from thawkit.ops import pairwise
 from thawkit.ops.pairwise import cuda, reference
 
-SIZES = [(1, 1, 1), (1, 5, 3), (2, 2, 16), (13, 17, 5), (48, 96, 33), (100, 131, 64), (257, 400, 17), (391, 1160, 31)]
+SIZES = [
+    (1, 1, 1),
+    (1, 5, 3),
+    (2, 2, 16),
+    (13, 17, 5),
+    (48, 96, 33),
+    (100, 131, 64),
+    (257, 400, 17),
+    (391, 1160, 31),
+]
 
 
 def clip_like(rows, keys, features, seed=0, dtype=torch.float32):
@@ -56,7 +65,9 @@ def test_scale_gradient_of_each_row():
     q, k = clip_like(50, 80, 16)
     rows = lambda q, k, s: F.info_nce(q, k, logit_scale=s.expand(()), reduction="none")
     scale = torch.tensor(7.0, requires_grad=True)
-    truth = reference.info_nce(q.double(), k.double(), (wide := torch.tensor(7.0).double().requires_grad_()), True)
+    truth = reference.info_nce(
+        q.double(), k.double(), (wide := torch.tensor(7.0).double().requires_grad_()), True
+    )
     for i in range(0, 50, 7):
         (got,) = torch.autograd.grad(rows(q, k, scale)[i], scale)
         (expected,) = torch.autograd.grad(truth[i], wide, retain_graph=True)
@@ -117,7 +128,9 @@ def test_info_nce_saturated(scale):
 
 def test_a_dominating_positive_keeps_its_digits():
     q = torch.eye(4)
-    loss, dq = values_and_gradients(lambda q: F.info_nce(q, torch.eye(4), logit_scale=30.0, normalize=False), q)
+    loss, dq = values_and_gradients(
+        lambda q: F.info_nce(q, torch.eye(4), logit_scale=30.0, normalize=False), q
+    )
     truth = math.log1p(3 * math.exp(-30))
     assert loss.item() == pytest.approx(truth, rel=1e-6)
     assert torch.isfinite(dq).all()
@@ -128,7 +141,9 @@ def test_a_dominating_positive_keeps_its_digits():
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_info_nce_special_values_come_out_where_torch_has_them(place, value):
     q, k = clip_like(40, 50, 9)
-    {"query": q, "positive": k, "negative": k}[place][{"query": 3, "positive": 5, "negative": 45}[place], 2] = value
+    {"query": q, "positive": k, "negative": k}[place][
+        {"query": 3, "positive": 5, "negative": 45}[place], 2
+    ] = value
     expected = reference.info_nce(q, k, torch.tensor(2.0), False)
     got = F.info_nce(q, k, logit_scale=2.0, normalize=False, reduction="none")
     torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
@@ -199,9 +214,13 @@ def test_thread_count_follows_torch(threads):
 def test_extra_memory_is_a_sliver_of_the_matrix():
     q, k = clip_like(2048, 2048, 64)
     q.requires_grad_()
-    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
         F.info_nce(q, k).backward()
-    allocated = sum(max(e.self_device_memory_usage, e.self_cpu_memory_usage, 0) for e in profile.key_averages())
+    allocated = sum(
+        max(e.self_device_memory_usage, e.self_cpu_memory_usage, 0) for e in profile.key_averages()
+    )
     assert allocated < 2048 * 2048 * 4 / 2
 
 
@@ -261,7 +280,12 @@ def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, normalize, mo
         (torch.zeros(3, 2).int(), torch.zeros(3, 2).int(), {}, "q must be float32"),
         (torch.zeros(0, 2), torch.zeros(3, 2), {}, "q has no rows"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"logit_scale": math.inf}, "logit_scale must be finite"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"logit_scale": torch.ones(2)}, "logit_scale must have one element"),
+        (
+            torch.zeros(3, 2),
+            torch.zeros(3, 2),
+            {"logit_scale": torch.ones(2)},
+            "logit_scale must have one element",
+        ),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"reduction": "max"}, "reduction must be one of"),
     ],
 )
@@ -303,7 +327,7 @@ def test_mmd_equals_float64(sizes, bandwidths, estimator):
 
 def test_mmd_by_its_definition():
     x, y = (s.double() for s in two_samples(7, 5, 3))
-    k = lambda u, v: sum(torch.exp(-torch.cdist(u, v) ** 2 / (2 * s * s)) for s in (1.0, 4.0))
+    k = lambda u, v: sum(torch.exp(-(torch.cdist(u, v) ** 2) / (2 * s * s)) for s in (1.0, 4.0))
     expected = k(x, x).mean() + k(y, y).mean() - 2 * k(x, y).mean()
     got = F.mmd(x.float(), y.float(), bandwidths=torch.tensor([1.0, 4.0]))
     assert got.item() == pytest.approx(expected.item(), rel=1e-5)

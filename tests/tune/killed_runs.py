@@ -34,7 +34,7 @@ def die(*_args, **_options):
 
 
 def on_call(number, owner, name, act, applies=lambda *args: True):
-    """Replace ``owner.name`` so that its call ``number`` that ``applies`` becomes ``act`` and then the end."""
+    """Make call ``number`` of ``owner.name``, of those that ``applies``, be ``act`` and then the end."""
     original, calls = getattr(owner, name), 0
 
     def replacement(*args, **options):

@@ -80,7 +80,11 @@ def run(args: argparse.Namespace) -> int:
         baseline = train(alone, output.with_name(f"{output.name}-source-only"))
     adapting = DAN(args.trade_off, ramp=not args.no_ramp, **supervised_options(args))
     result = train(alone if args.method == "source-only" else adapting, output)
-    show(result, console, {"val": "source validation", "test": "source test", "target": "target test"})
+    titles = {"val": "source validation", "test": "source test", "target": "target test"}
+    rows = {title: result.metrics[name] for name, title in titles.items() if name in result.metrics}
+    if baseline is not None and "target" in baseline.metrics:
+        rows["target test, source-only"] = baseline.metrics["target"]
+    show(result, rows, console)
     if baseline is not None and "target" in result.metrics:
         before, after = (r.metrics["target"]["accuracy"] for r in (baseline, result))
         console.print(

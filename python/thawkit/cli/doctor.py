@@ -1,4 +1,4 @@
-"""Show versions, the CPU's instruction set, CUDA, Triton, and which kernels run here and why others do not."""
+"""Show versions, the CPU instruction set, CUDA, Triton, and which kernels run here, or why they do not."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ def _versions(console: Console) -> None:
     from thawkit.deploy import runtime
 
     status = runtime.status()
-    installed = ", ".join(f"{name} {version}" for name, version in status.installed.items()) or "not installed"
+    installed = (
+        ", ".join(f"{name} {version}" for name, version in status.installed.items()) or "not installed"
+    )
     colour = "default" if status.ok else "yellow"
     console.print(f"  {'onnxruntime':34} [{colour}]{installed}[/]")
     if not status.ok:
@@ -80,7 +82,9 @@ def _machine(console: Console) -> bool:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             major, minor = torch.cuda.get_device_capability(index)
-            console.print(f"  CUDA device   {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}")
+            console.print(
+                f"  CUDA device   {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
+            )
     else:
         console.print("  CUDA device   none that torch sees")
     return True
@@ -96,4 +100,6 @@ def _kernels(console: Console) -> None:
         names = [name for name, backends in ops.OPERATORS.items() if backend in (*backends, "reference")]
         console.print(f"  {backend:13} {', '.join(names)}")
         why = ops.unavailable(backend)
-        console.print(f"  {'':13} " + (f"[yellow]not here: {escape(why)}[/]" if why else "[green]available[/]"))
+        console.print(
+            f"  {'':13} " + (f"[yellow]not here: {escape(why)}[/]" if why else "[green]available[/]")
+        )

@@ -42,6 +42,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="METRIC",
         help="validation metric that chooses the epoch: accuracy, balanced_accuracy, macro_f1, auroc, loss",
     )
+    training.add_argument(
+        "--probe",
+        action="store_true",
+        help="also train a linear classifier on the unchanged network, to compare",
+    )
     add_output_arguments(parser)
 
 
@@ -100,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
 
     from thawkit.data import load
     from thawkit.select import create_model
-    from thawkit.tune import Supervised, fit
+    from thawkit.tune import Supervised, fit, linear_probe
 
     console = Console()
     splits = load(args.data, seed=args.seed, val=args.val, test=args.test)
@@ -110,6 +115,10 @@ def run(args: argparse.Namespace) -> int:
         highlight=False,
     )
     model = create_model(args.model, len(splits.classes), **model_options(args))
+    probe = None
+    if args.probe:
+        with console.status("Linear probe: features of the unchanged network"):
+            probe = linear_probe(model, splits, monitor=args.monitor, balanced=args.balanced)
     result = fit(
         model,
         splits,
@@ -120,7 +129,10 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         console=console,
     )
-    show(result, console, {"val": "validation", "test": "test"})
+    rows = {title: result.metrics[name] for name, title in (("val", "validation"), ("test", "test"))}
+    if probe is not None:
+        rows["linear probe, test"] = probe["test"]
+    show(result, rows, console)
     return 0
 
 
@@ -152,8 +164,8 @@ def tune_config(args: argparse.Namespace, **others: Any) -> TuneConfig:
     return TuneConfig(**{name: getattr(args, name) for name in names + more}, **others)
 
 
-def show(result: RunResult, console: Console, sets: dict[str, str]) -> None:
-    """Print the final metrics as a table, where the run is, and what to type next."""
+def show(result: RunResult, rows: dict[str, dict[str, Any]], console: Console) -> None:
+    """Print metrics by title as a table, where the run is, and what to type next."""
     from rich.table import Table
 
     columns = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss")
@@ -162,11 +174,9 @@ def show(result: RunResult, console: Console, sets: dict[str, str]) -> None:
     table.add_column("images")
     for column in shown:
         table.add_column(column.replace("_", " "), justify="right")
-    for key, title in sets.items():
-        if key in result.metrics:
-            scores = result.metrics[key]
-            values = (f"{scores[column]:.4f}" if column in scores else "-" for column in shown)
-            table.add_row(f"{title} ({scores['count']})", *values)
+    for title, scores in rows.items():
+        values = (f"{scores[column]:.4f}" if column in scores else "-" for column in shown)
+        table.add_row(f"{title} ({scores['count']})", *values)
     console.print(table)
     console.print(f"Run:   {result.path}", highlight=False, soft_wrap=True)
     console.print(

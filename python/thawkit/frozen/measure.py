@@ -40,37 +40,38 @@ def saved_by_module(model: nn.Module, example: Example, evaluating: Set[nn.Modul
             return tensor
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            call(model, example)
+            _call(model, example)
     saved: Counter[str] = Counter()
     for name, storage in held.values():
         saved[name] += storage.nbytes()
     return saved
 
 
-def call(model: nn.Module, example: Example) -> Any:
-    """Call the model on the input, the inputs or the keyword arguments."""
+def _call(model: nn.Module, example: Example) -> Any:
     if isinstance(example, Mapping):
         return model(**example)
     return model(*example) if isinstance(example, (tuple, list)) else model(example)
 
 
 def guess_example(model: nn.Module) -> Tensor | None:
-    """Make one image of noise-free zeros for a model that starts with a 2-d convolution.
+    """Make one blank image for a model whose first convolution is 2-d; None for any other.
 
     The size is what timm's or 🤗's configuration says, else 224 pixels.
     """
     stem = next((m for m in model.modules() if isinstance(m, nn.modules.conv._ConvNd)), None)
     if not isinstance(stem, nn.Conv2d) or stem.weight.is_meta:
         return None
-    config = getattr(model, "config", None)
-    timm_config = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    size = getattr(config, "image_size", None) or timm_config.get("input_size", (224, 224))[-2:]
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    size = getattr(getattr(model, "config", None), "image_size", None)
+    timm_config = getattr(model, "pretrained_cfg", None)
+    if isinstance(timm_config, Mapping):
+        size = timm_config.get("input_size", (224, 224))[-2:]
+    height, width = size if isinstance(size, (tuple, list)) else (size or 224, size or 224)
     return stem.weight.new_zeros(1, stem.in_channels, height, width)
 
 
 def _tensors(example: Example) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
+    inputs = dict(example) if isinstance(example, Mapping) else example  # 🤗's BatchEncoding is no dict
+    return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
 def _address(tensor: Tensor) -> int:

@@ -127,7 +127,7 @@ def make_report(
     for name, module in model.named_modules():
         trainable = sum(p.numel() for p in module.parameters(recurse=False) if p.requires_grad)
         row = counts.setdefault(_kind(module), Counter())
-        row.update(modules=1, rewritten=name in rewritten, trainable=trainable)
+        row.update(modules=1, rewritten=int(name in rewritten), trainable=trainable)
         if before is not None and after is not None:
             row.update(before=before[name], after=after[name])
             if after[name] and not trainable and name not in rewritten:

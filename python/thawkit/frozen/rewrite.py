@@ -159,12 +159,12 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
         elif isinstance(module, _BatchNorm):
             worthwhile = module in fixed
         else:
-            worthwhile = not _keeps_input([after for _, after in leaves[index + 1 :]])
+            worthwhile = not _keeps_input(after for _, after in leaves[index + 1 :])
         if worthwhile:
             rewritten.add(name)
             module.__class__ = new
-            if issubclass(new, FrozenBatchNorm):
-                module.train(module.training)
+            if isinstance(module, FrozenBatchNorm):
+                module.thawed_training, module.training = module.training, False
     return rewritten
 
 

@@ -56,13 +56,13 @@ def head_parts(module: nn.Module) -> list[str]:
     pretrained base of a 🤗 model (its classifier may have several layers, all of them fresh), and both
     classifiers of a distilled timm model. Empty if the model has no head.
     """
-    parts = _huggingface_head(module) or _timm_head(module)
-    if parts is None:
-        named = [name for name, _ in module.named_children() if name in _HEAD_NAMES]
-        region = named[-1] if named else ""
-        layers = [name for name, layer in _named(module, region) if is_weight_layer(layer)]
-        parts = layers[-1:]
-    return parts
+    for find in (_huggingface_head, _timm_head):
+        parts = find(module)
+        if parts is not None:
+            return parts
+    named = [name for name, _ in module.named_children() if name in _HEAD_NAMES]
+    region = named[-1] if named else ""
+    return [name for name, layer in _named(module, region) if is_weight_layer(layer)][-1:]
 
 
 def find_blocks(module: nn.Module) -> list[str]:
@@ -113,9 +113,10 @@ def _named(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
 def _huggingface_head(module: nn.Module) -> list[str] | None:
     """Children outside the base, which every 🤗 PreTrainedModel names by ``base_model_prefix``."""
     prefix = getattr(module, "base_model_prefix", None)
-    if not prefix or not isinstance(getattr(module, prefix, None), nn.Module):
+    children = dict(module.named_children())
+    if not prefix or children.pop(prefix, None) is None or not children:
         return None
-    return [name for name, child in module.named_children() if name != prefix and _has_parameters(child)]
+    return [name for name, child in children.items() if _has_parameters(child)]
 
 
 def _timm_head(module: nn.Module) -> list[str] | None:

@@ -89,16 +89,22 @@ def focal_loss(
     checks.floating("logits", logits)
     if logits.dim() < 2 or target.shape != logits.shape[:1] + logits.shape[2:]:
         raise ThawkitError(
-            f"target must have the shape of logits {tuple(logits.shape)} without axis 1, got {tuple(target.shape)}"
+            f"target must have the shape of logits {tuple(logits.shape)} without axis 1, "
+            f"got {tuple(target.shape)}"
         )
     checks.finite("gamma", gamma)
     if gamma < 0:
         raise ThawkitError(f"gamma must be at least 0, got {gamma}")
     checks.reduced("logits", target.numel(), reduction)
     classes = logits.shape[1]
-    if target.numel() and logits.device.type == "cpu" and not 0 <= int(target.min()) <= int(target.max()) < classes:
+    if (
+        target.numel()
+        and logits.device.type == "cpu"
+        and not 0 <= int(target.min()) <= int(target.max()) < classes
+    ):
         raise ThawkitError(
-            f"target must hold class indices 0 to {classes - 1}, got {int(target.min())} to {int(target.max())}"
+            f"target must hold class indices 0 to {classes - 1}, "
+            f"got {int(target.min())} to {int(target.max())}"
         )
     if alpha is not None and alpha.shape != (classes,):
         raise ThawkitError(f"alpha must have shape ({classes},), got {tuple(alpha.shape)}")
@@ -147,7 +153,9 @@ def mmd(
         else:
             multiplier, count = bandwidths
         if multiplier <= 1 or count < 1:
-            raise ThawkitError(f"bandwidths=(multiplier, count) needs multiplier > 1 and count >= 1, got {bandwidths}")
+            raise ThawkitError(
+                f"bandwidths=(multiplier, count) needs multiplier > 1 and count >= 1, got {bandwidths}"
+            )
         checks.same_features("x", x, "y", y)
         checks.same_device("y", y, "x", x)
         gamma = _pairwise.geometric_gamma(_pairwise.mean_squared_distance(x, y), multiplier, count)

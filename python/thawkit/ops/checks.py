@@ -1,4 +1,4 @@
-"""Argument checks that every operator shares. Each message names the argument, what was expected, what came."""
+"""Argument checks that operators share. A message names the argument, what was expected, what came."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ def same_features(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
     """Require the same number of columns."""
     if x.shape[1] != other.shape[1]:
         raise ThawkitError(
-            f"{name} and {other_name} must have the same number of features, got {x.shape[1]} and {other.shape[1]}"
+            f"{name} and {other_name} must have the same number of features, "
+            f"got {x.shape[1]} and {other.shape[1]}"
         )
 
 

@@ -60,18 +60,16 @@ class ShowProgress(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         """Print the epoch's line."""
-        row = epoch_rows(state.log_history)[-1]
-        monitor = f"val_{self.config.monitor}"
-        words = [f"epoch {row['epoch']:>3}/{self.config.epochs}", f"loss {row.get('loss', math.nan):.4f}"]
-        words += [
-            f"{key.replace('_', ' ')} {row[key]:.4f}"
-            for key in dict.fromkeys(("val_loss", monitor))
-            if key in row
-        ]
+        row, last = epoch_rows(state.log_history)[-1], self.config.epochs
+        words = [f"epoch {row['epoch']:>{len(str(last))}}/{last}", f"loss {row.get('loss', math.nan):.4f}"]
+        words.append(f"val loss {row['val_loss']:.4f}")
+        monitored = row.get(f"val_{self.config.monitor}")
+        if monitored is not None and self.config.monitor != "loss":
+            words.append(f"{self.config.monitor.replace('_', ' ')} {monitored:.4f}")
         words.append(f"{row['seconds']:.1f} s")
         if self.config.keep == "best" and chosen_row(state.log_history, self.config) == row:
-            words.append("best so far")
-        self.console.print("  ".join(words), highlight=False)
+            words.append("best")
+        self.console.print("  ".join(words), highlight=False, soft_wrap=True)
 
 
 class StopWhenDone(TrainerCallback):

@@ -9,15 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from safetensors.torch import save_file
-from torch import nn
 from transformers import TrainerState
 from transformers.utils import logging as transformers_logging
 
 from thawkit.data import Splits
 from thawkit.errors import ThawkitError
-from thawkit.frozen import freeze, unfreeze
+from thawkit.frozen import FreezeReport, freeze, unfreeze
 from thawkit.select import Model
 from thawkit.tune.callbacks import SafeCheckpoints, ShowProgress, StopWhenDone
 from thawkit.tune.checkpoints import STATE, WEIGHTS, newest_usable, prune, step_of, write_json
@@ -72,10 +72,11 @@ def fit(
     description = describe(model, splits, target, method, config)
     verbosity = transformers_logging.get_verbosity()
     try:
-        with _frozen(model.module, config.train):
+        with _frozen(model, config.train) as report:
             open_run(folder, description, resume=resume, overwrite=overwrite)
+            console.print(str(report).partition("\n\n")[0], highlight=False, soft_wrap=True)
             state = _train(model, splits, target, method, config, folder / CHECKPOINTS, console)
-        return _finish(model, splits, target, config, state, folder)
+        return _finish(model, splits, target, config, state, folder, report)
     except KeyboardInterrupt:
         console.print(f"Stopped. The same call with resume=True (--resume) continues the run in {folder}.")
         raise
@@ -84,12 +85,14 @@ def fit(
 
 
 @contextmanager
-def _frozen(module: nn.Module, policy: str) -> Iterator[None]:
-    freeze(module, train=policy)
+def _frozen(model: Model, policy: str) -> Iterator[FreezeReport]:
+    size = model.preprocess.size
+    place = next(model.module.parameters()).device
     try:
-        yield
+        # Two images, since batch normalisation cannot train on one.
+        yield freeze(model.module, train=policy, example=torch.zeros(2, 3, size, size, device=place))
     finally:
-        unfreeze(module)
+        unfreeze(model.module)
 
 
 def _train(
@@ -120,7 +123,13 @@ def _train(
 
 
 def _finish(
-    model: Model, splits: Splits, target: Splits | None, config: TuneConfig, state: TrainerState, folder: Path
+    model: Model,
+    splits: Splits,
+    target: Splits | None,
+    config: TuneConfig,
+    state: TrainerState,
+    folder: Path,
+    report: FreezeReport,
 ) -> RunResult:
     """Take the chosen epoch's weights, score them, and write what the run leaves, ``metrics.json`` last."""
     chosen = chosen_row(state.log_history, config)
@@ -132,9 +141,7 @@ def _finish(
     history = epoch_rows(state.log_history)
     selection = "the last epoch" if config.keep == "last" else f"best {config.monitor} on val"
     metrics: dict[str, Any] = {
-        **{
-            name: evaluate(model, dataset, batch_size=2 * config.batch_size) for name, dataset in sets.items()
-        },
+        **{name: evaluate(model, part, batch_size=2 * config.batch_size) for name, part in sets.items()},
         "best_epoch": chosen["epoch"],
         "epochs": len(history),
         "selection": selection,
@@ -144,7 +151,7 @@ def _finish(
     os.replace(partial, folder / WEIGHTS)
     write_json(folder / HISTORY, history)
     write_json(folder / METRICS, metrics)
-    return RunResult(folder, model, metrics, history)
+    return RunResult(folder, model, metrics, history, report)
 
 
 def _check(model: Model, splits: Splits, target: Splits | None, method: Method, config: TuneConfig) -> None:

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 import thawkit
 from thawkit.data import Preprocess, Splits, load
 from thawkit.errors import ThawkitError
+from thawkit.frozen import FreezeReport
 from thawkit.select import Model, create_model
 from thawkit.tune.checkpoints import WEIGHTS, write_json
 from thawkit.tune.config import TuneConfig
@@ -40,12 +41,14 @@ class RunResult:
         metrics: ``val``, ``test`` and, with a target, ``target`` (its test images), each as
             :func:`thawkit.tune.classification_metrics`; ``best_epoch``, ``epochs``, ``selection``.
         history: one dict an epoch.
+        frozen: what trained, and what that saved.
     """
 
     path: Path
     model: Model
     metrics: dict[str, Any]
     history: list[dict[str, Any]]
+    frozen: FreezeReport
 
 
 @dataclass

@@ -18,9 +18,7 @@ def forward(x: Tensor, y: Tensor, mask: Tensor, lower: float, upper: float) -> N
     """Write clamp(x) and its bits; all three dense in the same order."""
     from thawkit import _C
 
-    _C.packed_relu(
-        pointer(x), pointer(y), pointer(mask), x.numel(), lower, upper, DTYPES[x.dtype], threads()
-    )
+    _C.packed_relu(pointer(x), pointer(y), pointer(mask), x.numel(), lower, upper, DTYPES[x.dtype], threads())
 
 
 def backward(g: Tensor, mask: Tensor, dx: Tensor) -> None:
@@ -30,5 +28,3 @@ def backward(g: Tensor, mask: Tensor, dx: Tensor) -> None:
     _C.packed_relu_backward(
         pointer(g), pointer(dx), pointer(mask), g.numel(), 0.0, 0.0, DTYPES[g.dtype], threads()
     )
-
-

@@ -65,7 +65,8 @@ def _check_info_nce(q: Tensor, k: Tensor, logit_scale: Tensor | float, reduction
         raise ThawkitError(f"q and k must have the same dtype, got {q.dtype} and {k.dtype}")
     if k.shape[0] < q.shape[0]:
         raise ThawkitError(
-            f"k must have at least as many rows as q, whose positives they are, got {k.shape[0]} < {q.shape[0]}"
+            f"k must have at least as many rows as q, whose positives they are, "
+            f"got {k.shape[0]} < {q.shape[0]}"
         )
     if isinstance(logit_scale, Tensor):
         if logit_scale.numel() != 1:
@@ -76,7 +77,7 @@ def _check_info_nce(q: Tensor, k: Tensor, logit_scale: Tensor | float, reduction
 
 
 def _reduce(rows: Tensor, reduction: str) -> Tensor:
-    return {"none": lambda: rows, "sum": rows.sum, "mean": rows.mean}[reduction]()
+    return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()
 
 
 def _info_nce_kernel(
@@ -164,7 +165,7 @@ class _InfoNCE(torch.autograd.Function):
 
 
 def mmd(x: Tensor, y: Tensor, gamma: Tensor, *, doubling: bool = False, unbiased: bool = False) -> Tensor:
-    """Squared maximum mean discrepancy with ``k(u, v) = sum_b exp(-gamma_b |u - v|^2)`` (Gretton et al. 2012).
+    """Squared MMD with the kernel ``k(u, v) = sum_b exp(-gamma_b |u - v|^2)`` (Gretton et al. 2012).
 
     Args:
         x: (N, D) sample.
