@@ -27,7 +27,6 @@ from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
 
 import thawkit
-from thawkit.frozen.measure import saved_by_module
 from thawkit.ops.frozen import cpu
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
@@ -62,6 +61,22 @@ def with_frozen_batch_norm(model: nn.Module) -> nn.Module | None:
     return model if replaced else None
 
 
+def saved_bytes(model: nn.Module, images: Tensor) -> int:
+    """Bytes of the distinct storages that autograd saves, parameters, buffers and images excepted."""
+    known = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers(), images)}
+    held: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in known:
+            held[storage.data_ptr()] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(images)
+    return sum(storage.nbytes() for storage in held.values())
+
+
 def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[[], None]:
     def step() -> None:
         nn.functional.cross_entropy(model(images), labels).backward()
@@ -84,10 +99,7 @@ def freezing(report: Report, name: str, policy: str, batch: int, size: int) -> N
         models["compile"] = torch.compile(copy.deepcopy(stock))
     variants = {variant: model for variant, model in models.items() if model is not None}
     steps = {variant: training_step(model, images, labels) for variant, model in variants.items()}
-    saved = {}
-    for variant, model in variants.items():
-        evaluating = {module for module in model.modules() if not module.training}
-        saved[variant] = saved_by_module(model, images, evaluating).total()
+    saved = {variant: saved_bytes(model, images) for variant, model in variants.items()}
     exact = gradients(stock, images, labels)
     seconds = timed(steps, report.options.rounds, limit_s=90)
     report.row(
@@ -95,7 +107,7 @@ def freezing(report: Report, name: str, policy: str, batch: int, size: int) -> N
         policy=policy,
         batch=batch,
         size=size,
-        saved_mib={variant: round(size / 2**20, 3) for variant, size in saved.items()},
+        saved_mib={variant: round(nbytes / 2**20, 3) for variant, nbytes in saved.items()},
         peak_mib={variant: round(extra_bytes(step) / 2**20, 1) for variant, step in steps.items()},
         ms={variant: round(1e3 * s, 1) for variant, s in seconds.items()},
         over_stock={variant: round(s / seconds["stock"], 3) for variant, s in seconds.items()},

@@ -31,6 +31,22 @@ def test_compile_in_one_graph(model: nn.Module, gradients) -> None:
     assert torch.equal(model[1].running_mean, copy.deepcopy(model)[1].running_mean)
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_freezing_what_is_compiled_already(build, gradients, inside: bool) -> None:
+    model, expected = build("small_cnn"), build("small_cnn")
+    report = thawkit.freeze(expected, "bias", example=IMAGES)
+    if inside:
+        model[0].compile(backend="aot_eager")
+    compiled = model if inside else torch.compile(model, backend="aot_eager")
+    compiled(IMAGES)
+    assert str(thawkit.freeze(compiled, "bias", example=IMAGES)) == str(report)
+    ours, theirs = gradients(compiled, IMAGES), gradients(expected, IMAGES)
+    for a, b in zip(ours.values(), theirs.values(), strict=True):
+        torch.testing.assert_close(a, b)
+    thawkit.unfreeze(compiled)
+    assert [type(m) for m in model.modules()] == [type(m) for m in build("small_cnn").modules()]
+
+
 def test_compile_timm_in_one_graph(build) -> None:
     model = build("lite0").eval()
     thawkit.freeze(model, "bias")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Set
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def saved_by_module(model: nn.Module, example: Example, evaluating: Set[nn.Module]) -> Counter[str]:
-    """Run one training-mode forward and count the bytes that autograd keeps for the backward pass.
+    """Run one eager training-mode forward and count the bytes that autograd keeps for the backward pass.
 
     Storages are counted once, for the module that saved them first; parameters, buffers and the example,
     which exist anyway, are not. Afterwards modes, buffers and random state are as before.
@@ -39,7 +40,8 @@ def saved_by_module(model: nn.Module, example: Example, evaluating: Set[nn.Modul
                 held[address] = (stack[-1], tensor.untyped_storage())
             return tensor
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+        with _uncompiled(), torch.enable_grad(), hooks:
             _call(model, example)
     saved: Counter[str] = Counter()
     for name, storage in held.values():
@@ -76,6 +78,11 @@ def _tensors(example: Example) -> list[Tensor]:
 
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
+
+
+def _uncompiled() -> AbstractContextManager[None]:
+    """Let what was compiled run eagerly; nothing was if nobody has imported the compiler, which is slow."""
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
 
 
 @contextmanager

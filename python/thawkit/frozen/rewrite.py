@@ -51,6 +51,7 @@ def freeze(model: nn.Module, train: str = "head", *, example: Example | None = N
     """
     if not isinstance(model, nn.Module):
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
     selected = trainable_names(model, train)
     unfreeze(model)
     if any(isinstance(module, Rewritten) for module in model.modules()):
