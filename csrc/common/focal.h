@@ -1,5 +1,5 @@
 // Arithmetic of the sigmoid focal loss, shared by the CPU kernels (V = a SIMD vector) and the CUDA ones
-// (V = float). The includer provides exp_negative, log1p_unit, log_unit, abs, max, min and select for V.
+// (V = float). The includer provides exp_clamped, log1p_unit, log_unit, abs, max, min and select for V.
 #pragma once
 
 #ifdef __CUDACC__
@@ -21,14 +21,16 @@ struct FocalTerm {
 template <FocalPower Power, bool Gradient, class V>
 static THAWKIT_INLINE FocalTerm<V> sigmoid_focal_term(V x, V t, float alpha, float gamma) {
   const V zero = V{}, one = V{} + 1.f;
-  const V e = exp_negative(-abs(x));
-  const V larger = one / (one + e), smaller = e * larger;
+  const V e = exp_clamped(-abs(x));
+  // One division serves 1 / (1 + e) and the argument of the logarithm, e / (2 + e).
+  const V reciprocal = one / ((1.f + e) * (2.f + e));
+  const V larger = reciprocal * (2.f + e), smaller = e * larger;
   const V p = select(x >= zero, larger, smaller), q = select(x >= zero, smaller, larger);
   const V miss = p * (1.f - t) + q * t;
   // softplus(x) - x t without its cancellation. The term times 0 makes an infinite x come out as torch's
   // (1 - t) x - logsigmoid(x) does.
   const V below = min(zero, x);
-  const V ce = max(zero, x) * (1.f - t) - below * t + below * 0.f + log1p_unit(e);
+  const V ce = max(zero, x) * (1.f - t) - below * t + below * 0.f + log1p_unit(e * (reciprocal * (1.f + e)));
   V power, slope;  // miss^gamma and p q gamma miss^(gamma - 1), the latter finite for 0 < gamma < 1 too
   if constexpr (Power == FocalPower::kZero) {
     power = one;
@@ -40,7 +42,7 @@ static THAWKIT_INLINE FocalTerm<V> sigmoid_focal_term(V x, V t, float alpha, flo
     power = miss * miss;
     slope = 2.f * miss * (p * q);
   } else {
-    power = exp_negative(gamma * log_unit(miss));
+    power = exp_clamped(gamma * log_unit(miss));
     slope = gamma * power * select(miss > zero, p * q / miss, zero);
   }
   V weight = one;

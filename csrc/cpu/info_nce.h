@@ -24,24 +24,26 @@ static inline float segment_maximum(const float* x, int64_t width) {
   return max_lane(max(m0, m1));
 }
 
-// exp(logits - maximum) in place, unnormalised: 1/z goes into the small operands of the products instead.
+// exp(logits - maximum) in place, unnormalised: 1/z goes into the small operands of the products instead. A
+// masked entry (-inf) becomes the smallest normal number, which nothing that follows can tell from 0.
 // `width` is a multiple of two vectors.
+template <bool Weighted>
 static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
   Floats z0 = {}, z1 = {}, t0 = {}, t1 = {};
-  const Floats lowest = splat(-88.f);
   for (int64_t j = 0; j < width; j += 2 * kLanes) {
-    const Floats a = max(lowest, load(x + j) - row.maximum),
-                 b = max(lowest, load(x + j + kLanes) - row.maximum);
-    const Floats ea = exp_negative(a), eb = exp_negative(b);
+    const Floats a = load(x + j) - row.maximum, b = load(x + j + kLanes) - row.maximum;
+    const Floats ea = exp_clamped(a), eb = exp_clamped(b);
     z0 += ea;
     z1 += eb;
-    t0 += ea * a;
-    t1 += eb * b;
+    if constexpr (Weighted) {
+      t0 += ea * max(splat(kLowestExponent), a);
+      t1 += eb * max(splat(kLowestExponent), b);
+    }
     store(x + j, ea);
     store(x + j + kLanes, eb);
   }
   row.others += sum(z0 + z1);
-  row.weighted += sum(t0 + t1);
+  if constexpr (Weighted) row.weighted += sum(t0 + t1);
 }
 
 struct InfoNCEPlan {
@@ -154,7 +156,10 @@ struct InfoNCERun {
     for (int64_t block = 0; block < p.blocks; ++block) {
       const int64_t first = block * kBlockCols;
       for (int64_t i = own.first; i < own.last; ++i)
-        softmax_segment(panel.at(block, i), smaller(kBlockCols, p.width - first), statistics[i]);
+        if (a.dscale)
+          softmax_segment<true>(panel.at(block, i), smaller(kBlockCols, p.width - first), statistics[i]);
+        else
+          softmax_segment<false>(panel.at(block, i), smaller(kBlockCols, p.width - first), statistics[i]);
       if (dq)
         times_rows(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys), keys_rows,
                    a.keys, a.depth, dq);

@@ -66,8 +66,24 @@ static inline To bit_cast(From a) {
 }
 
 // The second operand survives an unordered comparison, so a NaN in b passes through.
+#if defined(THAWKIT_AVX512)
+static inline Floats max(Floats a, Floats b) {
+  return bit_cast<Floats>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+}
+static inline Floats min(Floats a, Floats b) {
+  return bit_cast<Floats>(_mm512_min_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+}
+#elif defined(THAWKIT_AVX2)
+static inline Floats max(Floats a, Floats b) {
+  return bit_cast<Floats>(_mm256_max_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+}
+static inline Floats min(Floats a, Floats b) {
+  return bit_cast<Floats>(_mm256_min_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+}
+#else
 static inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
 static inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
+#endif
 static inline Floats abs(Floats a) { return bit_cast<Floats>(bit_cast<Ints>(a) & 0x7fffffff); }
 static inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 
@@ -100,9 +116,17 @@ static inline void store(bfloat16* p, Floats v) {
   Ints bits = bit_cast<Ints>(v);
   Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
   Ints nan = bits | 0x00400000;
-  Ints out = (v == v) ? rounded : nan;
-  Halves narrow = __builtin_convertvector((out >> 16) & 0xffff, Halves);
+  const Ints out = ((v == v) ? rounded : nan) >> 16;
+#if defined(THAWKIT_AVX512)
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bit_cast<__m512i>(out)));
+#elif defined(THAWKIT_AVX2)
+  const __m256i wide = bit_cast<__m256i>(out);  // sign-extended, so the saturating pack is exact
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p),
+                   _mm_packs_epi32(_mm256_castsi256_si128(wide), _mm256_extracti128_si256(wide, 1)));
+#else
+  const Halves narrow = __builtin_convertvector(out & 0xffff, Halves);
   memcpy(p, &narrow, sizeof narrow);
+#endif
 }
 
 #if defined(THAWKIT_AVX512)
@@ -195,34 +219,36 @@ static inline Ints from_bits(uint32_t bits) {
 
 // ---- elementary functions
 
-// exp(x) for x <= 0 (or NaN), at most 2 ulp; results below the smallest normal number are 0.
-// Cody-Waite reduction with a degree-6 minimax polynomial (Cephes expf).
-static inline Floats exp_negative(Floats x) {
-  const Floats lowest = splat(-87.33654f);
-  Floats a = max(lowest, x);
+constexpr float kLowestExponent = -87.33654f;  // exp of it is the smallest normal number
+
+// exp(max(x, kLowestExponent)) for x <= 0 (or NaN), at most 2 ulp. Cody-Waite reduction with a degree-6
+// minimax polynomial (Cephes expf).
+static inline Floats exp_clamped(Floats x) {
+  const Floats a = max(splat(kLowestExponent), x);
   Floats n = a * 1.44269504088896341f + 12582912.f;
   n = n - 12582912.f;
   Floats r = a - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * r * r + r + 1.f;
-  Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
-  return select(x <= lowest, splat(0.f), p * bit_cast<Floats>(exponent));
+  // Estrin's order: the kernels wait for this chain more than for the multipliers.
+  const Floats r2 = r * r;
+  Floats p = (r * 1.9875691500e-4f + 1.3981999507e-3f) * r2 + (r * 8.3334519073e-3f + 4.1665795894e-2f);
+  p = p * r2 + (r * 1.6666665459e-1f + 5.0000001201e-1f);
+  p = p * r2 + (r + 1.f);
+  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
+  return p * bit_cast<Floats>(exponent);
 }
 
-// log(1 + e) for 0 <= e <= 1: 2 atanh(e / (2 + e)), whose argument is at most 1/3.
-static inline Floats log1p_unit(Floats e) {
-  Floats q = e / (2.f + e);
+// As above, but 0 where exp(x) is below the smallest normal number.
+static inline Floats exp_negative(Floats x) {
+  return select(x <= splat(kLowestExponent), splat(0.f), exp_clamped(x));
+}
+
+// log(1 + e) for 0 <= e <= 1 from q = e / (2 + e), at most 1/3: 2 atanh(q).
+static inline Floats log1p_unit(Floats q) {
   Floats s = q * q;
-  Floats p = s * 0.0769230769f + 0.0909090909f;
-  p = p * s + 0.1111111111f;
-  p = p * s + 0.1428571429f;
-  p = p * s + 0.2f;
-  p = p * s + 0.3333333333f;
+  const Floats s2 = s * s;
+  Floats p = (s * 0.0769230769f + 0.0909090909f) * s2 + (s * 0.1111111111f + 0.1428571429f);
+  p = p * s2 + (s * 0.2f + 0.3333333333f);
   return 2.f * q + 2.f * q * (s * p);
 }
 

@@ -33,7 +33,7 @@ def test_compile_in_one_graph(model: nn.Module, gradients) -> None:
 
 @pytest.mark.parametrize("inside", [False, True])
 def test_freezing_what_is_compiled_already(build, gradients, inside: bool) -> None:
-    model, expected = build("small_cnn"), build("small_cnn")
+    model, expected = build("small_cnn").eval(), build("small_cnn").eval()
     report = thawkit.freeze(expected, "bias", example=IMAGES)
     if inside:
         model[0].compile(backend="aot_eager")

@@ -48,6 +48,7 @@ CONVOLUTIONS = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("convolution", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("bias_trains", [True, False])
 def test_convolution(convolution: nn.Conv2d, bias_trains: bool) -> None:
@@ -61,6 +62,7 @@ def test_convolution(convolution: nn.Conv2d, bias_trains: bool) -> None:
         _assert_same(_run(_rewrite(stock), x, upstream), _run(stock, x, upstream), 1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("convolution", CONVOLUTIONS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_absent_input_is_not_read(convolution: nn.Conv2d, dtype: torch.dtype) -> None:

@@ -171,7 +171,7 @@ def show(result: RunResult, rows: dict[str, dict[str, Any]], console: Console) -
     columns = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss")
     shown = [column for column in columns if column in result.metrics["val"]]
     table = Table(title=f"Epoch {result.metrics['best_epoch']} ({result.metrics['selection']})")
-    table.add_column("images")
+    table.add_column("images", no_wrap=True)
     for column in shown:
         table.add_column(column.replace("_", " "), justify="right")
     for title, scores in rows.items():

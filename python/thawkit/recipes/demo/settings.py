@@ -1,0 +1,70 @@
+"""What the demo trains, on how much, for how long: the full form, and a quick one for a smoke test.
+
+The full form's values were chosen on validation images; CONTRIBUTING tells how to measure them again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that the quick form may change.
+
+    Attributes:
+        xray_images: training images of the X-rays used, None for all; validation and test shrink alike.
+        xray_epochs, xray_batch: of the fine-tuning.
+        digit_images: training images of the source digits used, None for all.
+        digit_epochs, digit_batch: of each of the digit models.
+        digit_seeds: how many seeds; two models each.
+        latency_images: images timed one by one.
+    """
+
+    xray_images: int | None
+    xray_epochs: int
+    xray_batch: int
+    digit_images: int | None
+    digit_epochs: int
+    digit_batch: int
+    digit_seeds: int
+    latency_images: int
+
+
+FULL = Settings(
+    xray_images=None,
+    xray_epochs=4,
+    xray_batch=64,
+    digit_images=None,
+    digit_epochs=6,
+    digit_batch=64,
+    digit_seeds=3,
+    latency_images=200,
+)
+QUICK = Settings(
+    xray_images=256,
+    xray_epochs=2,
+    xray_batch=32,
+    digit_images=640,
+    digit_epochs=1,
+    digit_batch=64,
+    digit_seeds=3,
+    latency_images=20,
+)
+
+XRAY_SIZE = 64
+"""Side of the network's input: the X-rays have 28 pixels, so 224 would cost ten times more and show no more."""
+XRAY_POLICY = "last:2+bias"
+"""The last two blocks, and the biases (here: the shifts of the batch normalizations) of the whole network."""
+XRAY_LEARNING_RATE = 1e-3
+XRAY_WEIGHT_DECAY = 0.05
+XRAY_AUGMENT = "digits"
+SOURCE, TARGET = "mnist", "optdigits"
+TARGET_TEST = 0.35
+"""Share of the target kept for its test."""
+DIGIT_LEARNING_RATE = 1e-3
+DIGIT_AUGMENT = "digits"
+PARITY = 1e-4
+"""Largest difference of a logit between torch and the bundle."""
+DAN_POINTS = 5.0
+"""Least gain of DAN over source-only, in percentage points of target accuracy, mean over the seeds."""
