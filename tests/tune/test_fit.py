@@ -89,6 +89,8 @@ def test_patience_stops_and_the_earlier_weights_are_restored(splits, tmp_path):
     result = run(splits, tmp_path / "run", config)
     assert result.metrics["epochs"] == 3
     assert result.metrics["best_epoch"] == 1
+    (tmp_path / "run" / "metrics.json").unlink()  # as if killed between the last epoch and the end
+    assert run(splits, tmp_path / "run", config, resume=True).metrics == result.metrics
 
 
 def test_resuming_a_finished_run_gives_it_back(finished, splits):

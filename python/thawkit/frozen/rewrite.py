@@ -66,8 +66,10 @@ def freeze(model: nn.Module, train: str = "head", *, example: Example | None = N
     except Exception:
         unfreeze(model)
         raise
-    rewritten = set() if everything else _rewrite(model, fixed)
-    after = _measure(model, example, fixed)[0] if before is not None else None
+    rewritten, after = set[str](), before
+    if not everything:
+        rewritten = _rewrite(model, fixed)
+        after = _measure(model, example, fixed)[0]
     return make_report(model, train, len(fixed), rewritten, words, before, after)
 
 

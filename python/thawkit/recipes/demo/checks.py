@@ -40,7 +40,8 @@ def _adapts(digits: dict[str, Any]) -> Check:
     return Check(
         f"DAN gains {fixed.DAN_POINTS:g} points or more on the target digits",
         gain >= fixed.DAN_POINTS,
-        f"{gain:+.1f} points of accuracy without target labels, mean of {len(digits['seeds'])} seeds ({each})",
+        f"{gain:+.1f} points of accuracy without target labels, mean of {len(digits['seeds'])} seeds "
+        f"({each})",
     )
 
 

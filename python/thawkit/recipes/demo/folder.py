@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from thawkit.errors import ThawkitError
 
@@ -32,11 +33,14 @@ def prepare(output: str | Path) -> Path:
     for name in present - {MARK}:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
-    (folder / MARK).write_text("thawkit demo wrote this folder and replaces it when run again.\n", encoding="utf-8")
+    (folder / MARK).write_text(
+        "thawkit demo wrote this folder and replaces it when run again.\n", encoding="utf-8"
+    )
     return folder
 
 
-def write_result(folder: Path, result: dict[str, object]) -> None:
-    """Write ``result`` as ``demo.json``."""
+def write_result(folder: Path, result: dict[str, Any]) -> dict[str, Any]:
+    """Write ``result`` as ``demo.json``, and return it as it will be read from there."""
     text = json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False)
     (folder / RESULT).write_text(text + "\n", encoding="utf-8")
+    return json.loads(text)

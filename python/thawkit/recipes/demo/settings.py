@@ -53,7 +53,7 @@ QUICK = Settings(
 )
 
 XRAY_SIZE = 64
-"""Side of the network's input: the X-rays have 28 pixels, so 224 would cost ten times more and show no more."""
+"""Side of the network's input: of X-rays with 28 pixels, 224 would show no more at ten times the cost."""
 XRAY_POLICY = "last:2+bias"
 """The last two blocks, and the biases (here: the shifts of the batch normalizations) of the whole network."""
 XRAY_LEARNING_RATE = 1e-3

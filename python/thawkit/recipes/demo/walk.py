@@ -10,7 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from thawkit.data import Splits
 from thawkit.deploy import runtime
@@ -81,9 +88,10 @@ def run(
     }
     values["stages"] = walk.stages
     values["seconds"] = time.perf_counter() - start
+    values["finished"] = time.strftime("%Y-%m-%d %H:%M")
     found = tuple(checks(values))
     values["checks"] = [asdict(check) for check in found]
-    folder.write_result(place, values)
+    values = folder.write_result(place, values)
     page = place / folder.REPORT
     page.write_text(report.render(values), encoding="utf-8")
     result = DemoResult(place, page, values, found, quick)
@@ -118,7 +126,9 @@ class _Walk:
             summary.show_scores("linear probe", probe, self.console)
         with self.stage("X-rays: fine-tuning"):
             plan_text, plan = xrays.freeze_plan(images, self.settings, self.seed)
+            self.console.print(f"One training step of {plan['images']} X-rays:", highlight=False)
             self.console.print(plan_text, highlight=False, markup=False)
+            self.console.print()
             run = xrays.fine_tune(images, self.settings, self.seed, self.place / folder.XRAY, self.console)
             summary.show_scores("fine-tuned", run.metrics, self.console)
             samples = xrays.samples(run.model, images.test, self.seed)

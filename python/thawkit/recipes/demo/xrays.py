@@ -56,6 +56,7 @@ def describe_data(splits: Splits) -> dict[str, Any]:
         "name": splits.name,
         "classes": list(splits.classes),
         "counts": {name: part.counts().tolist() for name, part in parts.items()},
+        "totals": {name: len(part) for name, part in parts.items()},
     }
 
 
@@ -75,7 +76,8 @@ def freeze_plan(splits: Splits, settings: Settings, seed: int) -> tuple[str, dic
     images = [splits.train.image(i) for i in range(min(settings.xray_batch, len(splits.train)))]
     report = freeze(model.module, fixed.XRAY_POLICY, example=model.preprocess(torch.stack(images)))
     unfreeze(model.module)
-    return str(report), {**asdict(report), "images": len(images)}
+    before, after = report.saved_bytes_before or 0, report.saved_bytes or 0
+    return str(report), {**asdict(report), "images": len(images), "ratio": before / max(1, after)}
 
 
 def fine_tune(splits: Splits, settings: Settings, seed: int, output: Path, console: Console) -> RunResult:

@@ -82,7 +82,10 @@ def line_chart(
 
     parts = [*_legend([(s.name, s.style) for s, _ in kept], left)]
     for mark in marks:
-        parts.append(f'<line class="grid" x1="{left}" x2="{width - right}" y1="{at_y(mark):.1f}" y2="{at_y(mark):.1f}"/>')
+        parts.append(
+            f'<line class="grid" x1="{left}" x2="{width - right}" '
+            f'y1="{at_y(mark):.1f}" y2="{at_y(mark):.1f}"/>'
+        )
         parts.append(_text(left - 6, at_y(mark) + 4, y_format(mark), "end"))
     stride = max(1, math.ceil(len(set(xs)) / 10))
     parts += [_text(at_x(x), height - bottom + 16, f"{x:g}", "middle") for x in sorted(set(xs))[::stride]]
@@ -134,10 +137,14 @@ def bars_chart(
     title: str,
     description: str,
     value_format: Format = "{:g}".format,
-    width: int = 460,
+    size: tuple[int, int] = (460, 26),
 ) -> str:
-    """Return horizontal bars from 0, each with its value written beside it, as one ``<svg>``."""
-    left, right, pitch = 150, 64, 26
+    """Return horizontal bars from 0, each with its value beside it, as one ``<svg>``.
+
+    ``size`` is the width of the chart and the height of one bar's row.
+    """
+    width, pitch = size
+    left, right = 240, 64
     size = (width, pitch * max(1, len(rows)) + 12)
     if not rows:
         return _frame(title, description, size, _nothing(size))
