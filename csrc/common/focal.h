@@ -1,5 +1,6 @@
 // Arithmetic of the sigmoid focal loss, shared by the CPU kernels (V = a SIMD vector) and the CUDA ones
-// (V = float). The includer provides exp_clamped, log1p_unit, log_unit, abs, max, min and select for V.
+// (V = float). The includer provides exp_negative, exp_clamped, log1p_unit, log_unit, abs, max, min and
+// select for V.
 #pragma once
 
 #ifdef __CUDACC__
@@ -21,7 +22,7 @@ struct FocalTerm {
 template <FocalPower Power, bool Gradient, class V>
 static THAWKIT_INLINE FocalTerm<V> sigmoid_focal_term(V x, V t, float alpha, float gamma) {
   const V zero = V{}, one = V{} + 1.f;
-  const V e = exp_clamped(-abs(x));
+  const V e = exp_negative(-abs(x));
   // One division serves 1 / (1 + e) and the argument of the logarithm, e / (2 + e).
   const V reciprocal = one / ((1.f + e) * (2.f + e));
   const V larger = reciprocal * (2.f + e), smaller = e * larger;

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thawkit.ops.dispatch import forced_backend, unavailable
-from thawkit.ops.frozen import packed_relu
+from thawkit.ops.frozen import cpu, cuda, packed_relu
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]
 
@@ -243,16 +243,18 @@ def _packs(x: Tensor) -> bool:
 class _PackedInPlace(torch.autograd.Function):
     """:func:`thawkit.ops.frozen.packed_relu` that overwrites its input, for modules with ``inplace=True``.
 
-    What else reads the input afterwards must see it clamped, with the clamp's gradient, as in stock.
+    What else reads the input afterwards must see it clamped, with the clamp's gradient, as in stock; and a
+    fresh output would cost more time than the clamp itself.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, lower: float, upper: float) -> Tensor:
-        y, mask = torch.ops.thawkit.packed_relu(x, lower, upper)
+        mask = x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
+        (cpu if x.device.type == "cpu" else cuda).forward(x, x, mask, lower, upper)
         ctx.save_for_backward(mask)
-        ctx.strides = y.stride()  # the order in which the bits lie
+        ctx.strides = x.stride()  # the order in which the bits lie
         ctx.mark_dirty(x)
-        return x.copy_(y)
+        return x
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
@@ -271,7 +273,8 @@ def _packed(module: Any, x: Tensor, lower: float, upper: float) -> Tensor:
         return module.stock.forward(module, x)
     if not module.inplace:
         return packed_relu(x, lower, upper)
-    if x._is_view():  # a custom Function may not overwrite one of several views
+    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
+    if x._is_view() or not dense:  # autograd lets no Function overwrite one of several views
         return module.stock.forward(module, x)
     return _PackedInPlace.apply(x, lower, upper)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from thawkit.recipes.demo import settings as fixed
 
-COMPARED = ("accuracy", "balanced_accuracy", "auroc")
+COMPARED = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def checks(result: dict[str, Any]) -> list[Check]:
 
 def _beats_probe(xray: dict[str, Any]) -> Check:
     probe, tuned = xray["probe"]["test"], xray["tuned"]["test"]
-    words = [f"{name.replace('_', ' ')} {probe[name]:.3f} to {tuned[name]:.3f}" for name in COMPARED]
+    words = [f"{title} {probe[name]:.3f} to {tuned[name]:.3f}" for name, title in COMPARED.items()]
     return Check(
         "Fine-tuning beats the linear probe",
         all(tuned[name] > probe[name] for name in COMPARED),

@@ -20,16 +20,16 @@ from thawkit.select import Model, create_model
 from thawkit.tune import RunResult, Supervised, TuneConfig, predict
 
 METHODS: dict[str, Callable[[], Supervised]] = {"source_only": Supervised, "dan": DAN}
-SHOWN = 12
+SHOWN, SHOWN_SOURCE = 12, 9
 
 
-def load_digits(settings: Settings) -> tuple[Splits, Splits]:
-    """Return source and target; the split of the target does not depend on the demo's seed."""
-    source = load(fixed.SOURCE, test=fixed.TARGET_TEST)
-    target = load(fixed.TARGET, test=fixed.TARGET_TEST)
+def load_digits(settings: Settings, seed: int) -> tuple[Splits, Splits]:
+    """Return source and target, or the quick form's share of them."""
+    source = load(fixed.SOURCE, seed=seed, test=fixed.TARGET_TEST)
+    target = load(fixed.TARGET, seed=seed, test=fixed.TARGET_TEST)
     if settings.digit_images is None:
         return source, target
-    return shrunk(source, settings.digit_images, 0.2, 0), shrunk(target, settings.digit_images, 0.4, 0)
+    return shrunk(source, settings.digit_images, 0.2, seed), shrunk(target, settings.digit_images, 0.4, seed)
 
 
 def train(
@@ -115,5 +115,5 @@ def _samples(models: dict[str, Model], source: Splits, target: Splits, seed: int
         }
         for i in rows
     ]
-    shown = draw.choice(len(source.train), min(SHOWN, len(source.train)), replace=False)
+    shown = draw.choice(len(source.train), min(SHOWN_SOURCE, len(source.train)), replace=False)
     return {"source": [data_uri(source.train.image(int(i))) for i in shown], "target": cards}

@@ -74,7 +74,7 @@ def run(
     walk = _Walk(place, QUICK if quick else FULL, seed, console or Console())
     with walk.stage("The data"):
         images = xrays.load_xrays(walk.settings, seed)
-        source, target = digits.load_digits(walk.settings)
+        source, target = digits.load_digits(walk.settings, seed)
         summary.show_data([images, source, target], walk.console)
     values: dict[str, Any] = {
         "quick": quick,

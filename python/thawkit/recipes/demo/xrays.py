@@ -35,12 +35,13 @@ def shrunk(splits: Splits, train: int, share: float, seed: int) -> Splits:
 
     The result has no ``origin``: it is not what :func:`thawkit.data.load` gives.
     """
-    parts = {
-        "train": _some(splits.train, train / len(splits.train), seed),
-        "val": _some(splits.val, share, seed),
-        "test": _some(splits.test, share, seed),
-    }
-    return replace(splits, **parts, origin=None)
+    return replace(
+        splits,
+        train=_some(splits.train, train / len(splits.train), seed),
+        val=_some(splits.val, share, seed),
+        test=_some(splits.test, share, seed),
+        origin=None,
+    )
 
 
 def _some(dataset: ImageDataset, share: float, seed: int) -> ImageDataset:

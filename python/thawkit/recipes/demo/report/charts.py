@@ -43,7 +43,8 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     """
     if not (math.isfinite(low) and math.isfinite(high)):
         low, high = 0.0, 1.0
-    if high <= low:
+    low, high = min(low, high), max(low, high)
+    if high == low:
         margin = abs(low) * 0.1 or 0.5
         low, high = low - margin, high + margin
     raw = (high - low) / max(1, about)
@@ -65,13 +66,14 @@ def line_chart(
 ) -> str:
     """Return lines over whole-numbered x (epochs), with a legend, as one ``<svg>``."""
     width, height = size
-    left, right, top, bottom = 52, 12, 30, 42
+    right, top, bottom = 12, 30, 42
     kept = [(s, [(x, y) for x, y in s.points if math.isfinite(x) and math.isfinite(y)]) for s in series]
     points = [point for _, own in kept for point in own]
     if not points:
         return _frame(title, description, size, _nothing(size))
     xs, ys = [x for x, _ in points], [y for _, y in points]
     marks = ticks(min(ys), max(ys))
+    left = 30 + 7 * max(len(y_format(mark)) for mark in marks)
     x0, x1 = (min(xs), max(xs)) if max(xs) > min(xs) else (min(xs) - 1, min(xs) + 1)
 
     def at_x(x: float) -> float:

@@ -23,8 +23,7 @@ def device_table(values: Values) -> str:
             row("torch", "bundle.torch_bytes", "torch", "xray.tuned.test.accuracy"),
             row("bundle, onnxruntime", "bundle.onnx_bytes", "onnxruntime", "bundle.accuracy"),
         ],
-        caption="One image at a time, from pixels to logits, "
-        f"{values('machine.threads')} threads of this machine",
+        caption=f"One image at a time, from pixels to logits; threads: {values('machine.threads')}",
         emphasis=1,
     )
 

@@ -11,7 +11,10 @@ def strips(values: Values) -> str:
     source, target = values.get("digits.samples.source"), values.get("digits.samples.target")
     return pair(
         _strip(source, f"{values('digits.source.name')}: the source, with labels"),
-        _strip([one["image"] for one in target], f"{values('digits.target.name')}: the target, without"),
+        _strip(
+            [one["image"] for one in target][: len(source)],
+            f"{values('digits.target.name')}: the target, without",
+        ),
     )
 
 
