@@ -2,12 +2,22 @@ import json
 
 import numpy as np
 import pytest
+import torch
 
 from thawkit.cli import main
 from thawkit.data import load
 from thawkit.tune import load_run
 
 SMALL = ["--epochs", "1", "--batch-size", "25"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small gain nothing from threads, and on a busy machine lose a great deal."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -8,12 +8,22 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from thawkit.cli import main
 from thawkit.tune import load_run
 
 LIGHT = ["--model", "lenet", "--train", "all", "--augment", "digits", "--batch-size", "24", "--epochs", "3"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small gain nothing from threads, and on a busy machine lose a great deal."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def write_folder(root):
@@ -57,7 +67,10 @@ def test_train_prints_epochs_metrics_and_what_next(folder, tmp_path, capsys):
 def test_killed_from_outside_and_resumed(folder, tmp_path):
     assert main(command(folder, tmp_path / "whole")) == 0
     killed = tmp_path / "killed"
-    process = subprocess.Popen([sys.executable, "-m", "thawkit.cli", *command(folder, killed)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "thawkit.cli", *command(folder, killed)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     deadline = time.monotonic() + 120
     while not list(killed.glob("checkpoints/*/complete.json")):
         assert process.poll() is None, "the run ended before it could be killed"

@@ -83,6 +83,7 @@ POINTS = {
 
 
 def main(data, folder):
+    torch.set_num_threads(1)
     for point, arrange in POINTS.items():
         child = os.fork()
         if child == 0:
