@@ -7,7 +7,7 @@ same thing in one line). Limits: the products alone at the FMA peak, and torch's
 from __future__ import annotations
 
 import torch
-from common import Report, extra_bytes, fma_peak, parser, timed
+from common import FmaPeak, Report, extra_bytes, parser, timed
 from torch.nn import functional as F
 
 from thawkit.losses import functional as L
@@ -15,7 +15,7 @@ from thawkit.losses import functional as L
 SCALE = 14.0
 
 
-def info_nce(report: Report, rows: int, features: int, peak: float, rounds: int, compiled: bool) -> None:
+def info_nce(report: Report, rows: int, features: int, rounds: int, compiled: bool) -> None:
     q = F.normalize(torch.randn(rows, features), dim=1).requires_grad_()
     k = F.normalize(torch.randn(rows, features), dim=1).requires_grad_()
     target = torch.arange(rows)
@@ -51,13 +51,12 @@ def info_nce(report: Report, rows: int, features: int, peak: float, rounds: int,
         for a, b in zip(functions["thawkit"](), functions["eager"](), strict=True)
     )
     memory = {name: extra_bytes(functions[name]) for name in ("thawkit", "eager")}
-    seconds = timed(functions, rounds)
-    finish(
-        report, "info_nce", f"{rows}x{features}", seconds, 6 * rows * rows * features / peak, memory, error
+    measure(
+        report, "info_nce", f"{rows}x{features}", functions, rounds, 6 * rows * rows * features, memory, error
     )
 
 
-def mmd(report: Report, rows: int, features: int, peak: float, rounds: int, compiled: bool) -> None:
+def mmd(report: Report, rows: int, features: int, rounds: int, compiled: bool) -> None:
     x = torch.randn(rows, features, requires_grad=True)
     y = (torch.randn(rows, features) + 0.1).requires_grad_()
     both = torch.cat((x, y)).detach()
@@ -87,13 +86,15 @@ def mmd(report: Report, rows: int, features: int, peak: float, rounds: int, comp
         for a, b in zip(functions["thawkit"](), functions["eager"](), strict=True)
     )
     memory = {name: extra_bytes(functions[name]) for name in ("thawkit", "eager")}
-    seconds = timed(functions, rounds)
     # S by its upper triangle, and W times the samples: 3 N^2 D multiply-adds' FLOP of N = 2 rows
     flops = 3 * (2 * rows) ** 2 * features
-    finish(report, "mmd", f"{rows}+{rows}x{features}", seconds, flops / peak, memory, error)
+    measure(report, "mmd", f"{rows}+{rows}x{features}", functions, rounds, flops, memory, error)
 
 
-def finish(report, loss, size, seconds, floor, memory, error) -> None:
+def measure(report, loss, size, functions, rounds, flops, memory, error) -> None:
+    peak = FmaPeak()
+    seconds = timed(functions | {"fma peak": peak}, rounds)
+    del seconds["fma peak"]
     ours = seconds["thawkit"]
     peers = {name: s for name, s in seconds.items() if name not in ("thawkit", "bare products")}
     fastest = min(peers, key=peers.__getitem__)
@@ -101,7 +102,8 @@ def finish(report, loss, size, seconds, floor, memory, error) -> None:
         loss=loss,
         size=size,
         ms={name: round(1e3 * s, 3) for name, s in seconds.items()},
-        share_of_fma_peak=floor / ours,
+        fma_peak_gflops=peak.value() / 1e9,
+        share_of_fma_peak=flops / peak.value() / ours,
         of_bare_products=ours / seconds["bare products"],
         fastest_peer=fastest,
         speedup_over_fastest_peer=peers[fastest] / ours,
@@ -115,23 +117,19 @@ def finish(report, loss, size, seconds, floor, memory, error) -> None:
 def main() -> None:
     options = parser(__doc__.splitlines()[0]).parse_args()
     torch.manual_seed(0)
-    peak = fma_peak()
-    report = Report("pairwise", options, notes={"fma_peak_gflops": peak / 1e9})
-    print(f"FMA peak {peak / 1e9:.0f} GFLOP/s")
+    report = Report("pairwise", options)
     sizes = [(256, 128), (1024, 128), (4096, 128), (8192, 128), (8192, 512)]
     for rows, features in sizes[:2] if options.quick else sizes:
         rounds = options.rounds * (20 if rows <= 1024 else 1)
-        info_nce(report, rows, features, peak, rounds, compiled=not options.quick)
+        info_nce(report, rows, features, rounds, compiled=not options.quick)
     mmd(
         report,
         *((256, 64) if options.quick else (4096, 256)),
-        peak,
         options.rounds,
         compiled=not options.quick,
     )
     for rows in (36, 512):
-        mmd(report, rows, 256, peak, options.rounds * 20, compiled=False)
-    report.notes["fma_peak_gflops_after"] = fma_peak() / 1e9
+        mmd(report, rows, 256, options.rounds * 20, compiled=False)
     report.write()
 
 

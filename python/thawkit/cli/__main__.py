@@ -1,3 +1,5 @@
+"""``python -m thawkit.cli``."""
+
 import sys
 
 from thawkit.cli import main
