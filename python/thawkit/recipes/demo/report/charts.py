@@ -178,7 +178,7 @@ def _legend(entries: Sequence[tuple[str, int]], left: float) -> Iterator[str]:
     for name, style in entries:
         yield f'<circle class="s{style} dot" cx="{x + 5:.0f}" cy="13" r="5"/>'
         yield _text(x + 15, 17, name, "start")
-        x += 34 + 6.6 * len(name)
+        x += 34 + 7.5 * len(name)
 
 
 def _frame(title: str, description: str, size: tuple[int, int], parts: Sequence[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from html import escape
 
 from thawkit.recipes.demo import settings as fixed
@@ -60,13 +61,19 @@ def commands(values: Values) -> str:
         whole += ["", "# the full form", shlex.join(["thawkit", "demo"])]
     steps = [
         "# step by step, on the full data (digits: the first seed)",
-        train,
-        adapt,
+        _wrapped(train),
+        _wrapped(adapt),
         "thawkit export xray-run --output bundle",
         "thawkit verify bundle --data pneumoniamnist",
         "python bundle/run.py IMAGE.png",
     ]
     return f"<pre><code>{escape(chr(10).join([*whole, '', *steps]))}</code></pre>"
+
+
+def _wrapped(line: str) -> str:
+    """Break a command into lines that a shell joins again."""
+    parts = textwrap.wrap(line, 92, break_on_hyphens=False, break_long_words=False)
+    return " \\\n    ".join(parts)
 
 
 def versions(values: Values) -> str:

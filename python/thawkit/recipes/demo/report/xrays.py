@@ -52,9 +52,7 @@ def training_charts(values: Values) -> str:
         captioned(
             losses, "Loss. Training images are augmented and weighted by class, validation images not."
         ),
-        captioned(
-            found, f"Validation scores. The ring marks the epoch kept: {values('xray.tuned.selection')}."
-        ),
+        captioned(found, "Validation scores. The ring marks the epoch kept: the best balanced accuracy."),
     )
 
 
@@ -82,7 +80,8 @@ def _cards(values: Values, key: str) -> str:
     for number, one in enumerate(values.get(key)):
         answer, truth = escape(one["predicted"]), escape(one["label"])
         lines = (
-            f"<b>{answer}</b> {values(f'{key}.{number}.probability', 'percent')}",
+            f"<b>{answer}</b>",
+            values(f"{key}.{number}.probability", "percent"),
             f"truth: {truth}",
         )
         alt = f"X-ray: {one['label']}, answer {one['predicted']}"
