@@ -96,7 +96,7 @@ struct InfoNCERun {
   bool gradient;
 
   explicit InfoNCERun(const InfoNCEArgs& args) : a(args), p(plan(args)) {
-    Workspace workspace(a.workspace);
+    Workspace workspace(a.workspace, p.total());
     panel = {workspace.take(p.scores), p.panel};
     transposed = workspace.take(p.transposed);
     keys_rows = workspace.take(p.keys_rows);

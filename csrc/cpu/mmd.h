@@ -90,7 +90,7 @@ struct MMDRun {
   float *transposed, *packed, *z, *norms, *against_x, *against_y, *row_sums, *centre;
 
   explicit MMDRun(const MMDArgs& args) : a(args), p(plan(args)) {
-    Workspace workspace(a.workspace);
+    Workspace workspace(a.workspace, p.total());
     panel = {workspace.take(p.scores), p.panel};
     transposed = workspace.take(p.transposed);
     packed = workspace.take(p.packed);

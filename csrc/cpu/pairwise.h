@@ -3,6 +3,9 @@
 #pragma once
 
 #include <omp.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
 
 #include "cpu/gemm.h"
 #include "cpu/kernels.h"
@@ -70,9 +73,18 @@ struct Workspace {
   static constexpr int64_t kLine = 16;
   float* next;
 
-  explicit Workspace(float* memory)
-      : next(memory +
-             (kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory) / 4) % kLine) % kLine) {}
+  // Huge pages spare the page faults of a fresh allocation and the address translations of strided reads. The
+  // system may decline; the hint changes no contents.
+  Workspace(float* memory, int64_t floats) {
+    const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
+    next = memory + (kLine - static_cast<int64_t>(start / 4) % kLine) % kLine;
+#ifdef __linux__
+    constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
+    const uintptr_t first = (start + kHugePage - 1) / kHugePage * kHugePage;
+    const uintptr_t last = reinterpret_cast<uintptr_t>(memory + floats) / kHugePage * kHugePage;
+    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+  }
   float* take(int64_t floats) {
     float* here = next;
     next += round_up(floats, kLine);
