@@ -51,10 +51,11 @@ def _forward(
 
 @triton.jit
 def _slopes(q, k, scale, log_sum, weight, row, column, keys, PRECISION: tl.constexpr):
-    """Return the tile's logits, and d loss / d logits."""
-    logits = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+    """Return the tile's products before the scale, and d loss / d logits."""
+    products = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+    logits = products * scale
     softmax = tl.where(column[None, :] < keys, tl.exp(logits - log_sum[:, None]), 0.0)
-    return logits, (softmax - tl.where(row[:, None] == column[None, :], 1.0, 0.0)) * weight[:, None]
+    return products, (softmax - tl.where(row[:, None] == column[None, :], 1.0, 0.0)) * weight[:, None]
 
 
 @triton.jit
@@ -73,15 +74,15 @@ def _backward_queries(
     for first in range(0, keys, BLOCK_N):
         column = first + tl.arange(0, BLOCK_N)
         k = _load_rows(K, column, keys, features, BLOCK_D)
-        logits, slopes = _slopes(q, k, scale, log_sum, weight, row, column, keys, PRECISION)
+        products, slopes = _slopes(q, k, scale, log_sum, weight, row, column, keys, PRECISION)
         if NEED_DSCALE:
-            dscale += tl.sum(slopes * logits, 1)
+            dscale += tl.sum(slopes * products, 1)
         if NEED_DQ:
             dq += tl.dot(slopes.to(k.dtype), k, input_precision=PRECISION)
     if NEED_DQ:
         _store_rows(DQ, dq * scale, row, rows, features, BLOCK_D)
     if NEED_DSCALE:
-        tl.store(DScale + row, dscale / scale, mask=row < rows)
+        tl.store(DScale + row, dscale, mask=row < rows)
 
 
 @triton.jit

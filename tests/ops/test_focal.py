@@ -212,6 +212,12 @@ def test_softmax_form_by_its_definition():
     torch.testing.assert_close(FocalLoss(gamma=2.0, alpha=alpha)(logits, target), expected)
 
 
+def test_softmax_form_saturated_below_gamma_one():
+    logits = torch.tensor([[1000.0, 0.0], [0.0, 1000.0]], requires_grad=True)
+    F.focal_loss(logits, torch.tensor([0, 0]), gamma=0.5).backward()
+    assert torch.isfinite(logits.grad).all()
+
+
 @pytest.mark.parametrize(
     ("target", "options", "says"),
     [

@@ -14,7 +14,7 @@ from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 from thawkit.ops import pairwise
-from thawkit.ops.pairwise import cuda, reference
+from thawkit.ops.pairwise import cpu, cuda, reference
 
 SIZES = [
     (1, 1, 1),
@@ -174,7 +174,32 @@ def test_double_backward_of_the_kernel_equals_the_reference(reduction):
 def test_only_wanted_gradients_are_computed():
     q, k = clip_like(30, 40, 8)
     loss = F.info_nce(q, k.requires_grad_(), logit_scale=5.0)
-    assert [x.numel() for x in loss.grad_fn.gradients] == [0, k.numel(), 0]
+    assert [x.numel() for x in loss.grad_fn.saved_tensors[3:]] == [0, k.numel(), 0]
+
+
+def test_nothing_is_computed_for_backward_without_grad_mode(monkeypatch):
+    q, k = (x.requires_grad_() for x in clip_like(8, 8, 4))
+    asked = []
+    original = cpu.info_nce
+    monkeypatch.setattr(cpu, "info_nce", lambda *a: (asked.append(a[-3:]), original(*a))[1])
+    with torch.no_grad():
+        F.info_nce(q, k)
+    assert asked == [(False, False, False)]
+
+
+@pytest.mark.parametrize("loss", ["info_nce", "mmd", "sigmoid_focal_loss"])
+def test_a_gradient_may_be_overwritten_and_the_graph_used_again(loss):
+    x, y = clip_like(12, 12, 4)
+    x.requires_grad_()
+    options = {"reduction": "mean"} if loss == "sigmoid_focal_loss" else {}
+    value = getattr(F, loss)(x, y.sigmoid(), **options)
+    (first,) = torch.autograd.grad(value, x, retain_graph=True)
+    expected = first.clone()
+    first.zero_()
+    (second,) = torch.autograd.grad(value, x)
+    assert torch.equal(second, expected)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(value, x)
 
 
 def test_backward_twice_gives_the_same():
@@ -395,7 +420,9 @@ def test_mmd_operator_is_well_formed(monkeypatch):
         (torch.zeros(3, 2), torch.zeros(0, 2), {}, "y must have at least 1 rows"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"kernel": "tanh"}, "kernel must be one of"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": (1.0, 3)}, "multiplier > 1"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": "wide"}, "bandwidths must be one of"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": "wide"}, "bandwidths must be 'mean'"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": [1.0]}, "bandwidths must be 'mean'"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": torch.tensor([0.0])}, "positive and finite"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"estimator": "best"}, "estimator must be one of"),
     ],
 )

@@ -83,13 +83,13 @@ class ImageDataset(Dataset):
         return np.bincount(self.labels, minlength=len(self.classes))
 
     def fingerprint(self) -> str:
-        """Return a SHA-256 over the classes, the labels and the pixels (for files: their paths and sizes)."""
+        """Return a SHA-256 over the classes, the labels and the pixels (for files: names and contents)."""
         digest = hashlib.sha256(repr(self.classes).encode())
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         if isinstance(self.images, list):
             for path in self.images:
-                digest.update(f"{path.name}:{path.stat().st_size}\n".encode())
+                digest.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
         else:
             digest.update(repr(self.images.shape).encode())
             digest.update(np.ascontiguousarray(self.images).data)

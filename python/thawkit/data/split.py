@@ -31,6 +31,8 @@ def stratified_split(labels: Any, fractions: Sequence[float], seed: int = 0) -> 
     shares = np.asarray(fractions, dtype=np.float64)
     if shares.ndim != 1 or (shares < 0).any() or abs(shares.sum() - 1) > 1e-6:
         raise ThawkitError(f"fractions must be non-negative and add up to 1, got {list(fractions)}")
+    if seed < 0:
+        raise ThawkitError(f"seed must be at least 0, got {seed}")
     rng = np.random.default_rng(seed)
     parts: list[list[NDArray[np.int64]]] = [[] for _ in shares]
     array = np.asarray(labels)

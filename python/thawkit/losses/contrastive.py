@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor, nn
 
+from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 
 
@@ -18,6 +21,8 @@ class InfoNCELoss(nn.Module):
 
     def __init__(self, temperature: float = 0.07, normalize: bool = True, reduction: str = "mean"):
         super().__init__()
+        if not (math.isfinite(temperature) and temperature > 0):
+            raise ThawkitError(f"temperature must be positive and finite, got {temperature}")
         self.temperature = temperature
         self.normalize = normalize
         self.reduction = reduction

@@ -132,7 +132,8 @@ def mmd(
         bandwidths: a (B,) tensor of s_b > 0; or ``(multiplier, count)``: s_b^2 is the mean squared distance
             of all pairs times ``multiplier`` to the powers centred on 0, without a gradient, as the
             domain-adaptation literature has it (Long et al. 2015); ``"mean"`` is ``(2.0, 5)``.
-        estimator: ``biased`` (V-statistic, never negative) or ``unbiased`` (U-statistic, can be).
+        estimator: ``biased`` (V-statistic, negative by rounding at most) or ``unbiased`` (U-statistic, which
+            can be negative).
 
     Returns:
         Scalar: float64 for float64 inputs, else float32.
@@ -144,20 +145,28 @@ def mmd(
     checks.one_of("estimator", estimator, ("biased", "unbiased"))
     checks.matrix("x", x)
     checks.matrix("y", y)
+    checks.same_features("x", x, "y", y)
+    checks.same_device("y", y, "x", x)
     if isinstance(bandwidths, Tensor):
+        if bandwidths.device.type == "cpu" and not bool((bandwidths.isfinite() & (bandwidths > 0)).all()):
+            raise ThawkitError(f"bandwidths must be positive and finite, got {bandwidths.tolist()}")
         gamma, doubling = 0.5 / bandwidths.square(), False
     else:
-        if isinstance(bandwidths, str):
-            checks.one_of("bandwidths", bandwidths, ("mean",))
-            multiplier, count = 2.0, 5
-        else:
-            multiplier, count = bandwidths
-        if multiplier <= 1 or count < 1:
-            raise ThawkitError(
-                f"bandwidths=(multiplier, count) needs multiplier > 1 and count >= 1, got {bandwidths}"
-            )
-        checks.same_features("x", x, "y", y)
-        checks.same_device("y", y, "x", x)
+        multiplier, count = _multiplier_and_count(bandwidths)
         gamma = _pairwise.geometric_gamma(_pairwise.mean_squared_distance(x, y), multiplier, count)
-        doubling = multiplier == 2.0
+        # Each squaring doubles the relative rounding error of the one exponential that they start from.
+        doubling = multiplier == 2.0 and count <= 8
     return _pairwise.mmd(x, y, gamma, doubling=doubling, unbiased=estimator == "unbiased")
+
+
+def _multiplier_and_count(bandwidths: object) -> tuple[float, int]:
+    if bandwidths == "mean":
+        return 2.0, 5
+    if isinstance(bandwidths, tuple) and len(bandwidths) == 2:
+        multiplier, count = bandwidths
+        if multiplier > 1 and isinstance(count, int) and 1 <= count <= 60:
+            return float(multiplier), count
+    raise ThawkitError(
+        "bandwidths must be 'mean', a tensor of positive numbers, or (multiplier, count) "
+        f"with multiplier > 1 and 1 <= count <= 60, got {bandwidths!r}"
+    )

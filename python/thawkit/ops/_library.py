@@ -51,7 +51,15 @@ def empty(like: Tensor) -> Tensor:
 
 
 def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
-    """Return ``gradient * upstream``, without a pass over memory in the usual case that upstream is 1."""
-    if not torch.compiler.is_compiling() and upstream.device.type == "cpu" and upstream.item() == 1.0:
-        return gradient
-    return gradient * upstream.to(gradient.dtype)
+    """Return ``gradient * upstream`` from a saved gradient, which the caller of backward may then overwrite.
+
+    In the usual case, upstream 1 and a graph that is not kept, that is the saved tensor itself: no pass over
+    memory.
+    """
+    if torch.compiler.is_compiling() or upstream.device.type != "cpu" or upstream.item() != 1.0:
+        return gradient * upstream.to(gradient.dtype)
+    return gradient.clone() if _graph_is_kept() else gradient
+
+
+# Private to torch, so feature-tested: without it every gradient is copied.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)

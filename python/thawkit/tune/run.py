@@ -135,7 +135,9 @@ def load_weights(model: Model, path: Path) -> None:
     try:
         model.module.load_state_dict(load_file(path))
     except Exception as error:
-        raise ThawkitError(f"cannot load {path}: {str(error).splitlines()[0]}") from error
+        raise ThawkitError(
+            f"cannot load {path}: {(str(error) or type(error).__name__).splitlines()[0]}"
+        ) from error
 
 
 def describe(
@@ -189,7 +191,10 @@ def open_run(folder: Path, description: dict[str, Any], *, resume: bool, overwri
         return
     for name in present & _OURS:
         shutil.rmtree(folder / name) if name == CHECKPOINTS else (folder / name).unlink()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ThawkitError(f"output {folder} cannot be made: {error.strerror or error}") from error
     write_json(folder / RUN, description)
 
 

@@ -46,6 +46,8 @@ def sigmoid_focal(
         loss = reference.sigmoid_focal(inputs, targets, alpha, gamma)
         wide = torch.float32 if inputs.dtype in (torch.bfloat16, torch.float16) else inputs.dtype
         return loss if reduction == "none" else getattr(loss, reduction)(dtype=wide)
+    if not torch.is_grad_enabled():
+        inputs = inputs.detach()
     if reduction == "none":
         return _SigmoidFocal.apply(inputs, targets, alpha, gamma)
     return _SigmoidFocalTotal.apply(inputs, targets, alpha, gamma, reduction)
@@ -125,15 +127,15 @@ class _SigmoidFocalTotal(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, t: Tensor, alpha: float, gamma: float, reduction: str) -> Tensor:
         factor = 1.0 / x.numel() if reduction == "mean" else 1.0
-        value, ctx.gradient = _total_op(x, t, alpha, gamma, factor, ctx.needs_input_grad[0])
-        ctx.save_for_backward(x, t)
+        value, gradient = _total_op(x, t, alpha, gamma, factor, ctx.needs_input_grad[0])
+        ctx.save_for_backward(x, t, gradient)
         ctx.options = alpha, gamma, factor
         return value
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+        x, t, gradient = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            x, t = ctx.saved_tensors
             alpha, gamma, factor = ctx.options
             return _differentiable(g * factor, x, t, alpha, gamma), None, None, None, None
-        return scaled(ctx.gradient, g), None, None, None, None
+        return scaled(gradient, g), None, None, None, None

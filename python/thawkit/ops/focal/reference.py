@@ -18,7 +18,7 @@ def sigmoid_focal(inputs: Tensor, targets: Tensor, alpha: float, gamma: float) -
     """
     p = torch.sigmoid(inputs)
     ce = F.binary_cross_entropy_with_logits(inputs, targets, reduction="none")
-    loss = ce * (1 - (p * targets + (1 - p) * (1 - targets))) ** gamma
+    loss = ce * _power(1 - (p * targets + (1 - p) * (1 - targets)), gamma)
     if alpha >= 0:
         loss = (alpha * targets + (1 - alpha) * (1 - targets)) * loss
     return loss
@@ -34,5 +34,10 @@ def focal(logits: Tensor, target: Tensor, alpha: Tensor | None, gamma: float) ->
         gamma: focusing exponent.
     """
     log_p = F.log_softmax(logits, dim=1).gather(1, target.unsqueeze(1)).squeeze(1)
-    loss = -((-torch.expm1(log_p)) ** gamma) * log_p
+    loss = -_power(-torch.expm1(log_p), gamma) * log_p
     return loss if alpha is None else loss * alpha.to(loss.dtype)[target]
+
+
+def _power(base: Tensor, gamma: float) -> Tensor:
+    """``base ** gamma`` for base >= 0 whose gradient stays finite at 0 for gamma < 1 too."""
+    return base.clamp_min(torch.finfo(base.dtype).tiny) ** gamma if 0 < gamma < 1 else base**gamma

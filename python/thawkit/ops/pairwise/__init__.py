@@ -53,6 +53,8 @@ def info_nce(
         if q.dtype in (torch.bfloat16, torch.float16):
             q, k = q.float(), k.float()
         return _reduce(reference.info_nce(q, k, scale, normalize), reduction)
+    if not torch.is_grad_enabled():
+        q, k, scale = q.detach(), k.detach(), scale.detach()
     return _InfoNCE.apply(q, k, scale, normalize, reduction, backend)
 
 
@@ -134,16 +136,15 @@ class _InfoNCE(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, scale: Tensor, normalize: bool, reduction: str, backend: str
     ) -> Tensor:
         ctx.options = normalize, reduction, backend
-        ctx.save_for_backward(q, k, scale)
         need = ctx.needs_input_grad[:3] if reduction != "none" else (False, False, False)
         weight = 1.0 / q.shape[0] if reduction == "mean" else 1.0
         rows, *gradients = _info_nce_op(q, k, scale, None, weight, normalize, *need, backend)
-        ctx.gradients = gradients
+        ctx.save_for_backward(q, k, scale, *gradients)
         return _reduce(rows, reduction)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, scale = ctx.saved_tensors
+        q, k, scale, *saved = ctx.saved_tensors
         normalize, reduction, backend = ctx.options
         need = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
@@ -154,7 +155,7 @@ class _InfoNCE(torch.autograd.Function):
         if reduction == "none":
             _, *gradients = _info_nce_op(q, k, scale, g, 1.0, normalize, *need, backend)
         else:
-            gradients = [scaled(x, g) if needed else x for x, needed in zip(ctx.gradients, need, strict=True)]
+            gradients = [scaled(x, g) if needed else x for x, needed in zip(saved, need, strict=True)]
         dq, dk, dscale = (x if needed else None for x, needed in zip(gradients, need, strict=True))
         if dscale is not None:
             dscale = dscale.to(scale.dtype)
@@ -186,6 +187,8 @@ def mmd(x: Tensor, y: Tensor, gamma: Tensor, *, doubling: bool = False, unbiased
         if x.dtype in (torch.bfloat16, torch.float16):
             x, y = x.float(), y.float()
         return reference.mmd(x, y, gamma, unbiased)
+    if not torch.is_grad_enabled():
+        x, y = x.detach(), y.detach()
     return _MMD.apply(x, y, gamma, doubling, unbiased)
 
 
@@ -232,23 +235,21 @@ class _MMD(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, y: Tensor, gamma: Tensor, doubling: bool, unbiased: bool) -> Tensor:
         need = any(ctx.needs_input_grad[:2])
-        value, ctx.dx, ctx.dy = _mmd_op(x, y, gamma, doubling, unbiased, need)
-        ctx.save_for_backward(x, y, gamma)
+        value, dx, dy = _mmd_op(x, y, gamma, doubling, unbiased, need)
+        ctx.save_for_backward(x, y, gamma, dx, dy)
         ctx.unbiased = unbiased
         return value
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         need_x, need_y = ctx.needs_input_grad[:2]
+        x, y, gamma, dx, dy = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            x, y, gamma = ctx.saved_tensors
             value = reference.mmd(x.float(), y.float(), gamma, ctx.unbiased)
             wanted = [sample for sample, needed in ((x, need_x), (y, need_y)) if needed]
             found = iter(torch.autograd.grad(value, wanted, g, create_graph=True))
             return next(found) if need_x else None, next(found) if need_y else None, None, None, None
-        dx = scaled(ctx.dx, g) if need_x else None
-        dy = scaled(ctx.dy, g) if need_y else None
-        return dx, dy, None, None, None
+        return scaled(dx, g) if need_x else None, scaled(dy, g) if need_y else None, None, None, None
 
 
 def geometric_gamma(mean: Tensor, multiplier: float, count: int) -> Tensor:

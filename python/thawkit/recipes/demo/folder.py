@@ -29,7 +29,10 @@ def prepare(output: str | Path) -> Path:
         raise ThawkitError(
             f"output {folder} holds files that no demo wrote ({foreign[0]}); choose another folder (--output)"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ThawkitError(f"output {folder} cannot be made: {error.strerror or error}") from error
     for name in present - {MARK}:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
