@@ -1,4 +1,4 @@
-"""Triton decides at import whether it interprets, so the variable is set before anything imports a kernel."""
+"""Triton decides when it is imported whether it interprets, so the variable is set before anything can."""
 
 import os
 
