@@ -30,6 +30,20 @@ def define(schema: str, kernel: Callable, fake: Callable) -> Callable:
     return getattr(torch.ops.thawkit, name).default
 
 
+def takes_only(device: str) -> Callable[..., str]:
+    """Return what says why the compiled kernels of ``device`` cannot take some tensors ("" if they can)."""
+
+    def objection(*tensors: Tensor) -> str:
+        for tensor in tensors:
+            if tensor.device.type != device:
+                return f"takes {device.upper()} tensors, not {tensor.device}"
+            if tensor.dtype not in DTYPES:
+                return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
+        return ""
+
+    return objection
+
+
 def pointer(x: Tensor | None) -> int:
     """Return the address of the data, 0 for None or an empty tensor."""
     return 0 if x is None or x.numel() == 0 else x.data_ptr()

@@ -5,15 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import DTYPES, empty, pointer, threads
+from thawkit.ops._library import DTYPES, empty, pointer, takes_only, threads
 
-
-def objection(x: Tensor, t: Tensor) -> str:
-    """Return what the kernel cannot take, or an empty string."""
-    for tensor in (x, t):
-        if tensor.device.type != "cpu":
-            return f"takes CPU tensors, not {tensor.device}"
-    return "" if x.dtype in DTYPES else f"takes float32, bfloat16 and float16, not {x.dtype}"
+objection = takes_only("cpu")
 
 
 def _run(

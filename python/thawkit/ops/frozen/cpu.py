@@ -4,14 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from thawkit.ops._library import DTYPES, pointer, threads
+from thawkit.ops._library import DTYPES, pointer, takes_only, threads
 
-
-def objection(x: Tensor) -> str:
-    """Return what the kernel cannot take, or an empty string."""
-    if x.device.type != "cpu":
-        return f"takes CPU tensors, not {x.device}"
-    return "" if x.dtype in DTYPES else f"takes float32, bfloat16 and float16, not {x.dtype}"
+objection = takes_only("cpu")
 
 
 def forward(x: Tensor, y: Tensor, mask: Tensor, lower: float, upper: float) -> None:

@@ -5,14 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import DTYPES, pointer, stream
+from thawkit.ops._library import DTYPES, pointer, stream, takes_only
 
-
-def objection(x: Tensor) -> str:
-    """Return what the kernel cannot take, or an empty string."""
-    if x.device.type != "cuda":
-        return f"takes CUDA tensors, not {x.device}"
-    return "" if x.dtype in DTYPES else f"takes float32, bfloat16 and float16, not {x.dtype}"
+objection = takes_only("cuda")
 
 
 def forward(x: Tensor, y: Tensor, mask: Tensor, lower: float, upper: float) -> None:

@@ -5,19 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import DTYPES, empty, pointer, threads
+from thawkit.ops._library import empty, pointer, takes_only, threads
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def objection(x: Tensor, *others: Tensor) -> str:
-    """Return what the kernels cannot take, or an empty string."""
-    for tensor in (x, *others):
-        if tensor.device.type != "cpu":
-            return f"takes CPU tensors, not {tensor.device}"
-        if tensor.dtype not in DTYPES:
-            return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
-    return ""
+objection = takes_only("cpu")
 
 
 def _rows(x: Tensor) -> Tensor:

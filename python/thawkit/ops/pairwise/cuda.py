@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import DTYPES, empty, pointer, stream
+from thawkit.ops._library import empty, pointer, stream, takes_only
 from thawkit.ops.pairwise.rows import row_norms, through_norm
 
 # scores (R, M) in place, first row, row weights, weight, scale, losses (R,), dscale (R,) or empty, gradient?
@@ -16,14 +16,7 @@ Epilogue = Callable[[Tensor, int, Tensor | None, float, Tensor, Tensor, Tensor, 
 _PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
 
 
-def objection(x: Tensor, *others: Tensor) -> str:
-    """Return what the kernels cannot take, or an empty string."""
-    for tensor in (x, *others):
-        if tensor.device.type != "cuda":
-            return f"takes CUDA tensors, not {tensor.device}"
-        if tensor.dtype not in DTYPES:
-            return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
-    return ""
+objection = takes_only("cuda")
 
 
 def epilogue(
