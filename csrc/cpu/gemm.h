@@ -1,8 +1,8 @@
 // Packing and the register-tile microkernel of the pairwise engine, written once over the vector width.
 //
 // torch's own float32 products stop at 40 % of the FMA peak of an AVX-512 AMD CPU; these reach 80-95 % of
-// it. B is packed in panels of kTileCols columns; A is read in place, at any row and column stride, so the
-// same kernel serves S = Q Kt, dQ = W K and dK = Wt Q.
+// it. B comes in panels of kTileCols columns, packed or in place; A is read in place, at any row and column
+// stride, so the same kernel serves S = Q Kt, dQ = W K and dKt = Qt W.
 #pragma once
 
 #include "cpu/simd.h"
@@ -22,68 +22,97 @@ static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Rows of C are cut into parts of at most kTileRows, all of nearly the same height: a last part of one or two
+// rows would have too few independent sums to keep the multipliers busy.
+struct Parts {
+  int64_t count, low, high;  // the first `high` parts have low + 1 rows, the others low
+
+  explicit Parts(int64_t rows)
+      : count(ceil_div(rows, kTileRows)), low(count ? rows / count : 0), high(count ? rows % count : 0) {}
+  int64_t height(int64_t part) const { return low + (part < high); }
+  int64_t start(int64_t part) const { return part * low + smaller(part, high); }
+};
+
+// A[r, k] = at[r * row_stride + k * depth_stride], read in place.
+struct Left {
+  const float* at;
+  int64_t row_stride, depth_stride;
+};
+
+// B[k, 0..kTileCols) = at[k * stride + ...]; `next` is where the panel after this one lies: its rows are
+// prefetched while this one is used for the first time.
+struct Right {
+  const float* at;
+  int64_t stride;
+  const float* next;
+};
+
 // C[Rows x kTileCols] (+)= A[Rows x depth] * B[depth x kTileCols]
-template <int Rows, bool Accumulate>
-static inline __attribute__((always_inline)) void tile(int64_t depth, const float* A, int64_t row_stride,
-                                                       int64_t depth_stride, const float* B, float* C,
+template <int Rows, bool Accumulate, bool Prefetch>
+static inline __attribute__((always_inline)) void tile(int64_t depth, Left A, Right B, float* C,
                                                        int64_t ldc) {
   Floats c0[Rows], c1[Rows];
 #pragma GCC unroll 16
-  for (int i = 0; i < Rows; ++i) {
-    c0[i] = Accumulate ? load(C + i * ldc) : Floats{};
-    c1[i] = Accumulate ? load(C + i * ldc + kLanes) : Floats{};
-  }
+  for (int i = 0; i < Rows; ++i) c0[i] = c1[i] = Floats{};
+  if constexpr (Accumulate)
+#pragma GCC unroll 16
+    for (int i = 0; i < Rows; ++i) __builtin_prefetch(C + i * ldc, 1);
   for (int64_t k = 0; k < depth; ++k) {
-    const Floats b0 = load(B + k * kTileCols), b1 = load(B + k * kTileCols + kLanes);
-    const float* a = A + k * depth_stride;
+    const Floats b0 = load(B.at + k * B.stride), b1 = load(B.at + k * B.stride + kLanes);
+    const float* a = A.at + k * A.depth_stride;
+    if constexpr (Prefetch) __builtin_prefetch(B.next + k * B.stride);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
-      const float s = a[i * row_stride];
+      const float s = a[i * A.row_stride];
       c0[i] += s * b0;
       c1[i] += s * b1;
     }
   }
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) {
-    store(C + i * ldc, c0[i]);
-    store(C + i * ldc + kLanes, c1[i]);
+    float* c = C + i * ldc;
+    store(c, Accumulate ? load(c) + c0[i] : c0[i]);
+    store(c + kLanes, Accumulate ? load(c + kLanes) + c1[i] : c1[i]);
   }
 }
 
-template <int Rows, bool Accumulate>
-static void last_rows(int64_t rows, int64_t depth, const float* A, int64_t row_stride, int64_t depth_stride,
-                      const float* B, float* C, int64_t ldc) {
+template <int Rows, bool Accumulate, bool Prefetch>
+static inline void tile_of(int64_t rows, int64_t depth, Left A, Right B, float* C, int64_t ldc) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
-      tile<Rows, Accumulate>(depth, A, row_stride, depth_stride, B, C, ldc);
+      tile<Rows, Accumulate, Prefetch>(depth, A, B, C, ldc);
     else
-      last_rows<Rows - 1, Accumulate>(rows, depth, A, row_stride, depth_stride, B, C, ldc);
+      tile_of<Rows - 1, Accumulate, Prefetch>(rows, depth, A, B, C, ldc);
   }
 }
 
-// C[rows x kTileCols] (+)= A[rows x depth] * B, one packed panel of B.
+// C[rows x kTileCols] (+)= A[rows x depth] * B, one panel of B.
 template <bool Accumulate>
-static void multiply_full(int64_t rows, int64_t depth, const float* A, int64_t row_stride,
-                          int64_t depth_stride, const float* B, float* C, int64_t ldc) {
-  int64_t i = 0;
-  for (; i + kTileRows <= rows; i += kTileRows)
-    tile<kTileRows, Accumulate>(depth, A + i * row_stride, row_stride, depth_stride, B, C + i * ldc, ldc);
-  last_rows<kTileRows - 1, Accumulate>(rows - i, depth, A + i * row_stride, row_stride, depth_stride, B,
-                                       C + i * ldc, ldc);
+static void multiply_full(int64_t rows, int64_t depth, Left A, Right B, float* C, int64_t ldc) {
+  const Parts parts(rows);
+  for (int64_t part = 0; part < parts.count; ++part) {
+    const int64_t height = parts.height(part);
+    if (part == 0 && B.next)
+      tile_of<kTileRows, Accumulate, true>(height, depth, A, B, C, ldc);
+    else
+      tile_of<kTileRows, Accumulate, false>(height, depth, A, B, C, ldc);
+    A.at += height * A.row_stride;
+    C += height * ldc;
+  }
 }
 
 // As above for a panel of which only `cols` columns exist in C: computed beside it, then copied.
 template <bool Accumulate>
-static void multiply(int64_t rows, int64_t depth, const float* A, int64_t row_stride, int64_t depth_stride,
-                     const float* B, float* C, int64_t ldc, int64_t cols) {
+static void multiply(int64_t rows, int64_t depth, Left A, Right B, float* C, int64_t ldc, int64_t cols) {
   if (cols >= kTileCols) {
-    multiply_full<Accumulate>(rows, depth, A, row_stride, depth_stride, B, C, ldc);
+    multiply_full<Accumulate>(rows, depth, A, B, C, ldc);
     return;
   }
   float beside[kTileRows * kTileCols];
   for (int64_t i = 0; i < rows; i += kTileRows) {
     const int64_t height = smaller(kTileRows, rows - i);
-    multiply_full<false>(height, depth, A + i * row_stride, row_stride, depth_stride, B, beside, kTileCols);
+    multiply_full<false>(height, depth, {A.at + i * A.row_stride, A.row_stride, A.depth_stride}, B, beside,
+                         kTileCols);
     for (int64_t r = 0; r < height; ++r)
       for (int64_t j = 0; j < cols; ++j) {
         float& c = C[(i + r) * ldc + j];
@@ -109,7 +138,7 @@ static void pack_transposed(const float* K, int64_t rows, int64_t depth, const f
   }
 }
 
-// One row of B for the products W K and Wt Q: packed[block][row][j] = factor * source[block * kTileCols + j].
+// One row of B for the product W K: packed[block][row][j] = factor * source[block * kTileCols + j].
 static inline void pack_row(const float* source, int64_t depth, float factor, float* packed, int64_t rows,
                             int64_t row) {
   for (int64_t block = 0; block * kTileCols < depth; ++block) {
@@ -124,6 +153,38 @@ static inline void pack_row(const float* source, int64_t depth, float factor, fl
     for (int64_t j = 0; j < present; ++j) p[j] = s[j] * factor;
     for (int64_t j = present; j < kTileCols; ++j) p[j] = 0.f;
   }
+}
+
+template <int Rows>
+static inline void scale_short(const float* source, int64_t count, float factor, float* out) {
+  if constexpr (Rows > 0) {
+    if (count == Rows) {
+#pragma GCC unroll 16
+      for (int r = 0; r < Rows; ++r) out[r] = source[r] * factor;
+    } else {
+      scale_short<Rows - 1>(source, count, factor, out);
+    }
+  }
+}
+
+// One row of Q as a column of A for the product Qt W: packed[part][row][r] = factor * source[start(part) +
+// r].
+static inline void pack_column(const float* source, const Parts& parts, float factor, float* packed,
+                               int64_t rows, int64_t row) {
+  for (int64_t part = 0; part < parts.count; ++part) {
+    const int64_t height = parts.height(part), start = parts.start(part);
+    scale_short<kTileRows>(source + start, height, factor, packed + start * rows + row * height);
+  }
+}
+
+// The product Qt W leaves the gradient of the keys as [block][d][j], block * kTileCols + j being the key: as
+// pack_transposed has it. One block of it times `factor`, row by row.
+static void unpack_transposed(const float* packed, int64_t rows, int64_t depth, float* out, int64_t block) {
+  const float* p = packed + block * depth * kTileCols;
+  const int64_t present = smaller(kTileCols, rows - block * kTileCols);
+  float* o = out + block * kTileCols * depth;
+  for (int64_t d = 0; d < depth; ++d)
+    for (int64_t j = 0; j < present; ++j) o[j * depth + d] = p[d * kTileCols + j];
 }
 
 }  // namespace THAWKIT_ISA

@@ -6,13 +6,14 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
-// What is known of one row of logits. The positive stays out of the sums and is added at the end, so that
-// neither the loss nor its gradient cancels when it dominates.
+// What is known of one row of logits, which are scaled by log2(e) so that powers of two serve for
+// exponentials (maximum, positive and weighted are in that unit). The positive stays out of the sums and is
+// added at the end, so that neither the loss nor its gradient cancels when it dominates.
 struct SoftmaxRow {
   float maximum;
   float positive;
-  float others;    // sum_{j != positive} exp(logit_j - maximum)
-  float weighted;  // sum_{j != positive} exp(logit_j - maximum) (logit_j - maximum)
+  float others;    // sum_{j != positive} 2^(logit_j - maximum)
+  float weighted;  // sum_{j != positive} 2^(logit_j - maximum) (logit_j - maximum)
 };
 
 static inline float segment_maximum(const float* x, int64_t width) {
@@ -24,7 +25,7 @@ static inline float segment_maximum(const float* x, int64_t width) {
   return max_lane(max(m0, m1));
 }
 
-// exp(logits - maximum) in place, unnormalised: 1/z goes into the small operands of the products instead. A
+// 2^(logits - maximum) in place, unnormalised: 1/z goes into the small operands of the products instead. A
 // masked entry (-inf) becomes the smallest normal number, which nothing that follows can tell from 0.
 // `width` is a multiple of two vectors.
 template <bool Weighted>
@@ -32,12 +33,12 @@ static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
   Floats z0 = {}, z1 = {}, t0 = {}, t1 = {};
   for (int64_t j = 0; j < width; j += 2 * kLanes) {
     const Floats a = load(x + j) - row.maximum, b = load(x + j + kLanes) - row.maximum;
-    const Floats ea = exp_clamped(a), eb = exp_clamped(b);
+    const Floats ea = exp2_clamped(a), eb = exp2_clamped(b);
     z0 += ea;
     z1 += eb;
     if constexpr (Weighted) {
-      t0 += ea * max(splat(kLowestExponent), a);
-      t1 += eb * max(splat(kLowestExponent), b);
+      t0 += ea * max(splat(kLowestPower), a);
+      t1 += eb * max(splat(kLowestPower), b);
     }
     store(x + j, ea);
     store(x + j + kLanes, eb);
@@ -49,10 +50,11 @@ static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
 struct InfoNCEPlan {
   int threads;
   int64_t panel, blocks, width;
-  int64_t transposed, keys_rows, scores, queries, queries_packed, norms, statistics;  // floats of each buffer
+  // floats of each buffer
+  int64_t transposed, keys_rows, keys_gradient, scores, queries, queries_packed, norms, statistics;
   int64_t total() const {
-    return transposed + keys_rows + scores + queries + queries_packed + norms + statistics +
-           9 * Workspace::kLine;
+    return transposed + keys_rows + keys_gradient + scores + queries + queries_packed + norms + statistics +
+           10 * Workspace::kLine;
   }
 };
 
@@ -66,9 +68,10 @@ static inline InfoNCEPlan plan(const InfoNCEArgs& a) {
   const int64_t padded_depth = round_up(a.depth, kTileCols);
   p.transposed = p.width * a.depth;
   p.keys_rows = a.dq ? padded_depth * a.keys : 0;
+  p.keys_gradient = a.dk ? p.width * a.depth : 0;
   p.scores = panel_floats(p.panel, a.keys);
   p.queries = p.panel * a.depth;
-  p.queries_packed = a.dk ? padded_depth * p.panel : 0;
+  p.queries_packed = a.dk ? p.panel * a.depth : 0;
   p.norms = a.normalize ? a.rows + a.keys : 0;
   p.statistics = p.panel * static_cast<int64_t>(sizeof(SoftmaxRow) / sizeof(float));
   return p;
@@ -91,7 +94,7 @@ struct InfoNCERun {
   const InfoNCEArgs& a;
   const InfoNCEPlan p;
   Panel panel;
-  float *transposed, *keys_rows, *queries, *queries_packed, *q_norm, *k_norm;
+  float *transposed, *keys_rows, *keys_gradient, *queries, *queries_packed, *q_norm, *k_norm;
   SoftmaxRow* statistics;
   bool gradient;
 
@@ -100,6 +103,7 @@ struct InfoNCERun {
     panel = {workspace.take(p.scores), p.panel};
     transposed = workspace.take(p.transposed);
     keys_rows = workspace.take(p.keys_rows);
+    keys_gradient = workspace.take(p.keys_gradient);
     queries = workspace.take(p.queries);
     queries_packed = workspace.take(p.queries_packed);
     statistics = reinterpret_cast<SoftmaxRow*>(workspace.take(p.statistics));
@@ -117,15 +121,18 @@ struct InfoNCERun {
       if (a.dq) pack_row(a.k + j * a.depth, a.depth, a.normalize ? k_norm[j] : 1.f, keys_rows, a.keys, j);
     }
     pack_transposed(a.k, a.keys, a.depth, k_norm, transposed, tiles.first, tiles.last);
-    if (a.dk && rows.last > rows.first)
-      memset(a.dk + rows.first * a.depth, 0, static_cast<size_t>((rows.last - rows.first) * a.depth) * 4);
+    if (a.dk && tiles.last > tiles.first) {
+      const int64_t tile = kTileCols * a.depth;
+      memset(keys_gradient + tiles.first * tile, 0,
+             static_cast<size_t>((tiles.last - tiles.first) * tile) * 4);
+    }
   }
 
   // The thread's rows of logits and their maxima; the positive is taken out.
   void score(int64_t top, Share own) const {
     for (int64_t i = own.first; i < own.last; ++i) {
       const float* source = a.q + (top + i) * a.depth;
-      float factor = a.scale;
+      float factor = a.scale * kLog2E;
       if (a.normalize) factor *= q_norm[top + i] = inverse_norm(source, a.depth);
       for (int64_t d = 0; d < a.depth; ++d) queries[i * a.depth + d] = source[d] * factor;
       statistics[i] = {-__builtin_inff(), 0.f, 0.f, 0.f};
@@ -169,18 +176,19 @@ struct InfoNCERun {
   // Losses, and what the positive and 1/z add to the gradients.
   void finish(int64_t top, Share own) const {
     const int64_t depth = a.depth;
+    const Parts parts(depth);
     for (int64_t i = own.first; i < own.last; ++i) {
       const SoftmaxRow& row = statistics[i];
       const int64_t g = top + i;
-      const float gap = row.maximum - row.positive;  // >= 0
+      const float gap = (row.maximum - row.positive) * kLn2;  // >= 0
       const float z = row.others + __builtin_expf(-gap);
       a.loss[g] = gap == 0.f ? __builtin_log1pf(row.others) : __builtin_logf(z) + gap;
       if (!gradient) continue;
       const float factor = (a.row_weight ? a.row_weight[g] : a.weight) / z;
-      if (a.dscale) a.dscale[g] = factor * (row.weighted + row.others * gap) / a.scale;
+      if (a.dscale) a.dscale[g] = factor * (row.weighted * kLn2 + row.others * gap) / a.scale;
       if (a.dk) {
         panel.entry(i, g) = -row.others;
-        pack_row(queries + i * depth, depth, factor, queries_packed, p.panel, i);
+        pack_column(queries + i * depth, parts, factor * kLn2, queries_packed, p.panel, i);
       }
       if (a.dq) {
         float* const dq = a.dq + g * depth;
@@ -192,19 +200,19 @@ struct InfoNCERun {
     }
   }
 
-  // The thread's blocks of keys take the whole panel's part of their gradient.
+  // The thread's tiles of keys take the whole panel's part of their gradient.
   void key_gradient(int64_t height, int thread, int threads) const {
-    const Share columns = share_of(a.keys, thread, threads, kTileRows);
-    for (int64_t first = columns.first; first < columns.last;) {
-      const int64_t block = first / kBlockCols, last = smaller((block + 1) * kBlockCols, columns.last);
-      transposed_times_rows(panel, block, height, first, last, queries_packed, p.panel, a.depth, a.dk);
-      first = last;
-    }
+    const Share tiles = share_of(p.width / kTileCols, thread, threads, 1);
+    transposed_times_rows(panel, height, tiles.first, tiles.last, queries_packed, p.panel, a.depth,
+                          keys_gradient);
   }
 
-  void keys_through_norm(int thread, int threads) const {
-    const Share rows = share_of(a.keys, thread, threads, 1);
-    for (int64_t j = rows.first; j < rows.last; ++j)
+  void unpack_key_gradient(int thread, int threads) const {
+    const Share tiles = share_of(p.width / kTileCols, thread, threads, 1);
+    for (int64_t tile = tiles.first; tile < tiles.last; ++tile)
+      unpack_transposed(keys_gradient, a.keys, a.depth, a.dk, tile);
+    if (!a.normalize) return;
+    for (int64_t j = tiles.first * kTileCols; j < smaller(tiles.last * kTileCols, a.keys); ++j)
       through_norm(a.dk + j * a.depth, a.k + j * a.depth, k_norm[j], a.depth);
   }
 };
@@ -229,7 +237,7 @@ static void info_nce_panels(const InfoNCEArgs& a) {
 #pragma omp barrier
       }
     }
-    if (a.dk && a.normalize) run.keys_through_norm(thread, threads);
+    if (a.dk) run.unpack_key_gradient(thread, threads);
   }
 }
 

@@ -16,15 +16,11 @@ namespace THAWKIT_ISA {
 // A panel of scores is stored as blocks of columns, each block row by row. A block of one thread's rows stays
 // in the second-level cache between the product that makes it, its epilogue and the product that uses it,
 // and the transposed product walks memory in steps of one short row instead of one long one.
-constexpr int64_t kBlockCols = 384;
+constexpr int64_t kBlockCols = 256;
 // Rows of a block are an odd number of cache lines apart, so that they do not share cache sets.
 constexpr int64_t kBlockStride = kBlockCols + 16;
 
-static_assert(kBlockCols % kTileCols == 0 && kBlockCols % kTileRows == 0, "blocks are whole tiles");
-
-// Columns of the transposed product that run through all of the depth before the next ones: the rows' pieces
-// stay in the first-level cache.
-constexpr int64_t kStripCols = 48;
+static_assert(kBlockCols % kTileCols == 0, "blocks are whole tiles");
 
 struct Panel {
   float* scores;
@@ -40,15 +36,15 @@ static inline int64_t panel_floats(int64_t rows, int64_t columns) {
   return ceil_div(columns, kBlockCols) * rows * kBlockStride;
 }
 
-// Rows of a panel that one thread holds: a multiple of the tile, enough of them to feed the product whose
-// inner dimension they are, few enough that the panel stays in the last-level cache.
+// Rows of a panel that one thread holds: whole tiles of columns, where the panel's other side starts; enough
+// to feed the product whose inner dimension they are, few enough that the panel stays in the last-level
+// cache.
 static inline int64_t rows_per_thread(int64_t rows, int64_t columns, int threads) {
   constexpr int64_t kPanelFloats = int64_t(4) << 20;
   int64_t height = kPanelFloats / threads / (columns > 0 ? columns : 1);
-  const int64_t least = 8 * kTileRows < 48 ? 48 : 8 * kTileRows;
-  height = height < least ? least : smaller(height, 192);
+  height = height < 96 ? 96 : smaller(height, 192);
   height = smaller(height, ceil_div(rows > 0 ? rows : 1, threads));
-  return round_up(height, kTileRows);
+  return round_up(height, kTileCols);
 }
 
 // Below this many multiply-adds a thread costs more to wake than it computes.
@@ -96,9 +92,11 @@ struct Workspace {
 static inline void score_block(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
                                const float* A, int64_t depth, const float* transposed, int64_t width) {
   const int64_t first = block * kBlockCols, last = smaller(first + kBlockCols, width);
-  for (int64_t column = first; column < last; column += kTileCols)
-    multiply_full<false>(rows, depth, A, depth, 1, transposed + column * depth,
+  for (int64_t column = first; column < last; column += kTileCols) {
+    const float* packed = transposed + column * depth;
+    multiply_full<false>(rows, depth, {A, depth, 1}, {packed, kTileCols, packed + depth * kTileCols},
                          panel.at(block, first_row) + (column - first), kBlockStride);
+  }
 }
 
 // out[rows x depth] += W[rows x (first, last)] K for columns of one block.
@@ -106,20 +104,32 @@ static inline void times_rows(const Panel& panel, int64_t block, int64_t first_r
                               int64_t first, int64_t last, const float* packed, int64_t packed_rows,
                               int64_t depth, float* out) {
   const float* W = panel.at(block, first_row) + (first - block * kBlockCols);
-  for (int64_t d = 0; d < depth; d += kTileCols)
-    multiply<true>(rows, last - first, W, kBlockStride, 1,
-                   packed + (d / kTileCols * packed_rows + first) * kTileCols, out + d, depth, depth - d);
+  for (int64_t d = 0; d < depth; d += kTileCols) {
+    const float* K = packed + (d / kTileCols * packed_rows + first) * kTileCols;
+    multiply<true>(rows, last - first, {W, kBlockStride, 1}, {K, kTileCols, K + packed_rows * kTileCols},
+                   out + d, depth, depth - d);
+  }
 }
 
-// out[(first, last) x depth] += W[rows x (first, last)]^T Q for columns of one block; all rows of the panel.
-static inline void transposed_times_rows(const Panel& panel, int64_t block, int64_t rows, int64_t first,
-                                         int64_t last, const float* packed, int64_t packed_rows,
-                                         int64_t depth, float* out) {
-  for (int64_t c = first; c < last; c += kStripCols) {
-    const float* W = panel.at(block, 0) + (c - block * kBlockCols);
-    for (int64_t d = 0; d < depth; d += kTileCols)
-      multiply<true>(smaller(kStripCols, last - c), rows, W, 1, kBlockStride,
-                     packed + d / kTileCols * packed_rows * kTileCols, out + c * depth + d, depth, depth - d);
+// out[key][d] += sum_row W[row, key] Q[row, d] for the tiles of keys first <= tile < last and all rows of the
+// panel, out being packed as unpack_transposed reads it, Q as pack_column leaves it. With the keys along the
+// vectors every step reads whole cache lines of W.
+static inline void transposed_times_rows(const Panel& panel, int64_t rows, int64_t first, int64_t last,
+                                         const float* packed, int64_t packed_rows, int64_t depth,
+                                         float* out) {
+  const Parts parts(depth);
+  for (int64_t tile = first; tile < last; ++tile) {
+    const float* W = &panel.entry(0, tile * kTileCols);
+    const float* next = &panel.entry(0, (tile + 1 < last ? tile + 1 : tile) * kTileCols);
+    for (int64_t part = 0; part < parts.count; ++part) {
+      const int64_t height = parts.height(part), start = parts.start(part);
+      const Left Q{packed + start * packed_rows, 1, height};
+      float* const o = out + (tile * depth + start) * kTileCols;
+      if (part == 0)
+        tile_of<kTileRows, true, true>(height, rows, Q, {W, kBlockStride, next}, o, kTileCols);
+      else
+        tile_of<kTileRows, true, false>(height, rows, Q, {W, kBlockStride, nullptr}, o, kTileCols);
+    }
   }
 }
 

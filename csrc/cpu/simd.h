@@ -243,6 +243,24 @@ static inline Floats exp_negative(Floats x) {
   return select(x <= splat(kLowestExponent), splat(0.f), exp_clamped(x));
 }
 
+constexpr float kLog2E = 1.44269504088896341f;
+constexpr float kLn2 = 0.693147180559945309f;
+constexpr float kLowestPower = -126.f;  // 2 to it is the smallest normal number
+
+// 2^max(x, kLowestPower) for x <= 0 (or NaN), at most 3 ulp, exact at 0: the degree-5 polynomial of the least
+// relative error among those that are 1 at 0.
+static inline Floats exp2_clamped(Floats x) {
+  constexpr float kRounds = 12582912.f;  // 1.5 * 2^23: the integer next to x ends in the low bits of the sum
+  const Floats a = max(splat(kLowestPower), x);
+  const Floats shifted = a + kRounds;
+  const Floats r = a - (shifted - kRounds);
+  const Floats r2 = r * r;
+  Floats p = (r * 1.3264712e-3f + 9.6715130e-3f) * r2 + (r * 5.5507340e-2f + 2.4022242e-1f);
+  p = p * r2 + (r * 6.9314700e-1f + 1.f);
+  const Ints exponent = (bit_cast<Ints>(shifted) << 23) + (127 << 23);
+  return p * bit_cast<Floats>(exponent);  // a product, so that a NaN stays one
+}
+
 // log(1 + e) for 0 <= e <= 1 from q = e / (2 + e), at most 1/3: 2 atanh(q).
 static inline Floats log1p_unit(Floats q) {
   Floats s = q * q;

@@ -38,7 +38,7 @@ def info_nce(
     (rows, depth), keys = q32.shape, k32.shape[0]
     loss = q32.new_empty(rows)
     dq = torch.empty_like(q32) if need_dq else empty(q32)
-    dk = torch.zeros_like(k32) if need_dk else empty(k32)
+    dk = torch.empty_like(k32) if need_dk else empty(k32)
     dscale = q32.new_empty(rows) if need_dscale else empty(q32)
     if row_weight is not None:
         row_weight = row_weight.to(torch.float32).contiguous()
@@ -60,6 +60,8 @@ def info_nce(
     if rows:
         workspace = q32.new_empty(_C.info_nce_workspace(*arguments, 0, threads()))
         _C.info_nce(*arguments, pointer(workspace), threads())
+    else:
+        dk.zero_()
     return loss, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
 
 
