@@ -122,7 +122,7 @@ def check_machine(config: TuneConfig) -> None:
 def training_arguments(config: TuneConfig, folder: Path) -> TrainingArguments:
     """Translate a :class:`TuneConfig` for 🤗 Trainer, with its own reporting switched off."""
     cuda = torch.cuda.is_available()
-    args = TrainingArguments(
+    return _OneDevice(
         output_dir=str(folder),
         num_train_epochs=config.epochs,
         per_device_train_batch_size=config.batch_size,
@@ -146,6 +146,14 @@ def training_arguments(config: TuneConfig, folder: Path) -> TrainingArguments:
         report_to="none",
         log_level="error",
     )
-    # Trainer wraps the model in DataParallel where it sees several GPUs; methods hook into the module itself.
-    args._n_gpu = min(1, args.n_gpu)
-    return args
+
+
+class _OneDevice(TrainingArguments):
+    """Arguments under which Trainer sees one GPU at most.
+
+    Of several it would make a DataParallel around the model, and methods hook into the module itself.
+    """
+
+    @property
+    def n_gpu(self) -> int:
+        return min(1, super().n_gpu)
