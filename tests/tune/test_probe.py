@@ -1,7 +1,10 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from thawkit.data import ImageDataset
 from thawkit.select import capture_features, create_model
 from thawkit.tune import linear_probe, predict
 from thawkit.tune.probe import PENALTIES
@@ -33,3 +36,16 @@ def test_probe_is_the_logistic_regression_of_scikit_learn(splits):
 
 def test_probe_repeats_itself(splits):
     assert linear_probe(create_model("lenet", 3), splits) == linear_probe(create_model("lenet", 3), splits)
+
+
+@pytest.mark.parametrize("monitor", ["loss", "balanced_accuracy"])
+def test_penalty_is_chosen_on_val_and_never_on_test(splits, monitor):
+    labels = splits.test.labels.copy()
+    labels[np.random.default_rng(3).random(len(labels)) < 0.4] = 0
+    clean, noisy = splits.val, ImageDataset(splits.test.images, labels, splits.classes)
+
+    def chosen(val, test):
+        parts = replace(splits, val=val, test=test)
+        return linear_probe(create_model("lenet", 3), parts, monitor=monitor)["penalty"]
+
+    assert chosen(clean, noisy) == chosen(clean, clean) != chosen(noisy, noisy) == chosen(noisy, clean)
