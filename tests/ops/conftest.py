@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from thawkit import ops
+
 
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
@@ -41,3 +43,12 @@ def values_and_gradients(function: Callable[..., Tensor], *inputs: Tensor) -> li
     out = function(*inputs)
     weight = torch.linspace(0.5, 1.5, max(out.numel(), 1), dtype=out.dtype)[: out.numel()].reshape(out.shape)
     return [out.detach(), *torch.autograd.grad((out * weight).sum(), inputs)]
+
+
+def against_reference(function: Callable[..., Tensor], *inputs: Tensor) -> list[float]:
+    """Return the errors of the CPU kernel's values and gradients relative to float64."""
+    with ops.use_backend("cpu"):
+        got = values_and_gradients(function, *inputs)
+    with ops.use_backend("reference"):
+        truth = values_and_gradients(function, *(x.double() for x in inputs))
+    return [relative_error(a, b) for a, b in zip(got, truth, strict=True)]

@@ -1,4 +1,4 @@
-"""InfoNCE and MMD against their float64 references: values, gradients, awkward sizes, special values."""
+"""InfoNCE against its float64 reference: values, gradients, awkward sizes, special values."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.ops.conftest import relative_error, values_and_gradients
+from tests.ops.conftest import against_reference, relative_error, values_and_gradients
 from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
-from thawkit.ops import pairwise
 from thawkit.ops.pairwise import cpu, cuda, reference
 
 SIZES = [
@@ -34,18 +33,6 @@ def clip_like(rows, keys, features, seed=0, dtype=torch.float32):
     k = torch.randn(keys, features, generator=generator)
     k[:rows] = k[:rows] + 0.5 * q
     return q.to(dtype), k.to(dtype)
-
-
-def against_reference(function, *inputs):
-    """Errors of the kernel's values and gradients relative to float64."""
-    with ops.use_backend("cpu"):
-        got = values_and_gradients(function, *inputs)
-    with ops.use_backend("reference"):
-        truth = values_and_gradients(function, *(x.double() for x in inputs))
-    return [relative_error(a, b) for a, b in zip(got, truth, strict=True)]
-
-
-# ---- InfoNCE
 
 
 @pytest.mark.parametrize("normalize", [True, False])
@@ -187,21 +174,6 @@ def test_nothing_is_computed_for_backward_without_grad_mode(monkeypatch):
     assert asked == [(False, False, False)]
 
 
-@pytest.mark.parametrize("loss", ["info_nce", "mmd", "sigmoid_focal_loss"])
-def test_a_gradient_may_be_overwritten_and_the_graph_used_again(loss):
-    x, y = clip_like(12, 12, 4)
-    x.requires_grad_()
-    options = {"reduction": "mean"} if loss == "sigmoid_focal_loss" else {}
-    value = getattr(F, loss)(x, y.sigmoid(), **options)
-    (first,) = torch.autograd.grad(value, x, retain_graph=True)
-    expected = first.clone()
-    first.zero_()
-    (second,) = torch.autograd.grad(value, x)
-    assert torch.equal(second, expected)
-    with pytest.raises(RuntimeError, match="second time"):
-        torch.autograd.grad(value, x)
-
-
 def test_backward_twice_gives_the_same():
     q, k = clip_like(30, 40, 8)
     q.requires_grad_()
@@ -258,17 +230,13 @@ def test_info_nce_operator_is_well_formed(op, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_losses_compile_without_graph_breaks(backend, monkeypatch):
+def test_info_nce_compiles_without_graph_breaks(backend, monkeypatch):
     monkeypatch.undo()
-
-    def step(q, k, s):
-        return F.info_nce(q, k, logit_scale=s) + F.mmd(q, k)
-
+    step = lambda q, k, s: F.info_nce(q * 2, k, logit_scale=s) + 1
     inputs = [x.requires_grad_() for x in (*clip_like(20, 30, 8), torch.tensor(4.0))]
     expected = torch.autograd.grad(step(*inputs), inputs)
     got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend=backend)(*inputs), inputs)
-    for a, b in zip(got, expected, strict=True):
-        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(got, expected)
 
 
 def plain_epilogue(scores, first, row_weight, weight, scale, loss, dscale, gradient):
@@ -327,105 +295,3 @@ def test_no_rows_sum_to_nothing():
     assert loss.item() == 0
     assert dq.shape == (0, 4)
     assert not dk.any()
-
-
-# ---- MMD
-
-
-def two_samples(n, m, features, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(n, features, generator=generator),
-        torch.randn(m, features, generator=generator) * 1.3 + 0.4,
-    )
-
-
-@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
-@pytest.mark.parametrize("bandwidths", ["mean", (3.0, 3), torch.tensor([2.0, 5.0]), (2.0, 1)])
-@pytest.mark.parametrize("sizes", [(2, 2, 1), (3, 11, 4), (36, 36, 20), (101, 67, 33), (400, 250, 12)])
-def test_mmd_equals_float64(sizes, bandwidths, estimator):
-    x, y = two_samples(*sizes)
-    errors = against_reference(lambda x, y: F.mmd(x, y, bandwidths=bandwidths, estimator=estimator), x, y)
-    assert errors[0] < 3e-5
-    assert max(errors[1:]) < 1e-5
-
-
-def test_mmd_by_its_definition():
-    x, y = (s.double() for s in two_samples(7, 5, 3))
-    k = lambda u, v: sum(torch.exp(-(torch.cdist(u, v) ** 2) / (2 * s * s)) for s in (1.0, 4.0))
-    expected = k(x, x).mean() + k(y, y).mean() - 2 * k(x, y).mean()
-    got = F.mmd(x.float(), y.float(), bandwidths=torch.tensor([1.0, 4.0]))
-    assert got.item() == pytest.approx(expected.item(), rel=1e-5)
-
-
-def test_mmd_of_a_sample_with_itself():
-    x, _ = two_samples(50, 2, 8)
-    assert F.mmd(x, x.clone()).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_mmd_far_from_the_origin_keeps_its_digits():
-    x, y = two_samples(60, 60, 8)
-    near, far = F.mmd(x, y), F.mmd(x + 100, y + 100)
-    assert far.item() == pytest.approx(near.item(), rel=1e-3)
-
-
-def test_mmd_coinciding_points_are_finite():
-    x = torch.ones(6, 3, requires_grad=True)
-    value = F.mmd(x, torch.ones(4, 3))
-    value.backward()
-    assert value.item() == pytest.approx(0, abs=1e-5)
-    assert torch.isfinite(x.grad).all()
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_mmd_special_values_spread_as_in_torch(value):
-    x, y = two_samples(20, 30, 4)
-    x[3, 1] = value
-    assert F.mmd(x, y, bandwidths=torch.tensor([2.0])).isnan()
-
-
-def test_mean_squared_distance_is_that_of_all_pairs():
-    x, y = (s.double() for s in two_samples(9, 6, 5))
-    z = torch.cat((x, y))
-    expected = torch.cdist(z, z).square().sum() / (15 * 14)
-    torch.testing.assert_close(pairwise.mean_squared_distance(x, y), expected)
-
-
-def test_mmd_gradcheck_and_bandwidth_gradient():
-    x, y = (s.double().requires_grad_() for s in two_samples(4, 6, 3))
-    sigma = torch.tensor([1.0, 3.0], dtype=torch.float64, requires_grad=True)
-    function = lambda x, y, s: F.mmd(x, y, bandwidths=s, estimator="unbiased")
-    assert torch.autograd.gradcheck(function, (x, y, sigma))
-    assert torch.autograd.gradgradcheck(function, (x, y, sigma))
-    learned = torch.tensor([1.0, 3.0], requires_grad=True)
-    F.mmd(x.detach().float(), y.detach().float(), bandwidths=learned).backward()
-    assert learned.grad.abs().min() > 0
-
-
-def test_mmd_operator_is_well_formed(monkeypatch):
-    monkeypatch.undo()
-    x, y = two_samples(9, 12, 5)
-    for need in (True, False):
-        torch.library.opcheck(
-            torch.ops.thawkit.mmd.default, (x, y, torch.tensor([0.1, 0.2]), True, True, need)
-        )
-
-
-@pytest.mark.parametrize(
-    ("x", "y", "options", "says"),
-    [
-        (torch.zeros(3), torch.zeros(3, 2), {}, "x must have shape"),
-        (torch.zeros(3, 2), torch.zeros(3, 4), {}, "number of features"),
-        (torch.zeros(1, 2), torch.zeros(3, 2), {"estimator": "unbiased"}, "x must have at least 2 rows"),
-        (torch.zeros(3, 2), torch.zeros(0, 2), {}, "y must have at least 1 rows"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"kernel": "tanh"}, "kernel must be one of"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": (1.0, 3)}, "multiplier > 1"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": "wide"}, "bandwidths must be 'mean'"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": [1.0]}, "bandwidths must be 'mean'"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": torch.tensor([0.0])}, "positive and finite"),
-        (torch.zeros(3, 2), torch.zeros(3, 2), {"estimator": "best"}, "estimator must be one of"),
-    ],
-)
-def test_mmd_bad_input(x, y, options, says):
-    with pytest.raises(ThawkitError, match=says):
-        F.mmd(x, y, **options)
