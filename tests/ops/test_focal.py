@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import pytest
 import torch
@@ -104,6 +105,16 @@ def test_special_values_come_out_where_torch_has_them(value, target, position):
     got = values_and_gradients(lambda x: F.sigmoid_focal_loss(x, t), x)
     expected = values_and_gradients(lambda x: sigmoid_focal_loss(x, t), x)
     torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_nan_is_not_rounded_to_a_number(dtype):
+    # Rounding up carries out of the mantissa where all its bits are set. No half-precision input has those of
+    # float32; the factor of the sum can bring them.
+    (nan,) = struct.unpack("d", struct.pack("Q", 0x7FFF_FFFF_FFFF_FFFF))
+    x, t = (part.to(dtype) for part in logits_and_targets((37,)))
+    _, gradient = torch.ops.thawkit.sigmoid_focal_total(x, t, 0.25, 2.0, nan, True)
+    assert gradient.isnan().all()
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])

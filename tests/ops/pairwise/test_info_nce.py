@@ -113,6 +113,24 @@ def test_info_nce_saturated(scale):
     assert max(relative_error(a, b) for a, b in zip(got, truth, strict=True)) < 2e-5
 
 
+@pytest.mark.parametrize("length", [0.0, 1e-13, 5e-13, 2e-12])
+def test_rows_about_as_short_as_the_smallest_norm_have_the_gradient_of_torchs_normalize(length):
+    q, k = clip_like(20, 30, 9)
+    short = [(q, 3), (k, 3), (q, 8), (k, 12), (k, 25)]
+    for rows, i in short:
+        rows[i] *= length / rows[i].norm()
+
+    def torch_own(q, k):
+        q, k = torch.nn.functional.normalize(q, dim=1), torch.nn.functional.normalize(k, dim=1)
+        return torch.nn.functional.cross_entropy(7.0 * q @ k.t(), torch.arange(20))
+
+    _, *got = values_and_gradients(lambda q, k: F.info_nce(q, k, logit_scale=7.0), q, k)
+    _, *truth = values_and_gradients(torch_own, q.double(), k.double())
+    for ours, exact in zip(got, truth, strict=True):
+        for a, b in zip(ours, exact, strict=True):  # by row, since those of short rows are 1e12 times larger
+            assert relative_error(a, b) < 1e-5
+
+
 def test_a_dominating_positive_keeps_its_digits():
     q = torch.eye(4)
     loss, dq = values_and_gradients(
@@ -254,6 +272,7 @@ def plain_epilogue(scores, first, row_weight, weight, scale, loss, dscale, gradi
 @pytest.mark.parametrize("panel_rows", [1, 7, 100])
 def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, normalize, monkeypatch):
     q, k = clip_like(23, 31, 6)
+    q[3] *= 5e-13 / q[3].norm()  # below the norm that normalization divides by at least
     monkeypatch.undo()
     weights = torch.rand(23)
     options = (q, k, torch.tensor(3.0), weights, 1.0, normalize, True, True, True)
