@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from thawkit.errors import ThawkitError
-from thawkit.ops.frozen import packed_relu
+from thawkit.ops.frozen import packed_relu, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 BOUNDS = [(0.0, math.inf), (0.0, 6.0), (-1.0, 1.0)]
@@ -68,6 +68,61 @@ def test_layouts(layout):
         assert y.is_contiguous(memory_format=torch.channels_last)
 
 
+class _Gaps(torch.autograd.Function):
+    """A copy with unused memory between its elements, and yet no view of anything."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return torch.empty_strided(x.shape, [2 * stride for stride in x.stride()]).copy_(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return g
+
+
+@pytest.mark.parametrize("bounds", BOUNDS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "transposed", "view", "gaps"])
+def test_in_place(layout, bounds):
+    leaf = torch.randn(2, 6, 5, 4, requires_grad=True)
+    results = []
+    for function, inplace in ((packed_relu, False), (packed_relu, True), (reference.packed_relu, True)):
+        x = {
+            "contiguous": lambda: leaf * 2,
+            "channels_last": lambda: (leaf * 2).to(memory_format=torch.channels_last),
+            "transposed": lambda: leaf.transpose(1, 3) * 2,
+            "view": lambda: (leaf * 2)[:1],
+            "gaps": lambda: _Gaps.apply(leaf * 2),
+        }[layout]()
+        y = function(x, *bounds, inplace=inplace)
+        assert (y.data_ptr() == x.data_ptr()) == inplace
+        results.append((y, *torch.autograd.grad((y + x if inplace else 2 * y).square().sum(), leaf)))
+    for result in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
+
+
+def test_in_place_saves_one_bit_an_element():
+    saved = []
+    x = torch.randn(1000, requires_grad=True) * 1
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        packed_relu(x, inplace=True)
+    assert sum(t.nbytes for t in saved) == 125
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda leaf: leaf, "a leaf Variable that requires grad"),
+        (lambda leaf: (leaf * 1).chunk(2)[0], "returns multiple views"),
+    ],
+)
+def test_what_torch_refuses_to_overwrite_stays_as_it_was(make, says):
+    x = make(torch.linspace(-1, 1, 9).requires_grad_())
+    before = x.detach().clone()
+    with pytest.raises(RuntimeError, match=says):
+        packed_relu(x, inplace=True)
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("count", [1, 8, 9, 1000])
 def test_saves_one_bit_an_element(count):
     saved = []
@@ -106,10 +161,11 @@ def test_operators_are_well_formed(monkeypatch):
     torch.library.opcheck(torch.ops.thawkit.packed_relu_backward.default, (torch.randn(3, 21), mask))
 
 
-def test_compiles_without_graph_breaks(monkeypatch):
+@pytest.mark.parametrize("inplace", [False, True])
+def test_compiles_without_graph_breaks(inplace, monkeypatch):
     monkeypatch.undo()
     x = torch.randn(3, 21, requires_grad=True)
-    step = lambda x: (packed_relu(x * 2, 0.0, 1.0) * torch.arange(21)).sum()
+    step = lambda x: (packed_relu(x * 2, 0.0, 1.0, inplace=inplace) * torch.arange(21)).sum()
     got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), x)[0]
     torch.testing.assert_close(got, torch.autograd.grad(step(x), x)[0])
 

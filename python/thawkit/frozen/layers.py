@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thawkit.ops.dispatch import forced_backend, unavailable
-from thawkit.ops.frozen import cpu, cuda, packed_relu
+from thawkit.ops.frozen import packed_relu
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]
 
@@ -240,43 +240,11 @@ def _packs(x: Tensor) -> bool:
     )
 
 
-class _PackedInPlace(torch.autograd.Function):
-    """:func:`thawkit.ops.frozen.packed_relu` that overwrites its input, for modules with ``inplace=True``.
-
-    What else reads the input afterwards must see it clamped, with the clamp's gradient, as in stock; and a
-    fresh output would cost more time than the clamp itself.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, lower: float, upper: float) -> Tensor:
-        mask = x.new_empty((x.numel() + 7) // 8, dtype=torch.uint8)
-        (cpu if x.device.type == "cpu" else cuda).forward(x, x, mask, lower, upper)
-        ctx.save_for_backward(mask)
-        ctx.strides = x.stride()  # the order in which the bits lie
-        ctx.mark_dirty(x)
-        return x
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (mask,) = ctx.saved_tensors
-        if torch.is_grad_enabled():  # differentiating twice, for which autograd has to see the operation
-            ones = grad.detach().new_empty_strided(grad.shape, ctx.strides).fill_(1)
-            return grad.where(torch.ops.thawkit.packed_relu_backward(ones, mask) > 0, 0), None, None
-        if grad.stride() != ctx.strides:
-            grad = grad.new_empty_strided(grad.shape, ctx.strides).copy_(grad)
-        return torch.ops.thawkit.packed_relu_backward(grad, mask), None, None
-
-
 def _packed(module: Any, x: Tensor, lower: float, upper: float) -> Tensor:
     """Clamp ``x`` as the module does, saving bits where autograd records and a kernel writes them."""
     if not (recording(x) and x.requires_grad and _packs(x)):
         return module.stock.forward(module, x)
-    if not module.inplace:
-        return packed_relu(x, lower, upper)
-    dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last)
-    if x._is_view() or not dense:  # autograd lets no Function overwrite one of several views
-        return module.stock.forward(module, x)
-    return _PackedInPlace.apply(x, lower, upper)
+    return packed_relu(x, lower, upper, inplace=module.inplace)
 
 
 class PackedReLU(Rewritten, nn.ReLU):
