@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from torch import nn
+from torch.nn.utils import parametrizations, parametrize
 
 import thawkit
 from thawkit.errors import ThawkitError, ThawkitWarning
@@ -86,6 +87,25 @@ def test_class_relations_and_hooks_survive(build) -> None:
     assert isinstance(model.conv1, nn.Conv2d)
     assert isinstance(model.bn1, nn.BatchNorm2d)
     assert isinstance(model.layer1[0].relu, nn.ReLU)
+
+
+def test_a_parametrization_added_to_a_frozen_model_outlives_unfreeze(build) -> None:
+    model, images = build("small_cnn").eval(), torch.randn(2, 3, 8, 8)
+    thawkit.freeze(model, "head")
+    parametrizations.weight_norm(model[3])
+    expected, clone = model(images), copy.deepcopy(model)
+    thawkit.unfreeze(model)
+    assert not any(isinstance(m, Rewritten) for m in model.modules())
+    assert torch.equal(model(images), expected)
+    model[3].parametrizations.weight.original0.data.mul_(2)
+    assert not torch.equal(model(images), expected)
+
+    thawkit.freeze(model, "head")
+    thawkit.unfreeze(model)
+    parametrize.remove_parametrizations(model[3], "weight")
+    assert type(model[3]) is nn.Conv2d
+    assert isinstance(clone[3], Rewritten)
+    assert torch.equal(clone(images), expected)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "lite0"])

@@ -89,7 +89,16 @@ def unfreeze(model: nn.Module) -> None:
             if isinstance(module, FrozenBatchNorm):
                 module.training = vars(module).pop("thawed_training")
             if isinstance(module, Rewritten):
-                module.__class__ = module.stock  # type: ignore[assignment]
+                module.__class__ = _thawed_class(type(module))
+
+
+def _thawed_class(kind: type) -> type:
+    """The stock form of a class; one derived meanwhile, as by a parametrization, keeps what it adds."""
+    if "stock" in vars(kind):
+        return vars(kind)["stock"]
+    if not issubclass(kind, Rewritten):
+        return kind
+    return type(kind.__name__, tuple(_thawed_class(base) for base in kind.__bases__), dict(vars(kind)))
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
