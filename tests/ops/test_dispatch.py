@@ -86,13 +86,29 @@ def test_every_instruction_set_passes_the_kernel_tests():
         assert run.returncode == 0, f"{isa}:\n{run.stdout[-3000:]}"
 
 
-def test_an_unknown_instruction_set_is_named():
-    code = "from thawkit import _C; print(_C.cpu_isa(), '|', _C.cpu_problem())"
+@pytest.mark.parametrize("wanted", ["mmx", "avx512"])
+def test_an_instruction_set_that_cannot_be_had_is_named_at_first_use(wanted):
+    from thawkit import _C
+
+    if wanted in _C.cpu_isas().split():
+        pytest.skip("this CPU has it")
+    code = """
+import sys
+from thawkit.losses import functional as F
+import torch
+print("imported", file=sys.stderr)
+for _ in range(2):
+    F.mmd(torch.ones(2, 3), torch.ones(2, 3))
+"""
     run = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"THAWKIT_CPU_ISA": "mmx"},
+        [sys.executable, "-W", "always", "-c", code],
+        env=os.environ | {"THAWKIT_CPU_ISA": wanted},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert run.stdout.startswith("baseline | THAWKIT_CPU_ISA must be")
+    before, after = run.stderr.split("imported")
+    assert "THAWKIT_CPU_ISA" not in before
+    assert after.count("ThawkitWarning") == 1
+    assert f"THAWKIT_CPU_ISA asks for '{wanted}', but this CPU and build have baseline" in after
+    assert "the baseline kernels run" in after

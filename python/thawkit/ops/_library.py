@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import os
+import warnings
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
 from torch import Tensor
+
+from thawkit.errors import ThawkitWarning
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # the compiled kernels' Dtype
 
@@ -42,6 +48,21 @@ def takes_only(device: str) -> Callable[..., str]:
         return ""
 
     return objection
+
+
+@functools.cache
+def cpu_kernels() -> ModuleType:
+    """Return the compiled module, at first use with a warning if ``THAWKIT_CPU_ISA`` could not be obeyed."""
+    from thawkit import _C
+
+    if _C.cpu_problem():
+        warnings.warn(
+            f"THAWKIT_CPU_ISA asks for {os.environ.get('THAWKIT_CPU_ISA')!r}, but this CPU and build have "
+            f"{', '.join(_C.cpu_isas().split())}: the {_C.cpu_isa()} kernels run",
+            ThawkitWarning,
+            stacklevel=2,
+        )
+    return _C
 
 
 def pointer(x: Tensor | None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import DTYPES, empty, pointer, takes_only, threads
+from thawkit.ops._library import DTYPES, cpu_kernels, empty, pointer, takes_only, threads
 
 objection = takes_only("cpu")
 
@@ -21,9 +21,7 @@ def _run(
     factor: float,
     total: Tensor | None,
 ) -> None:
-    from thawkit import _C
-
-    _C.sigmoid_focal(
+    cpu_kernels().sigmoid_focal(
         pointer(x),
         pointer(t),
         x.numel(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import empty, pointer, takes_only, threads
+from thawkit.ops._library import cpu_kernels, empty, pointer, takes_only, threads
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -29,8 +29,6 @@ def info_nce(
     need_dscale: bool,
 ) -> Gradients:
     """Losses of the rows (float32), and the gradients of their weighted sum."""
-    from thawkit import _C
-
     scale_value = float(scale)
     if scale_value == 0.0:
         return _flat_info_nce(q, k, row_weight, weight, normalize, need_dq, need_dk, need_dscale)
@@ -58,8 +56,8 @@ def info_nce(
         pointer(dscale),
     )
     if rows:
-        workspace = q32.new_empty(_C.info_nce_workspace(*arguments, 0, threads()))
-        _C.info_nce(*arguments, pointer(workspace), threads())
+        workspace = q32.new_empty(cpu_kernels().info_nce_workspace(*arguments, 0, threads()))
+        cpu_kernels().info_nce(*arguments, pointer(workspace), threads())
     else:
         dk.zero_()
     return loss, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
@@ -95,8 +93,6 @@ def mmd(
     x: Tensor, y: Tensor, gamma: Tensor, doubling: bool, unbiased: bool, need_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Squared MMD (float32 scalar) and its gradients with respect to x and y."""
-    from thawkit import _C
-
     n, m = x.shape[0], y.shape[0]
     z = torch.cat((_rows(x), _rows(y)))
     gamma = gamma.to(torch.float32).contiguous()
@@ -117,8 +113,8 @@ def mmd(
         pointer(value),
         pointer(dz),
     )
-    workspace = z.new_empty(_C.mmd_workspace(*arguments, 0, threads()))
-    _C.mmd(*arguments, pointer(workspace), threads())
+    workspace = z.new_empty(cpu_kernels().mmd_workspace(*arguments, 0, threads()))
+    cpu_kernels().mmd(*arguments, pointer(workspace), threads())
     if not unbiased:
         value += gamma.numel() * (1 / n + 1 / m)  # the diagonals: k(u, u) = 1 for each bandwidth
     if not need_gradient:
