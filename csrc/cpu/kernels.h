@@ -46,8 +46,8 @@ struct MMDArgs {
 };
 
 // Sigmoid focal loss over n logits x with targets t in [0, 1] (Lin et al. 2017, torchvision's form).
-//   returns the sum of the losses where `want_sum`; writes loss[n] and grad[n] where not null, the latter
-//   times upstream[i] or, where that is null, times `factor`. alpha < 0: no class weighting.
+//   writes their sum to *total, loss[n] and grad[n], each where not null; grad comes times upstream[i] or,
+//   where that is null, times `factor`. alpha < 0: no class weighting.
 struct FocalArgs {
   const void* x;
   const void* t;

@@ -168,7 +168,7 @@ static inline void store(float16* p, Floats v) {
 }
 #endif
 
-// The last, incomplete vector of a row: lanes past `count` read as `fill` and are not written.
+// The last, incomplete vector of a row: lanes past `count` read as 0 and are not written.
 template <class T>
 static inline Floats load_part(const T* p, int64_t count) {
   T lanes[kLanes] = {};

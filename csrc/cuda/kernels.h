@@ -7,10 +7,10 @@
 
 namespace thawkit::cuda {
 
-// Epilogue of InfoNCE on one panel of logits [rows, keys] (row stride `stride`, float32, in place): row i of
-// the panel has its positive in column first + i.
-//   loss[i] = logsumexp - positive; scores <- weight_i (softmax - onehot); dscale[i] = sum_j scores' logits /
-//   scale
+// Epilogue of InfoNCE on one panel of scores [rows, keys] (row stride `stride`, float32, in place): row i of
+// the panel has its positive in column first + i; logits = scale * scores.
+//   loss[i] = logsumexp - positive; slopes = weight_i (softmax - onehot); dscale[i] = sum_j slopes scores;
+//   scores <- slopes
 struct InfoNCEPanelArgs {
   float* scores;
   int64_t rows, keys, stride, first;

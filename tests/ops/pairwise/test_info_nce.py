@@ -259,23 +259,24 @@ def test_info_nce_compiles_without_graph_breaks(backend, monkeypatch):
 
 def plain_epilogue(scores, first, row_weight, weight, scale, loss, dscale, gradient):
     rows = torch.arange(scores.shape[0])
-    loss.copy_(scores.logsumexp(1) - scores[rows, first + rows])
-    slopes = scores.softmax(1)
+    logits = scale * scores
+    loss.copy_(logits.logsumexp(1) - logits[rows, first + rows])
+    slopes = logits.softmax(1)
     slopes[rows, first + rows] -= 1
     slopes *= weight if row_weight is None else row_weight[:, None]
     if dscale.numel():
-        dscale.copy_((slopes * scores).sum(1) / scale)
+        dscale.copy_((slopes * scores).sum(1))
     scores.copy_(slopes)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
-@pytest.mark.parametrize("panel_rows", [1, 7, 100])
-def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, normalize, monkeypatch):
+@pytest.mark.parametrize(("panel_rows", "scale"), [(1, 3.0), (7, 3.0), (100, 3.0), (7, 0.0)])
+def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, scale, normalize, monkeypatch):
     q, k = clip_like(23, 31, 6)
     q[3] *= 5e-13 / q[3].norm()  # below the norm that normalization divides by at least
     monkeypatch.undo()
     weights = torch.rand(23)
-    options = (q, k, torch.tensor(3.0), weights, 1.0, normalize, True, True, True)
+    options = (q, k, torch.tensor(scale), weights, 1.0, normalize, True, True, True)
     got = cuda.info_nce(*options, run_epilogue=plain_epilogue, panel_bytes=4 * 31 * panel_rows)
     expected = torch.ops.thawkit.info_nce(*options, "cpu")
     for a, b in zip(got, expected, strict=True):

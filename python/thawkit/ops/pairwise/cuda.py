@@ -70,7 +70,7 @@ def info_nce(
     rows, keys = q.shape[0], k.shape[0]
     scale32 = scale.to(device=q.device, dtype=torch.float32)
     q_norm, k_norm = row_norms(q, normalize), row_norms(k, normalize)
-    queries = (q.float() / q_norm * scale32).to(q.dtype)
+    queries = (q.float() / q_norm).to(q.dtype) if normalize else q
     unit_keys = (k.float() / k_norm).to(k.dtype) if normalize else k
     gradient = need_dq or need_dk or need_dscale
 
@@ -98,6 +98,8 @@ def info_nce(
                 dq[here] = _product(weights, unit_keys) * scale32
             if need_dk:
                 dk += _product(weights.t(), queries[here])
+    if need_dk:
+        dk *= scale32
     if normalize:
         dq = through_norm(dq, q, q_norm) if need_dq else dq
         dk = through_norm(dk, k, k_norm) if need_dk else dk
