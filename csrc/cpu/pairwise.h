@@ -16,7 +16,7 @@ namespace THAWKIT_ISA {
 // A panel of scores is stored as blocks of columns, each block row by row. A block of one thread's rows stays
 // in the second-level cache between the product that makes it, its epilogue and the product that uses it,
 // and the transposed product walks memory in steps of one short row instead of one long one.
-constexpr int64_t kBlockCols = 256;
+constexpr int64_t kBlockCols = 384;
 // Rows of a block are an odd number of cache lines apart, so that they do not share cache sets.
 constexpr int64_t kBlockStride = kBlockCols + 16;
 
