@@ -234,7 +234,15 @@ def test_softmax_form_saturated_below_gamma_one():
     [
         (torch.tensor([0, 5]), {}, "class indices 0 to 2, got 0 to 5"),
         (torch.tensor([0, 1, 2]), {}, "target must have the shape of logits"),
+        (torch.tensor([0.0, 1.0]), {}, "target must be a tensor of int64 class indices, got torch.float32"),
+        (torch.tensor([0, 1], dtype=torch.int32), {}, "target must be a tensor of int64 .*got torch.int32"),
+        ([0, 1], {}, "target must be a tensor of int64 class indices, got list"),
         (torch.tensor([0, 1]), {"alpha": torch.ones(2)}, r"alpha must have shape \(3,\)"),
+        (
+            torch.tensor([0, 1]),
+            {"alpha": [0.2, 0.3, 0.5]},
+            "alpha must be a tensor of 3 class weights, got list",
+        ),
         (torch.tensor([0, 1]), {"gamma": -0.5}, "gamma must be at least 0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
@@ -84,14 +85,18 @@ def focal_loss(
         Scalar, or losses of the shape of ``target``.
 
     Raises:
-        ThawkitError: shapes or dtypes do not fit, a class index is out of range.
+        ThawkitError: types, shapes, dtypes or devices do not fit, a class index is out of range.
     """
     checks.floating("logits", logits)
+    if not isinstance(target, Tensor) or target.dtype != torch.int64:
+        came = target.dtype if isinstance(target, Tensor) else type(target).__name__
+        raise ThawkitError(f"target must be a tensor of int64 class indices, got {came}")
     if logits.dim() < 2 or target.shape != logits.shape[:1] + logits.shape[2:]:
         raise ThawkitError(
             f"target must have the shape of logits {tuple(logits.shape)} without axis 1, "
             f"got {tuple(target.shape)}"
         )
+    checks.same_device("target", target, "logits", logits)
     checks.finite("gamma", gamma)
     if gamma < 0:
         raise ThawkitError(f"gamma must be at least 0, got {gamma}")
@@ -106,8 +111,14 @@ def focal_loss(
             f"target must hold class indices 0 to {classes - 1}, "
             f"got {int(target.min())} to {int(target.max())}"
         )
-    if alpha is not None and alpha.shape != (classes,):
-        raise ThawkitError(f"alpha must have shape ({classes},), got {tuple(alpha.shape)}")
+    if alpha is not None:
+        if not isinstance(alpha, Tensor):
+            raise ThawkitError(
+                f"alpha must be a tensor of {classes} class weights, got {type(alpha).__name__}"
+            )
+        if alpha.shape != (classes,):
+            raise ThawkitError(f"alpha must have shape ({classes},), got {tuple(alpha.shape)}")
+        checks.same_device("alpha", alpha, "logits", logits)
     loss = _focal_reference.focal(logits, target, alpha, gamma)
     return loss if reduction == "none" else getattr(loss, reduction)()
 
