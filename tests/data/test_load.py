@@ -62,6 +62,27 @@ def test_folder_with_splits_keeps_them_and_makes_the_missing_one(tmp_path):
     assert all(path.parts[-3] == "test" for path in splits.test.images)
 
 
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    for name in ("train", "bus"):
+        write_images(tmp_path / name, 6)
+    assert load(tmp_path).classes == ("bus", "train")
+
+
+def test_split_folders_beside_another_are_refused_rather_than_taken_for_classes(tmp_path):
+    for path in ("train/a", "train/b", "test/a", "test/b", "drawings"):
+        write_images(tmp_path / path, 6)
+    with pytest.raises(ThawkitError, match=r"'train' holds .* 'drawings' beside it is no split") as caught:
+        load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_splits_need_a_train_folder(tmp_path):
+    for path in ("val/a", "val/b", "test/a", "test/b"):
+        write_images(tmp_path / path, 6)
+    with pytest.raises(ThawkitError, match=r"it has test and val, but no train folder"):
+        load(tmp_path)
+
+
 def test_npz_with_medmnist_keys(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(

@@ -15,16 +15,15 @@ _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validat
 def load_folder(root: Path, *, seed: int = 0, val: float = 0.15, test: float = 0.15) -> Splits:
     """Read ``root/<class>/...`` (split here, stratified) or ``root/{train,val,test}/<class>/...``.
 
+    The folders are splits where all of them have a split's name: one class may be called ``train`` too.
     Every image is decoded once first, so that a damaged one is found now and not in the middle of training.
 
     Raises:
-        ThawkitError: no images, fewer than 2 classes, an empty class, splits with different classes, or a
-            damaged image (named).
+        ThawkitError: no images, fewer than 2 classes, an empty class, splits with different classes or beside
+            other folders, or a damaged image (named).
     """
-    parts = {split: _split_folder(root, names) for split, names in _SPLIT_NAMES.items()}
-    if parts["train"] is None:
-        parts = {"train": root, "val": None, "test": None}
-    sets = {split: _class_folders(path, root.name) for split, path in parts.items() if path is not None}
+    parts = _split_folders(root) or {"train": root}
+    sets = {split: _class_folders(path, root.name) for split, path in parts.items()}
     classes = sets["train"].classes
     for split, dataset in sets.items():
         if dataset.classes != classes:
@@ -38,12 +37,32 @@ def load_folder(root: Path, *, seed: int = 0, val: float = 0.15, test: float = 0
     )
 
 
-def _split_folder(root: Path, names: tuple[str, ...]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
+def _split_folders(root: Path) -> dict[str, Path]:
+    """Return the folders of the splits, train first, or nothing where the folders are classes."""
+    folders = _subfolders(root)
+    found = {
+        split: folder for split, names in _SPLIT_NAMES.items() for folder in folders if folder.name in names
+    }
+    others = [folder for folder in folders if folder not in found.values()]
+    nested = [folder for folder in found.values() if _subfolders(folder)]
+    if others and nested:
+        raise ThawkitError(
+            f"{root}: {nested[0].name!r} holds folders as a split does, but {others[0].name!r} beside it "
+            "is no split; keep only train, val and test there, or only one folder a class"
+        )
+    if others or not found:
+        return {}
+    if "train" not in found:
+        raise ThawkitError(f"{root}: it has {' and '.join(f.name for f in folders)}, but no train folder")
+    return found
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
 def _class_folders(folder: Path, name: str) -> ImageDataset:
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    classes = [path.name for path in _subfolders(folder)]
     if len(classes) < 2:
         raise ThawkitError(
             f"{folder}: one folder a class is needed, at least 2; found {len(classes)}"
