@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from thawkit.cli import main
 from thawkit.data import load
@@ -59,6 +60,24 @@ def test_source_only(digits, tmp_path):
         main(["adapt", *domains, "--output", str(tmp_path / "run"), "--method", "source-only", *SMALL]) == 0
     )
     assert "target" in json.loads((tmp_path / "run" / "metrics.json").read_text())
+
+
+def test_a_target_without_labels(digits, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for i, pixels in enumerate(load(digits / "inverted.npz").train.images[:20]):
+        Image.fromarray(pixels).save(photos / f"{i}.png")
+    domains = ["--source", str(digits / "plain.npz"), "--target", str(photos)]
+    assert main(["adapt", *domains, "--output", str(tmp_path / "run"), *SMALL]) == 0
+    out = capsys.readouterr().out
+    assert "plain (100 labelled images) to photos (14 images), DAN" in out
+    assert "photos has no labels: no accuracy on the target is reported" in out
+    assert "target test" not in out
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics.keys() == {"val", "test", "best_epoch", "epochs", "selection"}
+    run = load_run(tmp_path / "run")
+    assert run.method["name"] == "DAN"
+    assert run.load_target().test.labels is None
 
 
 def test_domains_with_other_classes(digits, tmp_path, capsys):

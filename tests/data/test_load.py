@@ -83,6 +83,18 @@ def test_splits_need_a_train_folder(tmp_path):
         load(tmp_path)
 
 
+def test_images_without_class_folders_are_unlabelled_where_classes_are_given(tmp_path):
+    write_images(tmp_path, 20)
+    with pytest.raises(ThawkitError, match="one folder a class is needed, at least 2; found 0"):
+        load(tmp_path)
+    splits = load(tmp_path, val=0.2, test=0.3, classes=["cat", "dog"])
+    parts = (splits.train, splits.val, splits.test)
+    assert [len(part) for part in parts] == [10, 4, 6]
+    assert [part.labels for part in parts] == [None] * 3
+    assert len({path for part in parts for path in part.images}) == 20
+    assert splits.classes == ("cat", "dog")
+
+
 def test_npz_with_medmnist_keys(tmp_path):
     rng = np.random.default_rng(0)
     np.savez(

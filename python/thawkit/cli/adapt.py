@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what = "folder, .npz, or pneumoniamnist, mnist, optdigits"
     data.add_argument("--source", required=True, metavar="SPEC", help=f"labelled images: {what}")
     data.add_argument(
-        "--target", required=True, metavar="SPEC", help="images of the other domain, same classes"
+        "--target",
+        required=True,
+        metavar="SPEC",
+        help="images of the other domain, same classes; or a folder of images without labels",
     )
     add_split_arguments(data)
     add_model_arguments(parser, default="lenet")
@@ -60,7 +63,8 @@ def run(args: argparse.Namespace) -> int:
 
     console = Console()
     split = {"seed": args.seed, "val": args.val, "test": args.test}
-    source, target = load(args.source, **split), load(args.target, **split)
+    source = load(args.source, **split)
+    target = load(args.target, **split, classes=source.classes)
     config = tune_config(args, train=args.train, keep=args.keep)
 
     def train(method: Method, output: Path) -> RunResult:
@@ -73,6 +77,8 @@ def run(args: argparse.Namespace) -> int:
         flags = {"resume": args.resume, "overwrite": args.overwrite, "console": console}
         return fit_adapt(model, source, target, method=method, config=config, output=output, **flags)
 
+    if target.test.labels is None:
+        console.print(f"{target.name} has no labels: no accuracy on the target is reported", highlight=False)
     output = Path(args.output)
     alone = Supervised(**supervised_options(args))
     baseline = None

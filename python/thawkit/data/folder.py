@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from thawkit.data.dataset import ImageDataset, Splits
@@ -12,10 +13,18 @@ from thawkit.errors import ThawkitError
 _SPLIT_NAMES = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test",)}
 
 
-def load_folder(root: Path, *, seed: int = 0, val: float = 0.15, test: float = 0.15) -> Splits:
+def load_folder(
+    root: Path,
+    *,
+    classes: Sequence[str] | None = None,
+    seed: int = 0,
+    val: float = 0.15,
+    test: float = 0.15,
+) -> Splits:
     """Read ``root/<class>/...`` (split here, stratified) or ``root/{train,val,test}/<class>/...``.
 
     The folders are splits where all of them have a split's name: one class may be called ``train`` too.
+    Where ``classes`` are given, images without class folders are taken as well, without labels.
     Every image is decoded once first, so that a damaged one is found now and not in the middle of training.
 
     Raises:
@@ -23,11 +32,11 @@ def load_folder(root: Path, *, seed: int = 0, val: float = 0.15, test: float = 0
             other folders, or a damaged image (named).
     """
     parts = _split_folders(root) or {"train": root}
-    sets = {split: _class_folders(path, root.name) for split, path in parts.items()}
-    classes = sets["train"].classes
+    sets = {split: _read(path, root.name, classes) for split, path in parts.items()}
+    train_classes = sets["train"].classes
     for split, dataset in sets.items():
-        if dataset.classes != classes:
-            odd = sorted(set(dataset.classes) ^ set(classes))
+        if dataset.classes != train_classes:
+            odd = sorted(set(dataset.classes) ^ set(train_classes))
             raise ThawkitError(
                 f"{parts[split]}: its classes differ from those of {parts['train']}: {', '.join(odd)}"
             )
@@ -61,8 +70,10 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _class_folders(folder: Path, name: str) -> ImageDataset:
+def _read(folder: Path, name: str, unlabelled: Sequence[str] | None) -> ImageDataset:
     classes = [path.name for path in _subfolders(folder)]
+    if not classes and unlabelled is not None:
+        return ImageDataset(_images(folder), None, unlabelled, name)
     if len(classes) < 2:
         raise ThawkitError(
             f"{folder}: one folder a class is needed, at least 2; found {len(classes)}"
@@ -71,11 +82,14 @@ def _class_folders(folder: Path, name: str) -> ImageDataset:
     paths: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(classes):
-        found = image_files(folder / class_name)
-        if not found:
-            raise ThawkitError(
-                f"{folder / class_name}: no images in it (looked for {' '.join(sorted(SUFFIXES))})"
-            )
+        found = _images(folder / class_name)
         paths += found
         labels += [label] * len(found)
     return ImageDataset(paths, labels, classes, name)
+
+
+def _images(folder: Path) -> list[Path]:
+    found = image_files(folder)
+    if not found:
+        raise ThawkitError(f"{folder}: no images in it (looked for {' '.join(sorted(SUFFIXES))})")
+    return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,14 +14,23 @@ from thawkit.data.npz import load_npz
 from thawkit.errors import ThawkitError
 
 
-def load(spec: str | Path, *, seed: int = 0, val: float = 0.15, test: float = 0.15) -> Splits:
-    """Load labelled images as training, validation and test sets.
+def load(
+    spec: str | Path,
+    *,
+    seed: int = 0,
+    val: float = 0.15,
+    test: float = 0.15,
+    classes: Sequence[str] | None = None,
+) -> Splits:
+    """Load images as training, validation and test sets.
 
     Args:
         spec: a name in :data:`thawkit.data.BUILTIN`; a folder of class folders, or of train, val and test
             folders of class folders; or an ``.npz`` with MedMNIST's keys.
         seed: of the stratified split, where one has to be made.
         val, test: the shares split off where ``spec`` does not come with those parts.
+        classes: of the images in a folder without class folders, which come unlabelled; when not given, such
+            a folder is refused.
 
     Raises:
         ThawkitError: one line that says what is wrong with ``spec`` or with which file in it.
@@ -33,7 +43,9 @@ def load(spec: str | Path, *, seed: int = 0, val: float = 0.15, test: float = 0.
     path = Path(spec).expanduser()
     origin["spec"] = str(path.resolve())
     if path.is_dir():
-        return replace(load_folder(path.resolve(), seed=seed, val=val, test=test), origin=origin)
+        return replace(
+            load_folder(path.resolve(), classes=classes, seed=seed, val=val, test=test), origin=origin
+        )
     if path.suffix == ".npz":
         return replace(load_npz(path, seed=seed, val=val, test=test), origin=origin)
     if path.exists():

@@ -67,15 +67,16 @@ def complete_splits(
     val: float,
     test: float,
 ) -> Splits:
-    """Take the missing parts from ``train``, stratified, and return the three together."""
+    """Take the missing parts from ``train``, stratified if it is labelled, and return the three."""
     if validation and held_out:
         return Splits(train, validation, held_out, train.classes, name)
     shares = {"val": 0.0 if validation else val, "test": 0.0 if held_out else test}
     fractions = (1 - shares["val"] - shares["test"], shares["val"], shares["test"])
     if fractions[0] <= 0 or min(fractions) < 0:
         raise ThawkitError(f"val and test must leave images to train on, got val={val}, test={test}")
+    labels = np.zeros(len(train), np.int64) if train.labels is None else train.labels
     try:
-        rows = stratified_split(train.labels, fractions, seed)
+        rows = stratified_split(labels, fractions, seed)
     except ThawkitError as error:
         raise ThawkitError(f"{name}: {error}") from None
     return Splits(

@@ -90,7 +90,7 @@ class Run:
         """Load the target of an adaptation again; errors as :meth:`load_data`."""
         if self.target is None:
             raise ThawkitError(f"{self.path}: this run had no target")
-        return _load_again(self.target, self.path)
+        return _load_again(self.target, self.path, self.classes)
 
 
 def load_run(path: str | Path, *, model: Model | None = None) -> Run:
@@ -227,12 +227,12 @@ def _described_data(splits: Splits) -> dict[str, Any]:
     return {**(splits.origin or {}), "name": splits.name, "fingerprint": splits.fingerprint()}
 
 
-def _load_again(data: dict[str, Any], path: Path) -> Splits:
+def _load_again(data: dict[str, Any], path: Path, classes: tuple[str, ...] | None = None) -> Splits:
     if "spec" not in data:
         raise ThawkitError(
             f"{path}: its data {data['name']!r} was not made by thawkit.data.load; load it yourself"
         )
-    splits = load(data["spec"], seed=data["seed"], val=data["val"], test=data["test"])
+    splits = load(data["spec"], seed=data["seed"], val=data["val"], test=data["test"], classes=classes)
     if splits.fingerprint() != data["fingerprint"]:
         raise ThawkitError(f"the data {data['spec']} has changed since the run in {path} was trained")
     return splits
