@@ -10,6 +10,7 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from thawkit import __version__
 from thawkit.errors import ThawkitError
@@ -18,14 +19,21 @@ COMMANDS = ("demo", "train", "adapt", "export", "verify", "doctor")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows defaults, but not ``None``."""
+    """Shows defaults, but not ``None`` or that a flag is off."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        off = action.default is None or action.default is False
+        return action.help if off else super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong in one line, without the twenty of the usage."""
+        self.exit(2, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="thawkit",
         description="From a pretrained model and a little data of your own to a small device.",
         epilog="thawkit COMMAND --help explains one command. Start with: thawkit demo",

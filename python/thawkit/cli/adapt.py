@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 
+from thawkit.choices import KEEPS
 from thawkit.cli.train import (
     add_model_arguments,
     add_output_arguments,
@@ -44,7 +45,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("--baseline", action="store_true", help="train source-only too, and compare")
     training.add_argument("--train", default="all", metavar="POLICY", help="what trains; see thawkit train")
     training.add_argument(
-        "--keep", default="last", help="last epoch, or the best on the source's validation images"
+        "--keep",
+        default="last",
+        choices=KEEPS,
+        help="last epoch, or the best on the source's validation images",
     )
     add_training_arguments(training, augment="none", epochs=20, learning_rate=1e-3, batch_size=64)
     add_output_arguments(parser)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from thawkit.choices import CRITERIA, DEVICES, MONITORS, PRECISIONS, PROFILES, SCHEDULERS
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -39,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--monitor",
         default="balanced_accuracy",
-        metavar="METRIC",
-        help="validation metric that chooses the epoch: accuracy, balanced_accuracy, macro_f1, auroc, loss",
+        choices=MONITORS,
+        help="validation metric that chooses the epoch",
     )
     training.add_argument(
         "--probe",
@@ -77,16 +79,16 @@ def add_training_arguments(
     group.add_argument(
         "--weight-decay", type=float, default=0.01, metavar="WD", help="none on biases and norms"
     )
-    group.add_argument("--scheduler", default="cosine", help="cosine, linear or constant")
+    group.add_argument("--scheduler", default="cosine", choices=SCHEDULERS, help="of the learning rate")
     group.add_argument("--warmup", type=float, default=0.1, metavar="SHARE", help="share of the steps")
-    group.add_argument("--augment", default=augment, help="none, standard, or digits (no flips)")
-    group.add_argument("--loss", default="cross_entropy", help="cross_entropy or focal")
+    group.add_argument("--augment", default=augment, choices=PROFILES, help="digits has no flips")
+    group.add_argument("--loss", default="cross_entropy", choices=CRITERIA, help="on the labels")
     group.add_argument(
         "--label-smoothing", type=float, default=0.0, metavar="SHARE", help="cross-entropy only"
     )
     group.add_argument("--balanced", action="store_true", help="weigh rare classes up")
-    group.add_argument("--precision", default="fp32", help="fp32, bf16 or fp16")
-    group.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    group.add_argument("--precision", default="fp32", choices=PRECISIONS, help="of the arithmetic")
+    group.add_argument("--device", default="auto", choices=DEVICES, help="auto takes CUDA if there is one")
     group.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load images")
     group.add_argument("--seed", type=int, default=0, metavar="N", help="the same seed gives the same run")
 
@@ -168,8 +170,7 @@ def show(result: RunResult, rows: dict[str, dict[str, Any]], console: Console) -
     """Print metrics by title as a table, where the run is, and what to type next."""
     from rich.table import Table
 
-    columns = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss")
-    shown = [column for column in columns if column in result.metrics["val"]]
+    shown = [column for column in MONITORS if column in result.metrics["val"]]
     table = Table(title=f"Epoch {result.metrics['best_epoch']} ({result.metrics['selection']})")
     table.add_column("images", no_wrap=True)
     for column in shown:

@@ -1,6 +1,7 @@
 """Images in, batches out: built-in sets, folders and ``.npz`` files, splits, augmentation, preprocessing."""
 
-from thawkit.data.augment import PROFILES, Augment
+from thawkit.choices import PROFILES
+from thawkit.data.augment import Augment
 from thawkit.data.batching import EpochSampler, TrainingView, collate_images
 from thawkit.data.builtin import BUILTIN
 from thawkit.data.dataset import ImageDataset, Splits

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from thawkit.choices import PROFILES
 from thawkit.errors import ThawkitError
 
 
@@ -30,8 +31,6 @@ def _digits() -> list[nn.Module]:
 
 _BILINEAR = v2.InterpolationMode.BILINEAR
 _MAKERS: dict[str, Callable[[], list[nn.Module]]] = {"none": list, "standard": _standard, "digits": _digits}
-PROFILES = tuple(_MAKERS)
-"""Names for :class:`Augment`: none; standard (flip, small affine, brightness); digits (affine, no flip)."""
 
 
 def _mix(*numbers: int) -> int:
@@ -50,7 +49,7 @@ class Augment:
     """
 
     def __init__(self, profile: str | nn.Module = "standard", seed: int = 0) -> None:
-        if isinstance(profile, str) and profile not in _MAKERS:
+        if isinstance(profile, str) and profile not in PROFILES:
             raise ThawkitError(f"augment: unknown profile {profile!r}; known: {', '.join(PROFILES)}")
         transforms = _MAKERS[profile]() if isinstance(profile, str) else [profile]
         self.transform = v2.Compose(transforms) if transforms else None

@@ -5,13 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from thawkit.data import PROFILES
+from thawkit.choices import DEVICES, KEEPS, MONITORS, PRECISIONS, PROFILES, SCHEDULERS
 from thawkit.errors import ThawkitError
-
-MONITORS = ("accuracy", "balanced_accuracy", "macro_f1", "auroc", "loss")
-SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
-PRECISIONS = ("fp32", "bf16", "fp16")
-DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,7 @@ class TuneConfig:
         choices = {
             "scheduler": tuple(SCHEDULERS),
             "monitor": MONITORS,
-            "keep": ("best", "last"),
+            "keep": KEEPS,
             "augment": PROFILES,
             "precision": PRECISIONS,
             "device": DEVICES,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from thawkit.choices import CRITERIA
 from thawkit.data import ImageDataset
 from thawkit.errors import ThawkitError
 
@@ -56,8 +57,8 @@ class Supervised(Method):
         class_weights: Sequence[float] | str | None = None,
         gamma: float = 2.0,
     ) -> None:
-        if criterion not in ("cross_entropy", "focal"):
-            raise ThawkitError(f"criterion must be cross_entropy or focal, got {criterion!r}")
+        if criterion not in CRITERIA:
+            raise ThawkitError(f"criterion must be one of {', '.join(CRITERIA)}, got {criterion!r}")
         if not 0 <= label_smoothing < 1:
             raise ThawkitError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         if criterion == "focal" and label_smoothing:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
+from thawkit.choices import SCHEDULERS
 from thawkit.data import Augment, EpochSampler, ImageDataset, Splits, TrainingView
 from thawkit.errors import ThawkitError
 from thawkit.select import Model
-from thawkit.tune.config import SCHEDULERS, TuneConfig
+from thawkit.tune.config import TuneConfig
 from thawkit.tune.evaluate import evaluate
 from thawkit.tune.method import Method
 
