@@ -80,6 +80,21 @@ def test_a_target_without_labels(digits, tmp_path, capsys):
     assert run.load_target().test.labels is None
 
 
+@pytest.mark.parametrize("name", ["run", "run-source-only"])
+def test_folders_are_checked_before_the_data(tmp_path, capsys, name):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "notes.txt").write_text("mine")
+    domains = ["--source", "nowhere", "--target", "nowhere"]
+    assert main(["adapt", *domains, "--output", str(tmp_path / "run"), "--baseline"]) == 2
+    assert f"output {tmp_path / name} is not empty" in capsys.readouterr().err
+
+
+def test_the_trade_off_is_checked_before_the_data(tmp_path, capsys):
+    domains = ["--source", "nowhere", "--target", "nowhere"]
+    assert main(["adapt", *domains, "-o", str(tmp_path / "run"), "--baseline", "--trade-off", "-1"]) == 2
+    assert "trade_off must be a number from 0 up, got -1.0" in capsys.readouterr().err
+
+
 def test_domains_with_other_classes(digits, tmp_path, capsys):
     domains = ["--source", str(digits / "plain.npz"), "--target", "pneumoniamnist"]
     assert main(["adapt", *domains, "--output", str(tmp_path / "run"), *SMALL]) == 2

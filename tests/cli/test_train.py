@@ -95,6 +95,14 @@ def spoil_image(folder):
         (None, ["--data", "nowhere"], r"data 'nowhere': no such folder"),
         (None, ["--model", "resnet"], r"unknown model 'resnet'"),
         (None, ["--epochs", "0"], r"epochs must be above 0"),
+        (None, ["--batch-size", "0"], r"batch_size must be above 0, got 0"),
+        (None, ["--learning-rate", "nan"], r"learning_rate must be .*, got nan"),
+        (None, ["--workers", "-1"], r"workers must be 0 or more, got -1"),
+        (
+            None,
+            ["--model", "torchvision:resnet18", "--image-size", "0"],
+            r"image_size must be from 1 to 2048",
+        ),
         (None, ["--weights", "none.pth"], r"weights: no such file: none.pth"),
         (None, ["--train", "nothing_like_this"], r"nothing_like_this"),
         (None, ["--resume", "--overwrite"], r"use one of them"),
@@ -114,6 +122,23 @@ def test_weights_with_other_labels_are_named(folder, tmp_path, capsys):
     np.savez(other, train_images=np.zeros((9, 8, 8), np.uint8), train_labels=np.arange(8) % 3)
     assert main(["train", "--data", str(other), "--output", str(tmp_path / "run"), *LIGHT]) == 2
     assert "9 images but 8 labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--epochs", "0"], "epochs must be above 0"),
+        (["--workers", "100000"], r"workers must be at most \d+ on this machine, got 100000"),
+        (["--loss", "focal", "--label-smoothing", "0.1"], "label_smoothing goes with cross_entropy"),
+        (["--precision", "fp16", "--device", "cpu"], "precision 'fp16' needs CUDA"),
+        (["--probe"], "is not empty and holds no thawkit run|is not empty: continue the run"),
+    ],
+)
+def test_settings_and_folder_are_checked_before_the_data(tmp_path, capsys, more, message):
+    (tmp_path / "notes.txt").write_text("mine")
+    output = tmp_path if "--probe" in more else tmp_path / "run"
+    assert main(command("nowhere", output, *more)) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(

@@ -144,5 +144,8 @@ def test_unknown_names(name, message):
 def test_impossible_sizes():
     with pytest.raises(ThawkitError, match="at least 2"):
         create_model("lenet", 1)
+    for size in (0, -5, 100_000):
+        with pytest.raises(ThawkitError, match=f"image_size must be from 1 to 2048, got {size}"):
+            create_model("torchvision:resnet18", 3, pretrained=False, image_size=size)
     with pytest.raises(ThawkitError, match="28×28"):
         create_model("lenet", 3, image_size=64)

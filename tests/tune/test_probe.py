@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from thawkit.data import ImageDataset
+from thawkit.errors import ThawkitError
 from thawkit.select import capture_features, create_model
 from thawkit.tune import linear_probe, predict
 from thawkit.tune.probe import PENALTIES
@@ -32,6 +33,18 @@ def test_probe_is_the_logistic_regression_of_scikit_learn(splits):
     theirs = peer.predict_log_proba((features_of(model, splits.test) - mean) / std)
     loss = -theirs[np.arange(len(theirs)), splits.test.labels].mean()
     assert result["test"]["loss"] == pytest.approx(loss, rel=2e-2)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "message"),
+    [
+        ("recall", "monitor must be one of accuracy, balanced_accuracy, macro_f1, auroc, loss, got 'recall'"),
+        ("auroc", "monitor 'auroc' needs .* exactly 2 classes, blobs has images of 3 of 3"),
+    ],
+)
+def test_monitor_is_checked_first(splits, monitor, message):
+    with pytest.raises(ThawkitError, match=message):
+        linear_probe(create_model("lenet", 3), splits, monitor=monitor)
 
 
 def test_probe_repeats_itself(splits):

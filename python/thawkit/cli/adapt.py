@@ -63,13 +63,20 @@ def run(args: argparse.Namespace) -> int:
     from thawkit.adapt import DAN, fit_adapt
     from thawkit.data import load
     from thawkit.select import create_model
-    from thawkit.tune import Method, RunResult, Supervised
+    from thawkit.tune import Method, RunResult, Supervised, check_start
 
     console = Console()
+    output = Path(args.output)
+    alone_output = output.resolve().parent / f"{output.resolve().name}-source-only"
+    compare = args.baseline and args.method != "source-only"
+    alone = Supervised(**supervised_options(args))
+    adapting = DAN(args.trade_off, ramp=not args.no_ramp, **supervised_options(args))
+    config = tune_config(args, train=args.train, keep=args.keep)
+    for folder in (output, alone_output) if compare else (output,):
+        check_start(config, folder, resume=args.resume, overwrite=args.overwrite)
     split = {"seed": args.seed, "val": args.val, "test": args.test}
     source = load(args.source, **split)
     target = load(args.target, **split, classes=source.classes)
-    config = tune_config(args, train=args.train, keep=args.keep)
 
     def train(method: Method, output: Path) -> RunResult:
         model = create_model(args.model, len(source.classes), **model_options(args))
@@ -83,12 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
     if target.test.labels is None:
         console.print(f"{target.name} has no labels: no accuracy on the target is reported", highlight=False)
-    output = Path(args.output)
-    alone = Supervised(**supervised_options(args))
-    baseline = None
-    if args.baseline and args.method != "source-only":
-        baseline = train(alone, output.with_name(f"{output.name}-source-only"))
-    adapting = DAN(args.trade_off, ramp=not args.no_ramp, **supervised_options(args))
+    baseline = train(alone, alone_output) if compare else None
     result = train(alone if args.method == "source-only" else adapting, output)
     titles = {"val": "source validation", "test": "source test", "target": "target test"}
     rows = {title: result.metrics[name] for name, title in titles.items() if name in result.metrics}

@@ -64,7 +64,12 @@ def add_model_arguments(parser: argparse.ArgumentParser, default: str) -> None:
     group.add_argument(
         "--model", default=default, help="efficientnet_lite0, lenet, torchvision:NAME or timm:NAME"
     )
-    group.add_argument("--image-size", type=int, metavar="PIXELS", help="side of the input; the model's own")
+    group.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="resize and crop images to a square of this side, instead of the one that the model is made for",
+    )
     group.add_argument("--weights", metavar="FILE", help="local state dict to start from")
     group.add_argument("--from-scratch", action="store_true", help="start from random weights")
 
@@ -107,9 +112,12 @@ def run(args: argparse.Namespace) -> int:
 
     from thawkit.data import load
     from thawkit.select import create_model
-    from thawkit.tune import Supervised, fit, linear_probe
+    from thawkit.tune import Supervised, check_start, fit, linear_probe
 
     console = Console()
+    method = Supervised(**supervised_options(args))
+    config = tune_config(args, train=args.train, patience=args.patience, monitor=args.monitor)
+    check_start(config, args.output, resume=args.resume, overwrite=args.overwrite)
     splits = load(args.data, seed=args.seed, val=args.val, test=args.test)
     console.print(
         f"{splits.name}: {len(splits.train)} training, {len(splits.val)} validation and {len(splits.test)} "
@@ -124,8 +132,8 @@ def run(args: argparse.Namespace) -> int:
     result = fit(
         model,
         splits,
-        method=Supervised(**supervised_options(args)),
-        config=tune_config(args, train=args.train, patience=args.patience, monitor=args.monitor),
+        method=method,
+        config=config,
         output=args.output,
         resume=args.resume,
         overwrite=args.overwrite,

@@ -17,6 +17,9 @@ from thawkit.select.head import head, replace_head
 from thawkit.select.lenet import LeNet
 from thawkit.select.weights import efficientnet_lite0_file, load_backbone, match_in_order, read_weights
 
+MAX_SIZE = 2048
+"""Largest side of an input: one such image costs as much as 84 of 224 pixels."""
+
 
 @dataclass
 class Model:
@@ -62,7 +65,7 @@ def create_model(
         pretrained: start from ImageNet weights where there are any.
         weights: a local ``.safetensors`` or torch state dict to start from instead; the head may differ.
         image_size: side of the input in pixels, instead of the network's own. Small images gain nothing from
-            224 pixels, and the cost grows with the square.
+            224 pixels, and the cost grows with the square. At most :data:`MAX_SIZE`.
         seed: draws the new layers, leaving the global random state as it was.
 
     Raises:
@@ -71,6 +74,8 @@ def create_model(
     """
     if num_classes < 2:
         raise ThawkitError(f"num_classes must be at least 2, got {num_classes}")
+    if image_size is not None and not 1 <= image_size <= MAX_SIZE:
+        raise ThawkitError(f"image_size must be from 1 to {MAX_SIZE}, got {image_size}")
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         module, preprocess = _build(name, num_classes, pretrained and weights is None)

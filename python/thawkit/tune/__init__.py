@@ -2,7 +2,7 @@
 
 from thawkit.tune.config import TuneConfig
 from thawkit.tune.evaluate import evaluate, predict
-from thawkit.tune.fit import fit
+from thawkit.tune.fit import check_start, fit
 from thawkit.tune.method import Method, Supervised
 from thawkit.tune.metrics import classification_metrics
 from thawkit.tune.probe import linear_probe
@@ -14,6 +14,7 @@ __all__ = [
     "RunResult",
     "Supervised",
     "TuneConfig",
+    "check_start",
     "classification_metrics",
     "evaluate",
     "fit",

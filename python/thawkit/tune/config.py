@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -54,10 +55,13 @@ class TuneConfig:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate"):
+        for name in ("epochs", "batch_size"):
             _require(getattr(self, name) > 0, name, "above 0", getattr(self, name))
-        for name in ("weight_decay", "seed", "clip", "workers"):
+        for name in ("clip", "workers"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        _require(0 < self.learning_rate < math.inf, "learning_rate", "above 0, finite", self.learning_rate)
+        _require(0 <= self.weight_decay < math.inf, "weight_decay", "0 or more, finite", self.weight_decay)
+        _require(0 <= self.seed < 2**32, "seed", f"from 0 to {2**32 - 1}", self.seed)  # numpy's limit
         _require(0 <= self.warmup < 1, "warmup", "a share in [0, 1)", self.warmup)
         _require(self.patience is None or self.patience > 0, "patience", "None or above 0", self.patience)
         choices = {

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from thawkit.choices import MONITORS
 from thawkit.data import ImageDataset, collate_images
 from thawkit.errors import ThawkitError
 from thawkit.select import Model
@@ -68,6 +70,18 @@ def check_classes(model: Model, dataset: ImageDataset) -> None:
         raise ThawkitError(
             f"{dataset.name} has {len(dataset.classes)} classes, "
             f"the model {model.name} has {model.num_classes} outputs"
+        )
+
+
+def check_monitor(monitor: str, validation: ImageDataset) -> None:
+    """Raise a :class:`ThawkitError` unless ``monitor`` is a metric that these images have."""
+    if monitor not in MONITORS:
+        raise ThawkitError(f"monitor must be one of {', '.join(MONITORS)}, got {monitor!r}")
+    classes, found = len(validation.classes), np.count_nonzero(validation.counts())
+    if monitor == "auroc" and (classes, found) != (2, 2):
+        raise ThawkitError(
+            f"monitor 'auroc' needs validation images of exactly 2 classes, {validation.name} has images of "
+            f"{found} of {classes}"
         )
 
 

@@ -22,10 +22,19 @@ from thawkit.select import Model
 from thawkit.tune.callbacks import SafeCheckpoints, ShowProgress, StopWhenDone
 from thawkit.tune.checkpoints import STATE, WEIGHTS, newest_usable, prune, step_of, write_json
 from thawkit.tune.config import TuneConfig
-from thawkit.tune.evaluate import check_classes, evaluate
+from thawkit.tune.evaluate import check_classes, check_monitor, evaluate
 from thawkit.tune.history import chosen_row, epoch_rows, out_of_patience
 from thawkit.tune.method import Method, Supervised
-from thawkit.tune.run import CHECKPOINTS, HISTORY, METRICS, RunResult, describe, load_weights, open_run
+from thawkit.tune.run import (
+    CHECKPOINTS,
+    HISTORY,
+    METRICS,
+    RunResult,
+    check_output,
+    describe,
+    load_weights,
+    open_run,
+)
 from thawkit.tune.trainer import MethodTrainer, check_machine
 
 
@@ -67,6 +76,7 @@ def fit(
     """
     method, config, console = method or Supervised(), config or TuneConfig(), console or Console()
     folder = Path(output)
+    check_start(config, folder, resume=resume, overwrite=overwrite)
     _check(model, splits, target, method, config)
     method.prepare(splits.train, model.num_classes)
     description = describe(model, splits, target, method, config)
@@ -82,6 +92,18 @@ def fit(
         raise
     finally:
         transformers_logging.set_verbosity(verbosity)
+
+
+def check_start(
+    config: TuneConfig, output: str | Path, *, resume: bool = False, overwrite: bool = False
+) -> None:
+    """Find now, before the data are read, what :func:`fit` would object to without having seen them.
+
+    Raises:
+        ThawkitError: this machine cannot train with ``config``, or ``output`` is in use.
+    """
+    check_machine(config)
+    check_output(Path(output), resume=resume, overwrite=overwrite)
 
 
 @contextmanager
@@ -164,9 +186,7 @@ def _check(model: Model, splits: Splits, target: Splits | None, method: Method, 
         raise ThawkitError(f"the target {target.name} has other classes than {splits.name}")
     if method.uses_target and target is None:
         raise ThawkitError(f"the method {type(method).__name__} needs a target data set")
-    if config.monitor == "auroc" and model.num_classes != 2:
-        raise ThawkitError(f"monitor 'auroc' needs 2 classes, the model has {model.num_classes}")
-    check_machine(config)
+    check_monitor(config.monitor, splits.val)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ThawkitError("training in several processes is not supported yet; start one without torchrun")
 

@@ -167,18 +167,17 @@ def describe(
     }
 
 
-def open_run(folder: Path, description: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
-    """Make ``folder`` hold ``run.json`` with ``description``, or check that it does when resuming.
+def check_output(folder: Path, *, resume: bool, overwrite: bool) -> set[str]:
+    """Return the names of what lies in ``folder``, where a run may be written or resumed there.
 
     Raises:
-        ThawkitError: the folder is in use and neither flag allows it, holds something else, or holds a run
-            made with other settings or data (named).
+        ThawkitError: the folder is in use and neither flag allows it, or holds something else than a run.
     """
     if resume and overwrite:
         raise ThawkitError("resume continues a run, overwrite starts it anew: use one of them")
     if folder.exists() and not folder.is_dir():
         raise ThawkitError(f"output {folder} is a file; a folder is needed")
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
     if present and not resume and not overwrite:
         raise ThawkitError(
             f"output {folder} is not empty: continue the run in it with resume (--resume), "
@@ -186,6 +185,16 @@ def open_run(folder: Path, description: dict[str, Any], *, resume: bool, overwri
         )
     if present and RUN not in present and not present <= _OURS:
         raise ThawkitError(f"output {folder} is not empty and holds no thawkit run; choose another folder")
+    return present
+
+
+def open_run(folder: Path, description: dict[str, Any], *, resume: bool, overwrite: bool) -> None:
+    """Make ``folder`` hold ``run.json`` with ``description``, or check that it does when resuming.
+
+    Raises:
+        ThawkitError: as :func:`check_output`, or the run there was made with other settings or data (named).
+    """
+    present = check_output(folder, resume=resume, overwrite=overwrite)
     if resume and RUN in present:
         _require_same(_read_json(folder / RUN), description, folder)
         return

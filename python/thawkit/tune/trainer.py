@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from thawkit.select import Model
 from thawkit.tune.config import TuneConfig
 from thawkit.tune.evaluate import evaluate
 from thawkit.tune.method import Method
+
+WORKERS_A_PROCESSOR = 8
 
 
 class MethodTrainer(Trainer):
@@ -112,12 +115,16 @@ class MethodTrainer(Trainer):
 
 
 def check_machine(config: TuneConfig) -> None:
-    """Raise a :class:`ThawkitError` where this machine lacks the device or the precision asked for."""
+    """Raise a :class:`ThawkitError` where this machine lacks the device, precision or workers asked for."""
     cuda = torch.cuda.is_available()
     if config.device == "cuda" and not cuda:
         raise ThawkitError("device 'cuda' is not available here; device 'auto' takes what there is")
     if config.precision == "fp16" and (config.device == "cpu" or not cuda):
         raise ThawkitError("precision 'fp16' needs CUDA; on a CPU use 'bf16' or 'fp32'")
+    # Some more than there are processors may help where images come over a network.
+    most = WORKERS_A_PROCESSOR * (os.cpu_count() or 1)
+    if config.workers > most:
+        raise ThawkitError(f"workers must be at most {most} on this machine, got {config.workers}")
 
 
 def training_arguments(config: TuneConfig, folder: Path) -> TrainingArguments:
