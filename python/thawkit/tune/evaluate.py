@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from thawkit.choices import MONITORS
 from thawkit.data import ImageDataset, collate_images
-from thawkit.errors import ThawkitError
+from thawkit.errors import ThawkitError, one_line
 from thawkit.select import Model
 from thawkit.tune.metrics import classification_metrics
 
@@ -34,7 +35,7 @@ def predict(
         device: where to run; where the model is when not given.
         on_batch: called with the number of images just done.
     """
-    with _evaluating(model.module, device) as place, torch.inference_mode():
+    with _mode(model.module, training=False, device=device) as place, torch.inference_mode():
         parts = []
         for start in range(0, len(dataset), batch_size):
             images = [dataset.image(i) for i in range(start, min(start + batch_size, len(dataset)))]
@@ -85,12 +86,42 @@ def check_monitor(monitor: str, validation: ImageDataset) -> None:
         )
 
 
+def check_forward(model: Model, dataset: ImageDataset) -> None:
+    """Run two images through the model in training mode, and leave it and the random state as they were.
+
+    Raises:
+        ThawkitError: it fails on images of its size, or does not give logits (N, num_classes) and only those.
+    """
+    size, classes = model.preprocess.size, model.num_classes
+    images = collate_images([dataset.image(i) for i in range(2)], model.preprocess)
+    # Batch normalisation counts on copies of its statistics.
+    buffers = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
+    try:
+        with (
+            _mode(model.module, training=True) as place,
+            torch.random.fork_rng([place] if place.type == "cuda" else []),
+            torch.no_grad(),
+        ):
+            output = functional_call(model.module, buffers, (images.to(place),))
+    except Exception as error:  # networks raise whatever their authors thought of
+        raise ThawkitError(
+            f"the model {model.name} fails on images of {size}×{size} pixels: {one_line(error)}"
+        ) from error
+    if not isinstance(output, Tensor) or output.shape != (2, classes):
+        came = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ThawkitError(
+            f"the model {model.name} must give logits (2, {classes}) for 2 images in training, got {came}"
+        )
+
+
 @contextmanager
-def _evaluating(module: nn.Module, device: str | torch.device | None) -> Iterator[torch.device]:
+def _mode(
+    module: nn.Module, *, training: bool, device: str | torch.device | None = None
+) -> Iterator[torch.device]:
     modes = {child: child.training for child in module.modules()}
     place = next(module.parameters()).device if device is None else torch.device(device)
     try:
-        module.to(place).eval()
+        module.to(place).train(training)
         yield place
     finally:
         for child, training in modes.items():

@@ -22,7 +22,7 @@ from thawkit.select import Model
 from thawkit.tune.callbacks import SafeCheckpoints, ShowProgress, StopWhenDone
 from thawkit.tune.checkpoints import STATE, WEIGHTS, newest_usable, prune, step_of, write_json
 from thawkit.tune.config import TuneConfig
-from thawkit.tune.evaluate import check_classes, check_monitor, evaluate
+from thawkit.tune.evaluate import check_classes, check_forward, check_monitor, evaluate
 from thawkit.tune.history import chosen_row, epoch_rows, out_of_patience
 from thawkit.tune.method import Method, Supervised
 from thawkit.tune.run import (
@@ -187,6 +187,7 @@ def _check(model: Model, splits: Splits, target: Splits | None, method: Method, 
     if method.uses_target and target is None:
         raise ThawkitError(f"the method {type(method).__name__} needs a target data set")
     check_monitor(config.monitor, splits.val)
+    check_forward(model, splits.train)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ThawkitError("training in several processes is not supported yet; start one without torchrun")
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from thawkit.data import ImageDataset, Splits
 from thawkit.errors import ThawkitError
 from thawkit.select import Model, capture_features
-from thawkit.tune.evaluate import check_monitor, predict
+from thawkit.tune.evaluate import check_forward, check_monitor, predict
 from thawkit.tune.metrics import classification_metrics
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -43,9 +43,11 @@ def linear_probe(
         ``val`` and ``test`` metrics (:func:`thawkit.tune.classification_metrics`) and the chosen ``penalty``.
 
     Raises:
-        ThawkitError: the monitor is not known or not defined here, or a part has no labels.
+        ThawkitError: the monitor is not known or not defined here, a part has no labels, or the model does
+            not take the images.
     """
     check_monitor(monitor, splits.val)
+    check_forward(model, splits.train)
     parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
     features = {name: _features(model, part, batch_size, device) for name, part in parts.items()}
     labels = {name: torch.from_numpy(_labels(part)) for name, part in parts.items()}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 import thawkit
 from thawkit.data import Preprocess, Splits, load
-from thawkit.errors import ThawkitError
+from thawkit.errors import ThawkitError, one_line
 from thawkit.frozen import FreezeReport
 from thawkit.select import Model, create_model
 from thawkit.tune.checkpoints import WEIGHTS, write_json
@@ -135,9 +135,7 @@ def load_weights(model: Model, path: Path) -> None:
     try:
         model.module.load_state_dict(load_file(path))
     except Exception as error:
-        raise ThawkitError(
-            f"cannot load {path}: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
+        raise ThawkitError(f"cannot load {path}: {one_line(error)}") from error
 
 
 def describe(
