@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 
 import pytest
@@ -251,6 +252,36 @@ def test_damaged_runs_are_reported_in_one_line(finished, splits, tmp_path, field
     with pytest.raises(ThawkitError, match=f"{field}") as caught:
         load_run(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: {}, "it lacks 'model'"),
+        (lambda d: [], ""),
+        (lambda d: {**d, "model": {**d["model"], "colour": "red"}}, "colour"),
+        (lambda d: {**d, "preprocess": {**d["preprocess"], "colour": "red"}}, "colour"),
+        (lambda d: {**d, "model": {"name": "lenet"}}, "num_classes"),
+        (lambda d: {**d, "model": {**d["model"], "num_classes": "3"}}, ""),
+        (lambda d: {**d, "classes": None}, ""),
+        (lambda d: {**d, "model": {**d["model"], "name": 5}}, ""),
+        (lambda d: {k: v for k, v in d.items() if k != "data"}, "it lacks 'data'"),
+    ],
+)
+def test_a_run_json_that_thawkit_did_not_write_is_one_line(finished, tmp_path, change, message):
+    folder = shutil.copytree(finished.path, tmp_path / "copy", ignore=shutil.ignore_patterns("checkpoints"))
+    described = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(change(described)))
+    with pytest.raises(ThawkitError, match=f"run.json is not as thawkit writes it: .*{message}") as caught:
+        load_run(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_names_its_run(finished):
+    checkpoints = finished.path / "checkpoints"
+    for path in (next(checkpoints.iterdir()), checkpoints, finished.path / "checkpoint-last"):
+        with pytest.raises(ThawkitError, match=f"; did you mean the run {finished.path}\\?$"):
+            load_run(path)
 
 
 def test_folders_that_are_no_finished_run(finished, tmp_path):

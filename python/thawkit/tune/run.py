@@ -104,25 +104,33 @@ def load_run(path: str | Path, *, model: Model | None = None) -> Run:
         ThawkitError: no such folder, not a run, an unfinished run, or damaged weights.
     """
     folder = Path(path)
+    around = next((parent for parent in folder.absolute().parents[:2] if (parent / RUN).is_file()), None)
+    hint = f"; did you mean the run {around}?" if around else ""
     if not folder.is_dir():
-        raise ThawkitError(f"run {str(path)!r}: no such folder")
+        raise ThawkitError(f"run {str(path)!r}: no such folder{hint}")
     if not (folder / RUN).is_file():
-        raise ThawkitError(f"{folder} is not a thawkit run: it has no {RUN}")
+        raise ThawkitError(f"{folder} is not a thawkit run: it has no {RUN}{hint}")
     if not (folder / METRICS).is_file():
         raise ThawkitError(f"the run in {folder} is unfinished; continue it with resume=True (--resume)")
     described = _read_json(folder / RUN)
-    model = model or create_model(**described["model"], pretrained=False)
+    try:
+        model = model or create_model(**described["model"], pretrained=False)
+        model.preprocess = Preprocess.from_config(described["preprocess"])
+        classes = tuple(described["classes"])
+        others = {key: described[key] for key in ("data", "target", "config", "method", "versions")}
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
+        raise ThawkitError(f"{folder / RUN} is not as thawkit writes it: {reason}") from error
     load_weights(model, folder / WEIGHTS)
     model.module.eval()
-    model.preprocess = Preprocess.from_config(described["preprocess"])
     return Run(
         path=folder,
         model=model,
-        classes=tuple(described["classes"]),
+        classes=classes,
         preprocess=model.preprocess,
         metrics=_read_json(folder / METRICS),
         history=_read_json(folder / HISTORY),
-        **{key: described[key] for key in ("data", "target", "config", "method", "versions")},
+        **others,
     )
 
 
