@@ -48,6 +48,16 @@ def test_bad_input_is_one_line_and_status_2(capsys):
     assert error.startswith("thawkit verify: error:")
 
 
+def test_doctor_prints_extras_in_brackets(tmp_path, monkeypatch, capsys):
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        info = tmp_path / f"{name.replace('-', '_')}-1.2.3.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    main(["doctor"])
+    assert 'then pip install "thawkit[cpu]" or "thawkit[gpu]"' in capsys.readouterr().out
+
+
 def test_doctor_names_kernels_and_reasons(capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out

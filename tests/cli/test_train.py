@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -62,6 +63,17 @@ def test_train_prints_epochs_metrics_and_what_next(folder, tmp_path, capsys):
     assert load_run(tmp_path / "run").load_data().classes == ("left", "right")
     method = json.loads((tmp_path / "run" / "run.json").read_text())["method"]
     assert (method["criterion"], method["class_weights"]) == ("focal", "balanced")
+
+
+def test_names_that_rich_would_read_as_markup(folder, tmp_path, capsys):
+    data = shutil.copytree(folder, tmp_path / "[bold]:dog:")
+    run = tmp_path / "[x]"
+    arguments = ["--model", "lenet", "--train", "*[bs]", "--epochs", "1"]
+    assert main(["train", "--data", str(data), "--output", str(run), *arguments]) == 0
+    out = capsys.readouterr().out
+    assert "[bold]:dog:: 56 training" in out
+    assert "train='*[bs]' trains" in out
+    assert f"Next:  thawkit export {run} --output {run}/bundle" in out
 
 
 def test_killed_from_outside_and_resumed(folder, tmp_path):

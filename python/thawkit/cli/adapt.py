@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 
 from thawkit.choices import KEEPS
+from thawkit.cli.console import plain_console
 from thawkit.cli.train import (
     add_model_arguments,
     add_output_arguments,
@@ -58,14 +59,12 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     from pathlib import Path
 
-    from rich.console import Console
-
     from thawkit.adapt import DAN, fit_adapt
     from thawkit.data import load
     from thawkit.select import create_model
     from thawkit.tune import Method, RunResult, Supervised, check_start
 
-    console = Console()
+    console = plain_console()
     output = Path(args.output)
     alone_output = output.resolve().parent / f"{output.resolve().name}-source-only"
     compare = args.baseline and args.method != "source-only"
@@ -82,14 +81,13 @@ def run(args: argparse.Namespace) -> int:
         model = create_model(args.model, len(source.classes), **model_options(args))
         console.print(
             f"{source.name} ({len(source.train)} labelled images) to {target.name} "
-            f"({len(target.train)} images), {type(method).__name__}",
-            highlight=False,
+            f"({len(target.train)} images), {type(method).__name__}"
         )
         flags = {"resume": args.resume, "overwrite": args.overwrite, "console": console}
         return fit_adapt(model, source, target, method=method, config=config, output=output, **flags)
 
     if target.test.labels is None:
-        console.print(f"{target.name} has no labels: no accuracy on the target is reported", highlight=False)
+        console.print(f"{target.name} has no labels: no accuracy on the target is reported")
     baseline = train(alone, alone_output) if compare else None
     result = train(alone if args.method == "source-only" else adapting, output)
     titles = {"val": "source validation", "test": "source test", "target": "target test"}
@@ -100,7 +98,6 @@ def run(args: argparse.Namespace) -> int:
     if baseline is not None and "target" in result.metrics:
         before, after = (r.metrics["target"]["accuracy"] for r in (baseline, result))
         console.print(
-            f"Target accuracy: {before:.4f} source-only, {after:.4f} {args.method} ({after - before:+.4f})",
-            highlight=False,
+            f"Target accuracy: {before:.4f} source-only, {after:.4f} {args.method} ({after - before:+.4f})"
         )
     return 0

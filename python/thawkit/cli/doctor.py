@@ -34,9 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Print the tables; status 1 where something that thawkit itself needs is missing."""
     from rich.console import Console
+    from rich.markup import escape
 
     console = Console(soft_wrap=True)
-    console.print(f"[bold]thawkit doctor[/]  Python {platform.python_version()} on {platform.platform()}")
+    where = escape(f"Python {platform.python_version()} on {platform.platform()}")
+    console.print(f"[bold]thawkit doctor[/]  {where}")
     _versions(console)
     healthy = _machine(console)
     _kernels(console)
@@ -44,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _versions(console: Console) -> None:
+    from rich.markup import escape
+
     console.print("\n[bold]Packages[/]")
     for name in _PACKAGES:
         try:
@@ -59,19 +63,20 @@ def _versions(console: Console) -> None:
     colour = "default" if status.ok else "yellow"
     console.print(f"  {'onnxruntime':34} [{colour}]{installed}[/]")
     if not status.ok:
-        console.print(f"  {'':34} {status.advice}")
+        console.print(f"  {'':34} {escape(status.advice)}")
 
 
 def _machine(console: Console) -> bool:
     import torch
+    from rich.markup import escape
 
     console.print("\n[bold]Machine[/]")
     try:
         from thawkit import _C
     except ImportError as error:
-        console.print(f"  [red]the compiled module thawkit._C does not load: {error}[/]")
+        console.print(f"  [red]the compiled module thawkit._C does not load: {escape(str(error))}[/]")
         return False
-    problem = f"  [yellow]{_C.cpu_problem()}[/]" if _C.cpu_problem() else ""
+    problem = f"  [yellow]{escape(_C.cpu_problem())}[/]" if _C.cpu_problem() else ""
     console.print(f"  CPU kernels   {_C.cpu_isa()}, {_C.cpu_lanes()} lanes (of: {_C.cpu_isas()}){problem}")
     console.print(f"  threads       {torch.get_num_threads()}")
     if not _C.has_cuda:

@@ -9,6 +9,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from thawkit.cli.console import plain_console
+
 if TYPE_CHECKING:
     from thawkit.data import ImageDataset
     from thawkit.deploy import ExportReport
@@ -87,7 +89,6 @@ def _samples(source: Run, spec: str | None, limit: int) -> ImageDataset:
 
 
 def _print(report: ExportReport, samples: ImageDataset) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     parity = report.parity
@@ -106,4 +107,4 @@ def _print(report: ExportReport, samples: ImageDataset) -> None:
     for note in report.notes:
         table.add_row("note", note)
     table.add_row("next", f"python {report.folder / 'run.py'} IMAGE...    thawkit verify {report.folder}")
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    plain_console(soft_wrap=True).print(table)

@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from thawkit.choices import CRITERIA, DEVICES, MONITORS, PRECISIONS, PROFILES, SCHEDULERS
+from thawkit.cli.console import plain_console
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -108,21 +109,18 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from rich.console import Console
-
     from thawkit.data import load
     from thawkit.select import create_model
     from thawkit.tune import Supervised, check_start, fit, linear_probe
 
-    console = Console()
+    console = plain_console()
     method = Supervised(**supervised_options(args))
     config = tune_config(args, train=args.train, patience=args.patience, monitor=args.monitor)
     check_start(config, args.output, resume=args.resume, overwrite=args.overwrite)
     splits = load(args.data, seed=args.seed, val=args.val, test=args.test)
     console.print(
         f"{splits.name}: {len(splits.train)} training, {len(splits.val)} validation and {len(splits.test)} "
-        f"test images, {len(splits.classes)} classes",
-        highlight=False,
+        f"test images, {len(splits.classes)} classes"
     )
     model = create_model(args.model, len(splits.classes), **model_options(args))
     probe = None
@@ -187,7 +185,5 @@ def show(result: RunResult, rows: dict[str, dict[str, Any]], console: Console) -
         values = (f"{scores[column]:.4f}" if column in scores else "-" for column in shown)
         table.add_row(f"{title} ({scores['count']})", *values)
     console.print(table)
-    console.print(f"Run:   {result.path}", highlight=False, soft_wrap=True)
-    console.print(
-        f"Next:  thawkit export {result.path} --output {result.path}/bundle", highlight=False, soft_wrap=True
-    )
+    console.print(f"Run:   {result.path}", soft_wrap=True)
+    console.print(f"Next:  thawkit export {result.path} --output {result.path}/bundle", soft_wrap=True)

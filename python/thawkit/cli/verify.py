@@ -8,6 +8,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from thawkit.cli.console import plain_console
+
 if TYPE_CHECKING:
     from thawkit.deploy import VerifyReport
 
@@ -53,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _print(report: VerifyReport) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(title=f"Bundle {report.name} is sound", title_justify="left", show_header=False, box=None)
@@ -68,4 +69,4 @@ def _print(report: VerifyReport) -> None:
         data = report.dataset
         table.add_row("accuracy", f"{data.accuracy:.1%} on {data.images} images of {data.name}")
         table.add_row("latency", f"p50 {data.p50_ms:.2f} ms, p95 {data.p95_ms:.2f} ms, one image at a time")
-    Console(soft_wrap=True, highlight=False, markup=False).print(table)
+    plain_console(soft_wrap=True).print(table)

@@ -84,11 +84,11 @@ def fit(
     try:
         with _frozen(model, config.train) as report:
             open_run(folder, description, resume=resume, overwrite=overwrite)
-            console.print(str(report).partition("\n\n")[0], highlight=False, soft_wrap=True)
+            _say(console, str(report).partition("\n\n")[0])
             state = _train(model, splits, target, method, config, folder / CHECKPOINTS, console)
         return _finish(model, splits, target, config, state, folder, report)
     except KeyboardInterrupt:
-        console.print(f"Stopped. The same call with resume=True (--resume) continues the run in {folder}.")
+        _say(console, f"Stopped. The same call with resume=True (--resume) continues the run in {folder}.")
         raise
     finally:
         transformers_logging.set_verbosity(verbosity)
@@ -129,19 +129,24 @@ def _train(
     def needed(checkpoint: Path) -> int:
         return chosen_row(_read_state(checkpoint).log_history, config)["step"]
 
-    start = newest_usable(folder, needed, console.print)
+    start = newest_usable(folder, needed, lambda text: _say(console, text))
     prune(folder, set() if start is None else {step_of(start), needed(start)})
     if start is not None:
         state = _read_state(start)
         if state.global_step >= state.max_steps or out_of_patience(state.log_history, config):
             return state
-        console.print(f"continuing after epoch {round(state.epoch or 0)} of {config.epochs}")
+        _say(console, f"continuing after epoch {round(state.epoch or 0)} of {config.epochs}")
     with ShowProgress(console, config) as progress:
         callbacks = [StopWhenDone(config), progress, SafeCheckpoints(folder, config)]
         trainer = MethodTrainer(model, splits, target, method, config, folder, callbacks)
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     trainer.accelerator.unwrap_model(model.module, keep_fp32_wrapper=False)
     return trainer.state
+
+
+def _say(console: Console, text: str) -> None:
+    """Print text as it is: in paths and policies ``[x]`` is no markup."""
+    console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _finish(

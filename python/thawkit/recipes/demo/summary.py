@@ -82,5 +82,5 @@ def show(result: DemoResult, console: Console) -> None:
     if result.quick:
         console.print("Quick form: too few images and epochs for accuracies to mean anything.")
     console.print(f"Time:   {result.values['seconds']:.0f} s", highlight=False)
-    console.print(f"Bundle: {result.folder / 'bundle'}", highlight=False, soft_wrap=True)
-    console.print(f"Report: {result.report}", highlight=False, soft_wrap=True)
+    for title, path in (("Bundle", result.folder / "bundle"), ("Report", result.report)):
+        console.print(f"{title}: {path}", highlight=False, soft_wrap=True, markup=False, emoji=False)
