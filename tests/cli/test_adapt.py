@@ -78,6 +78,11 @@ def test_a_target_without_labels(digits, tmp_path, capsys):
     run = load_run(tmp_path / "run")
     assert run.method["name"] == "DAN"
     assert run.load_target().test.labels is None
+    assert main(["export", str(tmp_path / "run"), "-o", str(tmp_path / "bundle")]) == 0
+    out, err = capsys.readouterr()
+    assert "same top-1" in out
+    assert "accuracy" not in out
+    assert err == ""
 
 
 @pytest.mark.parametrize("name", ["run", "run-source-only"])

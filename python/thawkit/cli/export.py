@@ -9,12 +9,12 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from thawkit.cli import held_out
 from thawkit.cli.console import plain_console
 
 if TYPE_CHECKING:
     from thawkit.data import ImageDataset
     from thawkit.deploy import ExportReport
-    from thawkit.tune import Run
 
 HELP = "make a bundle for a device from a finished run"
 
@@ -28,9 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tolerance", type=float, default=1e-4, help="largest difference of a logit between torch and ONNX"
     )
     parser.add_argument(
-        "--data", metavar="SPEC", help="compare on the test images of this data instead of the run's own"
-    )
-    parser.add_argument(
         "--images",
         type=int,
         default=1000,
@@ -38,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="compare on at most N test images, evenly spaced; 0: all",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there already")
+    held_out.add_arguments(parser, "compare on the test images of this data instead of the run's own")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,7 +50,8 @@ def run(args: argparse.Namespace) -> int:
         raise ThawkitError(f"--images must be at least 0, got {args.images}")
     with Console(stderr=True).status("Loading the run") as status:
         source = load_run(args.source)
-        samples = _samples(source, args.data, args.images)
+        trained_on = [data for data in (source.data, source.target) if data is not None]
+        samples = _at_most(args.images, held_out.load_test(args, trained_on, source.classes))
         status.update(f"Exporting, and comparing with torch on {len(samples)} images")
         try:
             report = export(
@@ -64,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
                 tolerance=args.tolerance,
                 name=args.name,
                 overwrite=args.overwrite,
+                trained_on=trained_on,
             )
         except ParityError as error:
             print(f"thawkit export: {error}", file=sys.stderr)
@@ -72,17 +72,9 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _samples(source: Run, spec: str | None, limit: int) -> ImageDataset:
-    """Test images of ``spec``, or those the run was made for: the target's where it was adapted."""
+def _at_most(limit: int, test: ImageDataset) -> ImageDataset:
     import numpy as np
 
-    from thawkit.data import load
-
-    if spec is not None:
-        splits = load(spec)
-    else:
-        splits = source.load_data() if source.target is None else source.load_target()
-    test = splits.test
     if not limit or len(test) <= limit:
         return test
     return test.subset(np.linspace(0, len(test) - 1, limit).round().astype(int))

@@ -8,6 +8,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
+from thawkit.cli import held_out
 from thawkit.cli.console import plain_console
 
 if TYPE_CHECKING:
@@ -19,14 +20,9 @@ HELP = "check a bundle, and measure it on data"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("bundle", metavar="BUNDLE", help="folder that thawkit export made")
-    parser.add_argument(
-        "--data", metavar="SPEC", help="measure accuracy and latency on the test images of this data"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the split, where the data has no test part of its own"
-    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="what onnxruntime runs on")
     parser.add_argument("--threads", type=int, default=0, help="of onnxruntime; 0 means one a core")
+    held_out.add_arguments(parser, "measure accuracy and latency on the test images of this data")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,9 +37,10 @@ def run(args: argparse.Namespace) -> int:
     with Console(stderr=True).status("Checking the bundle") as status:
         dataset = None
         if args.data is not None:
-            from thawkit.data import load
+            from thawkit.deploy import Bundle
 
-            dataset = load(args.data, seed=args.seed).test
+            trained_on = Bundle(args.bundle).manifest.get("trained_on", [])
+            dataset = held_out.load_test(args, trained_on)
             status.update(f"Checking the bundle, and running it on {len(dataset)} images")
         try:
             report = verify(args.bundle, dataset=dataset, device=args.device, threads=args.threads)

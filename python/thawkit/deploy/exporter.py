@@ -7,7 +7,7 @@ import math
 import platform
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -63,6 +63,7 @@ def export(
     tolerance: float = 1e-4,
     name: str | None = None,
     overwrite: bool = False,
+    trained_on: Sequence[Mapping[str, Any]] = (),
 ) -> ExportReport:
     """Write a bundle and prove that it agrees with torch; otherwise leave nothing behind.
 
@@ -80,6 +81,8 @@ def export(
         tolerance: largest absolute difference of any logit between torch and onnxruntime.
         name: of the bundle; by default that of the folder.
         overwrite: replace a bundle that lies at ``output``.
+        trained_on: the data of the training, as :class:`thawkit.tune.Run` holds them. They go into the
+            manifest, so that ``thawkit verify --data`` splits off the same test images.
 
     Raises:
         ParityError: a logit is off by more than ``tolerance``, or a top-1 class differs.
@@ -102,7 +105,7 @@ def export(
         parity = _check_parity(folder / "model.onnx", torch_pipeline, images, tolerance)
         _write_samples(folder, torch_pipeline, images)
         shutil.copyfile(Path(runner.__file__), folder / "run.py")
-        _write_manifest(folder, _description(name, names, model, preprocess, parity))
+        _write_manifest(folder, _description(name, names, model, preprocess, parity, trained_on))
         Bundle(folder).check_samples()
         total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         model_bytes = (folder / "model.onnx").stat().st_size
@@ -175,7 +178,12 @@ def _shrunk(pixels: Pixels) -> Pixels:
 
 
 def _description(
-    name: str, classes: tuple[str, ...], model: onnx.ModelProto, preprocess: Preprocess, parity: Parity
+    name: str,
+    classes: tuple[str, ...],
+    model: onnx.ModelProto,
+    preprocess: Preprocess,
+    parity: Parity,
+    trained_on: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     output = {"dtype": "float32", "shape": ["N", len(classes)]}
     return {
@@ -188,6 +196,7 @@ def _description(
         "input": {"name": "image", "dtype": "uint8", "shape": ["N", "H", "W", 3], "colour": "RGB"},
         "outputs": [{"name": "logits", **output}, {"name": "probabilities", **output}],
         "preprocess": {"inside_graph": True, **preprocess.config()},
+        "trained_on": [dict(data) for data in trained_on],
         "parity": asdict(parity),
         "samples": {"file": "samples/expected.json", "tolerance": parity.tolerance},
         "tools": _tools(),

@@ -36,6 +36,7 @@ def export_and_verify(run: Run, test: ImageDataset, output: Path) -> dict[str, A
         samples=test,
         tolerance=fixed.PARITY,
         name="chest-xray",
+        trained_on=[run.data],
     )
     checked = verify(output, dataset=test, threads=torch.get_num_threads())
     assert checked.dataset is not None
