@@ -178,9 +178,13 @@ static inline void pack_column(const float* source, const Parts& parts, float fa
 }
 
 // The product Qt W leaves the gradient of the keys as [block][d][j], block * kTileCols + j being the key: as
-// pack_transposed has it. One block of it times `factor`, row by row.
-static void unpack_transposed(const float* packed, int64_t rows, int64_t depth, float* out, int64_t block) {
-  const float* p = packed + block * depth * kTileCols;
+// pack_transposed has it, in `sums` parts `apart` floats apart. One block of their sum, row by row.
+static void unpack_transposed(float* packed, int64_t sums, int64_t apart, int64_t rows, int64_t depth,
+                              float* out, int64_t block) {
+  float* const p = packed + block * depth * kTileCols;
+  for (int64_t part = 1; part < sums; ++part)
+    for (int64_t i = 0; i < depth * kTileCols; i += kLanes)
+      store(p + i, load(p + i) + load(p + part * apart + i));
   const int64_t present = smaller(kTileCols, rows - block * kTileCols);
   float* o = out + block * kTileCols * depth;
   for (int64_t d = 0; d < depth; ++d)

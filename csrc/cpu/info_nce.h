@@ -47,36 +47,6 @@ static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
   if constexpr (Weighted) row.weighted += sum(t0 + t1);
 }
 
-struct InfoNCEPlan {
-  int threads;
-  int64_t panel, blocks, width;
-  // floats of each buffer
-  int64_t transposed, keys_rows, keys_gradient, scores, queries, queries_packed, norms, statistics;
-  int64_t total() const {
-    return transposed + keys_rows + keys_gradient + scores + queries + queries_packed + norms + statistics +
-           10 * Workspace::kLine;
-  }
-};
-
-static inline InfoNCEPlan plan(const InfoNCEArgs& a) {
-  InfoNCEPlan p;
-  const bool gradient = a.dq || a.dk || a.dscale;
-  p.threads = useful_threads(double(a.rows) * a.keys * a.depth * (gradient ? 3 : 1), a.threads);
-  p.panel = rows_per_thread(a.rows, a.keys, p.threads) * p.threads;
-  p.blocks = ceil_div(a.keys, kBlockCols);
-  p.width = round_up(a.keys, kTileCols);
-  const int64_t padded_depth = round_up(a.depth, kTileCols);
-  p.transposed = p.width * a.depth;
-  p.keys_rows = a.dq ? padded_depth * a.keys : 0;
-  p.keys_gradient = a.dk ? p.width * a.depth : 0;
-  p.scores = panel_floats(p.panel, a.keys);
-  p.queries = p.panel * a.depth;
-  p.queries_packed = a.dk ? p.panel * a.depth : 0;
-  p.norms = a.normalize ? a.rows + a.keys : 0;
-  p.statistics = p.panel * static_cast<int64_t>(sizeof(SoftmaxRow) / sizeof(float));
-  return p;
-}
-
 static inline float inverse_norm(const float* x, int64_t depth) {
   const float norm = __builtin_sqrtf(dot(x, x, depth));
   return 1.f / (norm < 1e-12f ? 1e-12f : norm);  // torch.nn.functional.normalize's eps
@@ -92,40 +62,56 @@ static inline void through_norm(float* g, const float* x, float inverse, int64_t
 // Everything that a thread needs to know, so that the phases below can be functions.
 struct InfoNCERun {
   const InfoNCEArgs& a;
-  const InfoNCEPlan p;
+  const bool gradient;
+  const int64_t blocks, padded_keys;
+  const Teams teams;
+  int64_t workspace_floats, key_sum;
+  float *transposed, *keys_rows, *key_sums, *q_norm, *k_norm;  // of all teams
   Panel panel;
-  float *transposed, *keys_rows, *keys_gradient, *queries, *queries_packed, *q_norm, *k_norm;
+  float *own_key_sum, *queries, *queries_packed;
   SoftmaxRow* statistics;
-  bool gradient;
 
-  explicit InfoNCERun(const InfoNCEArgs& args) : a(args), p(plan(args)) {
-    Workspace workspace(a.workspace, p.total());
-    panel = {workspace.take(p.scores), p.panel};
-    transposed = workspace.take(p.transposed);
-    keys_rows = workspace.take(p.keys_rows);
-    keys_gradient = workspace.take(p.keys_gradient);
-    queries = workspace.take(p.queries);
-    queries_packed = workspace.take(p.queries_packed);
-    statistics = reinterpret_cast<SoftmaxRow*>(workspace.take(p.statistics));
-    q_norm = a.normalize ? workspace.take(a.rows) : nullptr;
-    k_norm = a.normalize ? workspace.take(a.keys) : nullptr;
-    gradient = a.dq || a.dk || a.dscale;
+  static int threads_of(const InfoNCEArgs& a, bool gradient) {
+    return useful_threads(double(a.rows) * a.keys * a.depth * (gradient ? 3 : 1), a.threads);
+  }
+
+  InfoNCERun(const InfoNCEArgs& args, int team)
+      : a(args),
+        gradient(a.dq || a.dk || a.dscale),
+        blocks(ceil_div(a.keys, kBlockCols)),
+        padded_keys(round_up(a.keys, kTileCols)),
+        teams(a.rows, a.keys, 1, a.dk ? padded_keys * a.depth : 0, threads_of(a, gradient)),
+        key_sum(round_up(a.dk ? padded_keys * a.depth : 0, Workspace::kLine)) {
+    Workspace workspace(a.workspace);
+    transposed = workspace.take(padded_keys * a.depth);
+    keys_rows = workspace.take(a.dq ? round_up(a.depth, kTileCols) * a.keys : 0);
+    q_norm = workspace.take(a.normalize ? a.rows : 0);
+    k_norm = workspace.take(a.normalize ? a.keys : 0);
+    key_sums = workspace.take(key_sum * teams.count);
+    own_key_sum = key_sums + key_sum * team;
+    panel = {workspace.take(panel_floats(teams.panel, a.keys), teams, team), teams.panel};
+    queries = workspace.take(teams.panel * a.depth, teams, team);
+    queries_packed = workspace.take(a.dk ? teams.panel * a.depth : 0, teams, team);
+    statistics = reinterpret_cast<SoftmaxRow*>(
+        workspace.take(teams.panel * static_cast<int64_t>(sizeof(SoftmaxRow) / sizeof(float)), teams, team));
+    workspace_floats = workspace.total();
   }
 
   // The keys, normalised, in both packed forms.
   void pack_keys(int thread, int threads) const {
-    const Share tiles = share_of(p.width / kTileCols, thread, threads, 1);
+    const Share tiles = share_of(padded_keys / kTileCols, thread, threads, 1);
     const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, a.keys)};
     for (int64_t j = rows.first; j < rows.last; ++j) {
       if (a.normalize) k_norm[j] = inverse_norm(a.k + j * a.depth, a.depth);
       if (a.dq) pack_row(a.k + j * a.depth, a.depth, a.normalize ? k_norm[j] : 1.f, keys_rows, a.keys, j);
     }
-    pack_transposed(a.k, a.keys, a.depth, k_norm, transposed, tiles.first, tiles.last);
-    if (a.dk && tiles.last > tiles.first) {
-      const int64_t tile = kTileCols * a.depth;
-      memset(keys_gradient + tiles.first * tile, 0,
-             static_cast<size_t>((tiles.last - tiles.first) * tile) * 4);
-    }
+    pack_transposed(a.k, a.keys, a.depth, a.normalize ? k_norm : nullptr, transposed, tiles.first,
+                    tiles.last);
+  }
+
+  void clear_key_sum(const Member& member) const {
+    const Share tiles = share_of(padded_keys / kTileCols, member.thread, member.threads, 1);
+    zero(own_key_sum + tiles.first * kTileCols * a.depth, (tiles.last - tiles.first) * kTileCols * a.depth);
   }
 
   // The thread's rows of logits and their maxima; the positive is taken out.
@@ -137,10 +123,10 @@ struct InfoNCERun {
       for (int64_t d = 0; d < a.depth; ++d) queries[i * a.depth + d] = source[d] * factor;
       statistics[i] = {-__builtin_inff(), 0.f, 0.f, 0.f};
     }
-    for (int64_t block = 0; block < p.blocks; ++block) {
+    for (int64_t block = 0; block < blocks; ++block) {
       score_block(panel, block, own.first, own.last - own.first, queries + own.first * a.depth, a.depth,
-                  transposed, p.width);
-      const int64_t first = block * kBlockCols, width = smaller(kBlockCols, p.width - first);
+                  transposed, padded_keys);
+      const int64_t first = block * kBlockCols, width = smaller(kBlockCols, padded_keys - first);
       for (int64_t i = own.first; i < own.last; ++i) {
         float* x = panel.at(block, i);
         for (int64_t j = a.keys - first; j < width; ++j) x[j] = -__builtin_inff();
@@ -159,14 +145,14 @@ struct InfoNCERun {
   void weigh(int64_t top, Share own) const {
     const int64_t rows = own.last - own.first;
     float* const dq = a.dq ? a.dq + (top + own.first) * a.depth : nullptr;
-    if (dq && rows > 0) memset(dq, 0, static_cast<size_t>(rows * a.depth) * 4);
-    for (int64_t block = 0; block < p.blocks; ++block) {
+    if (dq) zero(dq, rows * a.depth);
+    for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBlockCols;
       for (int64_t i = own.first; i < own.last; ++i)
         if (a.dscale)
-          softmax_segment<true>(panel.at(block, i), smaller(kBlockCols, p.width - first), statistics[i]);
+          softmax_segment<true>(panel.at(block, i), smaller(kBlockCols, padded_keys - first), statistics[i]);
         else
-          softmax_segment<false>(panel.at(block, i), smaller(kBlockCols, p.width - first), statistics[i]);
+          softmax_segment<false>(panel.at(block, i), smaller(kBlockCols, padded_keys - first), statistics[i]);
       if (dq)
         times_rows(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys), keys_rows,
                    a.keys, a.depth, dq);
@@ -188,7 +174,7 @@ struct InfoNCERun {
       if (a.dscale) a.dscale[g] = factor * (row.weighted * kLn2 + row.others * gap) / a.scale;
       if (a.dk) {
         panel.entry(i, g) = -row.others;
-        pack_column(queries + i * depth, parts, factor * kLn2, queries_packed, p.panel, i);
+        pack_column(queries + i * depth, parts, factor * kLn2, queries_packed, panel.rows, i);
       }
       if (a.dq) {
         float* const dq = a.dq + g * depth;
@@ -201,16 +187,16 @@ struct InfoNCERun {
   }
 
   // The thread's tiles of keys take the whole panel's part of their gradient.
-  void key_gradient(int64_t height, int thread, int threads) const {
-    const Share tiles = share_of(p.width / kTileCols, thread, threads, 1);
-    transposed_times_rows(panel, height, tiles.first, tiles.last, queries_packed, p.panel, a.depth,
-                          keys_gradient);
+  void key_gradient(int64_t height, const Member& member) const {
+    const Share tiles = share_of(padded_keys / kTileCols, member.thread, member.threads, 1);
+    transposed_times_rows(panel, height, tiles.first, tiles.last, queries_packed, panel.rows, a.depth,
+                          own_key_sum);
   }
 
-  void unpack_key_gradient(int thread, int threads) const {
-    const Share tiles = share_of(p.width / kTileCols, thread, threads, 1);
+  void unpack_key_gradient(int sums, int thread, int threads) const {
+    const Share tiles = share_of(padded_keys / kTileCols, thread, threads, 1);
     for (int64_t tile = tiles.first; tile < tiles.last; ++tile)
-      unpack_transposed(keys_gradient, a.keys, a.depth, a.dk, tile);
+      unpack_transposed(key_sums, sums, key_sum, a.keys, a.depth, a.dk, tile);
     if (!a.normalize) return;
     for (int64_t j = tiles.first * kTileCols; j < smaller(tiles.last * kTileCols, a.keys); ++j)
       through_norm(a.dk + j * a.depth, a.k + j * a.depth, k_norm[j], a.depth);
@@ -218,26 +204,32 @@ struct InfoNCERun {
 };
 
 static void info_nce_panels(const InfoNCEArgs& a) {
-  const InfoNCERun run(a);
-#pragma omp parallel num_threads(run.p.threads)
+  const InfoNCERun all(a, 0);
+  prefer_huge_pages(a.workspace, all.workspace_floats);
+#pragma omp parallel num_threads(all.teams.threads)
   {
+    const Member member(all.teams);
+    const InfoNCERun run(a, member.team);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     run.pack_keys(thread, threads);
+    if (a.dk) run.clear_key_sum(member);
 #pragma omp barrier
-    for (int64_t top = 0; top < a.rows; top += run.p.panel) {
-      const int64_t height = smaller(run.p.panel, a.rows - top);
-      const Share own = share_of(height, thread, threads, kTileRows);
+    for (int64_t round = 0, top; (top = member.top(round)) < a.rows; ++round) {
+      const int64_t height = smaller(run.panel.rows, a.rows - top);
+      const Share own = share_of(height, member.thread, member.threads, kTileRows);
       run.score(top, own);
       run.weigh(top, own);
       run.finish(top, own);
-      // Also without dk: the next panel may be shared out differently, and a row has one owner at a time.
-#pragma omp barrier
+      member.wait();
       if (a.dk) {
-        run.key_gradient(height, thread, threads);
-#pragma omp barrier
+        run.key_gradient(height, member);
+        member.wait();
       }
     }
-    if (a.dk) run.unpack_key_gradient(thread, threads);
+    if (a.dk) {
+#pragma omp barrier
+      run.unpack_key_gradient(member.teams, thread, threads);
+    }
   }
 }
 

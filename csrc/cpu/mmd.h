@@ -6,36 +6,6 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
-struct MMDPlan {
-  int threads;
-  int64_t panel, blocks, width, padded;
-  // floats of each buffer
-  int64_t centred, transposed, packed, columns, columns_gradient, scores, vectors;
-  int64_t total() const {
-    return centred + transposed + packed + columns + columns_gradient + scores + vectors +
-           13 * Workspace::kLine;
-  }
-};
-
-static inline MMDPlan plan(const MMDArgs& a) {
-  MMDPlan p;
-  p.threads = useful_threads(double(a.rows) * a.rows * a.depth * (a.dz ? 1.5 : 0.5), a.threads);
-  p.panel = rows_per_thread(a.rows, a.rows, p.threads) * p.threads;
-  p.blocks = ceil_div(a.rows, kBlockCols);
-  p.width = round_up(a.rows, kTileCols);
-  p.padded = round_up(p.width + kLanes, Workspace::kLine);
-  p.centred = a.rows * a.depth;
-  p.transposed = p.width * a.depth;
-  p.packed = a.dz ? round_up(a.depth, kTileCols) * a.rows : 0;
-  // one panel alone has nothing right of it
-  p.columns = a.dz && a.rows > p.panel ? p.panel * a.depth : 0;
-  p.columns_gradient = a.dz && a.rows > p.panel ? p.width * a.depth : 0;
-  p.scores = panel_floats(p.panel, a.rows);
-  // squared norms, coefficients against x and against y, row sums of W a thread, centre, exponents
-  p.vectors = p.padded * (3 + p.threads) + a.depth + a.bandwidths;
-  return p;
-}
-
 struct PairSums {
   float value, weight;
 };
@@ -90,38 +60,57 @@ static inline PairSums mmd_segment(float* x, int64_t count, float own_norm, cons
   return {sum(value), sum(weight)};
 }
 
-template <bool Doubling>
+// Everything that a thread needs to know, so that the phases below can be functions.
 struct MMDRun {
   const MMDArgs& a;
-  const MMDPlan p;
+  const int64_t blocks, width, padded;
+  const Teams teams;
+  int64_t workspace_floats, column_sum;
+  float *transposed, *packed, *z, *norms, *against_x, *against_y, *centre, *exponents;  // of all teams
+  float *row_sums, *column_sums;
+  double* totals;  // of each thread
   Panel panel;
-  float *transposed, *packed, *panel_columns, *columns_gradient, *z, *norms, *against_x, *against_y,
-      *row_sums, *centre, *exponents;
+  float *own_column_sum, *panel_columns;
 
-  explicit MMDRun(const MMDArgs& args) : a(args), p(plan(args)) {
-    Workspace workspace(a.workspace, p.total());
-    panel = {workspace.take(p.scores), p.panel};
-    transposed = workspace.take(p.transposed);
-    packed = workspace.take(p.packed);
-    panel_columns = workspace.take(p.columns);
-    columns_gradient = workspace.take(p.columns_gradient);
-    z = workspace.take(p.centred);
-    norms = workspace.take(p.padded);
-    against_x = workspace.take(p.padded);
-    against_y = workspace.take(p.padded);
-    row_sums = workspace.take(p.padded * p.threads);
+  static int threads_of(const MMDArgs& a) {
+    return useful_threads(double(a.rows) * a.rows * a.depth * (a.dz ? 1.5 : 0.5), a.threads);
+  }
+
+  MMDRun(const MMDArgs& args, int team)
+      : a(args),
+        blocks(ceil_div(a.rows, kBlockCols)),
+        width(round_up(a.rows, kTileCols)),
+        padded(round_up(width + kLanes, Workspace::kLine)),
+        teams(a.rows, a.rows, kTileCols, a.dz ? width * a.depth : 0, threads_of(a)),
+        // one panel alone has nothing right of it
+        column_sum(a.dz && a.rows > teams.panel ? round_up(width * a.depth, Workspace::kLine) : 0) {
+    Workspace workspace(a.workspace);
+    z = workspace.take(a.rows * a.depth);
+    transposed = workspace.take(width * a.depth);
+    packed = workspace.take(a.dz ? round_up(a.depth, kTileCols) * a.rows : 0);
+    norms = workspace.take(padded);
+    against_x = workspace.take(padded);
+    against_y = workspace.take(padded);
     centre = workspace.take(a.depth);
     exponents = workspace.take(a.bandwidths);
+    row_sums = workspace.take(padded * teams.threads);
+    totals = reinterpret_cast<double*>(workspace.take(2 * teams.threads));
+    column_sums = workspace.take(column_sum * teams.count);
+    own_column_sum = column_sums + column_sum * team;
+    panel = {workspace.take(panel_floats(teams.panel, a.rows), teams, team), teams.panel};
+    panel_columns = workspace.take(column_sum ? teams.panel * a.depth : 0, teams, team);
+    workspace_floats = workspace.total();
   }
 
   // Distances do not see a common shift, but |z_i|^2 + |z_j|^2 - 2 <z_i, z_j> loses digits to it.
   void prepare() const {
-    memset(centre, 0, static_cast<size_t>(a.depth) * 4);
+    zero(centre, a.depth);
     for (int64_t i = 0; i < a.rows; ++i)
       for (int64_t d = 0; d < a.depth; ++d) centre[d] += a.z[i * a.depth + d];
     for (int64_t d = 0; d < a.depth; ++d) centre[d] /= static_cast<float>(a.rows);
     for (int64_t b = 0; b < a.bandwidths; ++b) exponents[b] = -a.gamma[b] * kLog2E;
-    memset(row_sums, 0, static_cast<size_t>(p.padded * p.threads) * 4);
+    zero(row_sums, padded * teams.threads);
+    for (int t = 0; t < teams.threads; ++t) totals[t] = 0;
     for (int64_t j = 0; j < a.rows; ++j) {
       against_x[j] = j < a.split ? a.cxx : a.cxy;
       against_y[j] = j < a.split ? a.cxy : a.cyy;
@@ -129,7 +118,7 @@ struct MMDRun {
   }
 
   void pack(int thread, int threads) const {
-    const Share tiles = share_of(p.width / kTileCols, thread, threads, 1);
+    const Share tiles = share_of(width / kTileCols, thread, threads, 1);
     const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, a.rows)};
     for (int64_t i = rows.first; i < rows.last; ++i) {
       float* const own = z + i * a.depth;
@@ -138,29 +127,31 @@ struct MMDRun {
       if (a.dz) pack_row(own, a.depth, 1.f, packed, a.rows, i);
     }
     pack_transposed(z, a.rows, a.depth, nullptr, transposed, tiles.first, tiles.last);
-    const int64_t tile = kTileCols * a.depth;
-    if (a.dz && rows.last > rows.first)
-      memset(a.dz + rows.first * a.depth, 0, static_cast<size_t>((rows.last - rows.first) * a.depth) * 4);
-    if (p.columns_gradient && tiles.last > tiles.first)
-      memset(columns_gradient + tiles.first * tile, 0,
-             static_cast<size_t>((tiles.last - tiles.first) * tile) * 4);
+    if (a.dz) zero(a.dz + rows.first * a.depth, (rows.last - rows.first) * a.depth);
+  }
+
+  void clear_column_sum(const Member& member) const {
+    const Share tiles = share_of(width / kTileCols, member.thread, member.threads, 1);
+    zero(own_column_sum + tiles.first * kTileCols * a.depth,
+         (tiles.last - tiles.first) * kTileCols * a.depth);
   }
 
   // The thread's rows against every column from the panel's first on: scores, weights and their product,
   // block by block while each is in cache. Inside the panel both orders of a pair are computed; right of it
   // one order stands for both.
+  template <bool Doubling>
   double rows(int64_t top, int64_t height, Share own, float* sums) const {
     const int64_t after = top + height, count = own.last - own.first;
     double total = 0;
     if (count <= 0) return 0;
-    if (a.dz && after < a.rows) {
+    if (column_sum && after < a.rows) {
       const Parts parts(a.depth);
       for (int64_t i = own.first; i < own.last; ++i)
-        pack_column(z + (top + i) * a.depth, parts, 1.f, panel_columns, p.panel, i);
+        pack_column(z + (top + i) * a.depth, parts, 1.f, panel_columns, panel.rows, i);
     }
-    for (int64_t block = top / kBlockCols; block < p.blocks; ++block) {
+    for (int64_t block = top / kBlockCols; block < blocks; ++block) {
       score_block(panel, block, own.first, count, z + (top + own.first) * a.depth, a.depth, transposed,
-                  p.width);
+                  width);
       const int64_t start = block * kBlockCols, end = smaller(start + kBlockCols, a.rows);
       const int64_t first = start < top ? top : start;
       const int64_t seam =
@@ -187,53 +178,61 @@ struct MMDRun {
   }
 
   // Rows right of the panel take its part of their gradient.
-  void columns(int64_t top, int64_t height, int thread, int threads) const {
-    const int64_t first = (top + height) / kTileCols, count = p.width / kTileCols - first;
-    const Share tiles = share_of(count, thread, threads, 1);
-    transposed_times_rows(panel, height, first + tiles.first, first + tiles.last, panel_columns, p.panel,
-                          a.depth, columns_gradient);
+  void columns(int64_t top, int64_t height, const Member& member) const {
+    const int64_t first = (top + height) / kTileCols, count = width / kTileCols - first;
+    const Share tiles = share_of(count, member.thread, member.threads, 1);
+    transposed_times_rows(panel, height, first + tiles.first, first + tiles.last, panel_columns, panel.rows,
+                          a.depth, own_column_sum);
   }
 
   // d value / d z_i = -4 (sum_j W_ij z_i - sum_j W_ij z_j)
-  void finish(int thread, int threads) const {
+  void finish(int sums, int thread, int threads) const {
     const Share rows = share_of(a.rows, thread, threads, 1);
     for (int64_t i = rows.first; i < rows.last; ++i) {
       float weight = 0;
-      for (int t = 0; t < p.threads; ++t) weight += row_sums[t * p.padded + i];
-      const float* right = columns_gradient + i / kTileCols * kTileCols * a.depth + i % kTileCols;
-      for (int64_t d = 0; d < a.depth; ++d) {
-        float& g = a.dz[i * a.depth + d];
-        const float sum = p.columns_gradient ? g + right[d * kTileCols] : g;
-        g = -4.f * (weight * z[i * a.depth + d] - sum);
+      for (int t = 0; t < teams.threads; ++t) weight += row_sums[t * padded + i];
+      float* const g = a.dz + i * a.depth;
+      for (int t = 0; column_sum && t < sums; ++t) {
+        const float* right =
+            column_sums + t * column_sum + i / kTileCols * kTileCols * a.depth + i % kTileCols;
+        for (int64_t d = 0; d < a.depth; ++d) g[d] += right[d * kTileCols];
       }
+      for (int64_t d = 0; d < a.depth; ++d) g[d] = -4.f * (weight * z[i * a.depth + d] - g[d]);
     }
   }
 };
 
 template <bool Doubling>
 static void mmd_panels(const MMDArgs& a) {
-  const MMDRun<Doubling> run(a);
-  run.prepare();
-  double total = 0;
-#pragma omp parallel num_threads(run.p.threads) reduction(+ : total)
+  const MMDRun all(a, 0);
+  prefer_huge_pages(a.workspace, all.workspace_floats);
+  all.prepare();
+#pragma omp parallel num_threads(all.teams.threads)
   {
+    const Member member(all.teams);
+    const MMDRun run(a, member.team);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     run.pack(thread, threads);
+    if (run.column_sum) run.clear_column_sum(member);
 #pragma omp barrier
-    for (int64_t top = 0; top < a.rows; top += run.p.panel) {
-      const int64_t height = smaller(run.p.panel, a.rows - top);
-      total += run.rows(top, height, share_of(height, thread, threads, kTileRows),
-                        run.row_sums + thread * run.p.padded);
-      // Also without dz: the next panel may be shared out differently, and a row has one owner at a time.
-#pragma omp barrier
-      if (a.dz && top + height < a.rows) {
-        run.columns(top, height, thread, threads);
-#pragma omp barrier
+    for (int64_t round = 0, top; (top = member.top(round)) < a.rows; ++round) {
+      const int64_t height = smaller(run.panel.rows, a.rows - top);
+      run.totals[thread] +=
+          run.rows<Doubling>(top, height, share_of(height, member.thread, member.threads, kTileRows),
+                             run.row_sums + thread * run.padded);
+      member.wait();
+      if (run.column_sum && top + height < a.rows) {
+        run.columns(top, height, member);
+        member.wait();
       }
     }
-    if (a.dz) run.finish(thread, threads);
+    if (a.dz) {
+#pragma omp barrier
+      run.finish(member.teams, thread, threads);
+    }
   }
-  *a.value = total;
+  *a.value = 0;
+  for (int t = 0; t < all.teams.threads; ++t) *a.value += all.totals[t];
 }
 
 }  // namespace THAWKIT_ISA

@@ -7,11 +7,11 @@ namespace THAWKIT_ISA {
 
 int lanes() { return kLanes; }
 
-int64_t info_nce_workspace(const InfoNCEArgs& a) { return plan(a).total(); }
+int64_t info_nce_workspace(const InfoNCEArgs& a) { return InfoNCERun(a, 0).workspace_floats; }
 
 void info_nce(const InfoNCEArgs& a) { info_nce_panels(a); }
 
-int64_t mmd_workspace(const MMDArgs& a) { return plan(a).total(); }
+int64_t mmd_workspace(const MMDArgs& a) { return MMDRun(a, 0).workspace_floats; }
 
 void mmd(const MMDArgs& a) {
   if (a.doubling)

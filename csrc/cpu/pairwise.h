@@ -36,22 +36,66 @@ static inline int64_t panel_floats(int64_t rows, int64_t columns) {
   return ceil_div(columns, kBlockCols) * rows * kBlockStride;
 }
 
-// Rows of a panel that one thread holds: whole tiles of columns, where the panel's other side starts; enough
-// to feed the product whose inner dimension they are, few enough that the panel stays in the last-level
-// cache.
-static inline int64_t rows_per_thread(int64_t rows, int64_t columns, int threads) {
-  constexpr int64_t kPanelFloats = int64_t(4) << 20;
-  int64_t height = kPanelFloats / threads / (columns > 0 ? columns : 1);
-  height = height < 96 ? 96 : smaller(height, 192);
-  height = smaller(height, ceil_div(rows > 0 ? rows : 1, threads));
-  return round_up(height, kTileCols);
-}
+// How the rows are worked through. Where memory allows, every thread takes panels of its own, one after the
+// other, and has its own sum of the transposed product: nobody waits and no cache line changes hands. Else
+// all threads share one panel and one sum, each taking rows of the former and columns of the latter.
+struct Teams {
+  int threads;    // of all
+  int count;      // teams, each with a panel and a sum
+  int64_t panel;  // rows of a team's panel
+
+  // `rows` against `columns`; panels are multiples of `multiple`; a sum has `sum` floats.
+  Teams(int64_t rows, int64_t columns, int64_t multiple, int64_t sum, int threads) : threads(threads) {
+#ifdef THAWKIT_ONE_TEAM
+    constexpr int64_t kOwnSums = 0;
+#else
+    constexpr int64_t kOwnSums = int64_t(16) << 20;
+#endif
+    count = threads * sum <= kOwnSums ? threads : 1;
+    // Enough rows to feed the product whose inner dimension they are, few enough that the panel stays in the
+    // last-level cache.
+    constexpr int64_t kPanelFloats = int64_t(4) << 20;
+    const int64_t fit = kPanelFloats / threads / (columns > 0 ? columns : 1);
+    const int64_t most = fit < 96 ? 96 : smaller(fit, 192);
+    const int64_t rounds = ceil_div(rows > 0 ? rows : 1, threads * most);
+    panel = round_up(ceil_div(rows > 0 ? rows : 1, threads * rounds), multiple);
+    if (count == 1) panel *= threads;
+  }
+};
+
+// One thread's place in its team, and the team's panels: for (round = 0; top(round) < rows; ++round). The
+// order is fixed, so that the sums are the same in every run; it turns back and forth, so that panels that
+// become cheaper are shared out evenly.
+struct Member {
+  int teams, team, thread, threads;
+  int64_t panel;
+
+  explicit Member(const Teams& of)
+      : teams(1), team(0), thread(omp_get_thread_num()), threads(omp_get_num_threads()), panel(of.panel) {
+    if (of.count == 1) return;
+    teams = threads;  // can be fewer than were asked for
+    team = thread;
+    thread = 0;
+    threads = 1;
+  }
+  int64_t top(int64_t round) const { return (round * teams + (round % 2 ? teams - 1 - team : team)) * panel; }
+  // A row has one owner at a time, and a panel is read by all of the team.
+  void wait() const {
+    if (threads > 1) {
+#pragma omp barrier
+    }
+  }
+};
 
 // Below this many multiply-adds a thread costs more to wake than it computes.
 static inline int useful_threads(double multiply_adds, int threads) {
   constexpr double kWorthAThread = 4e5;
   const double most = multiply_adds / kWorthAThread;
   return most < 1 ? 1 : most < threads ? static_cast<int>(most) : threads;
+}
+
+static inline void zero(float* memory, int64_t floats) {
+  if (floats > 0) memset(memory, 0, static_cast<size_t>(floats) * sizeof(float));
 }
 
 struct Share {
@@ -64,28 +108,41 @@ static inline Share share_of(int64_t count, int thread, int threads, int64_t mul
   return {first, smaller(first + each, count)};
 }
 
+// Huge pages spare the page faults of a fresh allocation and the address translations of strided reads. The
+// system may decline; the hint changes no contents.
+static inline void prefer_huge_pages(float* memory, int64_t floats) {
+#ifdef __linux__
+  constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(memory) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t last = reinterpret_cast<uintptr_t>(memory + floats) / kHugePage * kHugePage;
+  if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)memory, (void)floats;
+#endif
+}
+
 // Hands out pieces of one allocation, each on a cache line.
 struct Workspace {
   static constexpr int64_t kLine = 16;
   float* next;
+  int64_t taken;
 
-  // Huge pages spare the page faults of a fresh allocation and the address translations of strided reads. The
-  // system may decline; the hint changes no contents.
-  Workspace(float* memory, int64_t floats) {
-    const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
-    next = memory + (kLine - static_cast<int64_t>(start / 4) % kLine) % kLine;
-#ifdef __linux__
-    constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
-    const uintptr_t first = (start + kHugePage - 1) / kHugePage * kHugePage;
-    const uintptr_t last = reinterpret_cast<uintptr_t>(memory + floats) / kHugePage * kHugePage;
-    if (last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#endif
+  explicit Workspace(float* memory) : next(memory), taken(0) {
+    if (memory)
+      next += (kLine - static_cast<int64_t>(reinterpret_cast<uintptr_t>(memory) / 4) % kLine) % kLine;
   }
   float* take(int64_t floats) {
     float* here = next;
-    next += round_up(floats, kLine);
+    if (next) next += round_up(floats, kLine);
+    taken += round_up(floats, kLine);
     return here;
   }
+  // One piece for each team; that of `team`.
+  float* take(int64_t floats, const Teams& teams, int team) {
+    float* here = take(round_up(floats, kLine) * teams.count);
+    return here ? here + round_up(floats, kLine) * team : nullptr;
+  }
+  int64_t total() const { return taken + kLine; }
 };
 
 // The tiles of one block of scores: S[rows x block] = A[rows x depth] Kt, A contiguous.

@@ -108,7 +108,8 @@ typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), aligned(2)
 
 static inline Floats load(const bfloat16* p) {
 #if defined(THAWKIT_AVX2)  // GCC 12 makes four instructions of the conversion
-  const Ints wide = bit_cast<Ints>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
+  const Ints wide =
+      bit_cast<Ints>(_mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))));
 #else
   const Ints wide = __builtin_convertvector(*reinterpret_cast<const Halves*>(p), Ints);
 #endif
