@@ -21,8 +21,8 @@ T* as(Pointer p) {
 }
 
 InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int64_t depth, float scale,
-                          bool normalize, Pointer row_weight, float weight, Pointer loss, Pointer dq,
-                          Pointer dk, Pointer dscale, Pointer workspace, int threads) {
+                          bool normalize, Pointer row_weight, float weight, Pointer loss, Pointer total,
+                          Pointer dq, Pointer dk, Pointer dscale, Pointer workspace, int threads) {
   return {as<const float>(q),
           as<const float>(k),
           rows,
@@ -33,6 +33,7 @@ InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int6
           as<const float>(row_weight),
           weight,
           as<float>(loss),
+          as<float>(total),
           as<float>(dq),
           as<float>(dk),
           as<float>(dscale),

@@ -70,6 +70,7 @@ struct InfoNCERun {
   Panel panel;
   float *own_key_sum, *queries, *queries_packed;
   SoftmaxRow* statistics;
+  double* totals;  // of each thread
 
   static int threads_of(const InfoNCEArgs& a, bool gradient) {
     return useful_threads(double(a.rows) * a.keys * a.depth * (gradient ? 3 : 1), a.threads);
@@ -87,6 +88,7 @@ struct InfoNCERun {
     keys_rows = workspace.take(a.dq ? round_up(a.depth, kTileCols) * a.keys : 0);
     q_norm = workspace.take(a.normalize ? a.rows : 0);
     k_norm = workspace.take(a.normalize ? a.keys : 0);
+    totals = reinterpret_cast<double*>(workspace.take(2 * teams.threads));
     key_sums = workspace.take(key_sum * teams.count);
     own_key_sum = key_sums + key_sum * team;
     panel = {workspace.take(panel_floats(teams.panel, a.keys), teams, team), teams.panel};
@@ -159,8 +161,9 @@ struct InfoNCERun {
     }
   }
 
-  // Losses, and what the positive and 1/z add to the gradients.
-  void finish(int64_t top, Share own) const {
+  // Losses, their weighted sum, and what the positive and 1/z add to the gradients.
+  double finish(int64_t top, Share own) const {
+    double total = 0;
     const int64_t depth = a.depth;
     const Parts parts(depth);
     for (int64_t i = own.first; i < own.last; ++i) {
@@ -169,8 +172,10 @@ struct InfoNCERun {
       const float gap = (row.maximum - row.positive) * kLn2;  // >= 0
       const float z = row.others + __builtin_expf(-gap);
       a.loss[g] = gap == 0.f ? __builtin_log1pf(row.others) : __builtin_logf(z) + gap;
+      const float weight = a.row_weight ? a.row_weight[g] : a.weight;
+      total += double(weight) * a.loss[g];
       if (!gradient) continue;
-      const float factor = (a.row_weight ? a.row_weight[g] : a.weight) / z;
+      const float factor = weight / z;
       if (a.dscale) a.dscale[g] = factor * (row.weighted * kLn2 + row.others * gap) / a.scale;
       if (a.dk) {
         panel.entry(i, g) = -row.others;
@@ -184,6 +189,7 @@ struct InfoNCERun {
         if (a.normalize) through_norm(dq, a.q + g * depth, q_norm[g], depth);
       }
     }
+    return total;
   }
 
   // The thread's tiles of keys take the whole panel's part of their gradient.
@@ -206,6 +212,7 @@ struct InfoNCERun {
 static void info_nce_panels(const InfoNCEArgs& a) {
   const InfoNCERun all(a, 0);
   prefer_huge_pages(a.workspace, all.workspace_floats);
+  for (int t = 0; t < all.teams.threads; ++t) all.totals[t] = 0;
 #pragma omp parallel num_threads(all.teams.threads)
   {
     const Member member(all.teams);
@@ -219,7 +226,7 @@ static void info_nce_panels(const InfoNCEArgs& a) {
       const Share own = share_of(height, member.thread, member.threads, kTileRows);
       run.score(top, own);
       run.weigh(top, own);
-      run.finish(top, own);
+      run.totals[thread] += run.finish(top, own);
       member.wait();
       if (a.dk) {
         run.key_gradient(height, member);
@@ -231,6 +238,9 @@ static void info_nce_panels(const InfoNCEArgs& a) {
       run.unpack_key_gradient(member.teams, thread, threads);
     }
   }
+  double total = 0;
+  for (int t = 0; t < all.teams.threads; ++t) total += all.totals[t];
+  *a.total = static_cast<float>(total);
 }
 
 }  // namespace THAWKIT_ISA

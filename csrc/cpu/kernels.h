@@ -10,8 +10,9 @@ enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 // InfoNCE over rows of q [rows, depth] and k [keys, depth], keys >= rows, k[i] the positive of q[i].
 //   logits[i, j] = scale * <q[i], k[j]> (rows divided by their norm first where `normalize`)
 //   loss[i] = logsumexp_j logits[i, j] - logits[i, i]
-// and, where the pointers are not null, the gradients of sum_i weight_i * loss[i], weight_i being
-// row_weight[i] or, where that is null, `weight`. dscale is one number a row. scale is not 0.
+//   *total = sum_i weight_i * loss[i], weight_i being row_weight[i] or, where that is null, `weight`
+// and, where the pointers are not null, the gradients of the total. dscale is one number a row. scale is not
+// 0.
 struct InfoNCEArgs {
   const float* q;
   const float* k;
@@ -20,7 +21,8 @@ struct InfoNCEArgs {
   bool normalize;
   const float* row_weight;
   float weight;
-  float* loss;    // [rows]
+  float* loss;  // [rows]
+  float* total;
   float* dq;      // [rows, depth] or null
   float* dk;      // [keys, depth] or null
   float* dscale;  // [rows] or null

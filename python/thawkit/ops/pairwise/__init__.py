@@ -93,7 +93,7 @@ def _info_nce_kernel(
     need_dk: bool,
     need_dscale: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return _INFO_NCE[backend].info_nce(
         q, k, scale, row_weight, weight, normalize, need_dq, need_dk, need_dscale
     )
@@ -110,10 +110,11 @@ def _info_nce_fake(
     need_dk: bool,
     need_dscale: bool,
     backend: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     loss = q.new_empty(q.shape[0], dtype=torch.float32)
     return (
         loss,
+        loss.new_empty(()),
         q.new_empty(q.shape) if need_dq else empty(q),
         k.new_empty(k.shape) if need_dk else empty(k),
         loss.new_empty(()) if need_dscale else empty(loss),
@@ -122,7 +123,7 @@ def _info_nce_fake(
 
 _info_nce_op = define(
     "info_nce(Tensor q, Tensor k, Tensor scale, Tensor? row_weight, float weight, bool normalize, "
-    "bool need_dq, bool need_dk, bool need_dscale, str backend) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool need_dq, bool need_dk, bool need_dscale, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _info_nce_kernel,
     _info_nce_fake,
 )
@@ -138,9 +139,9 @@ class _InfoNCE(torch.autograd.Function):
         ctx.options = normalize, reduction, backend
         need = ctx.needs_input_grad[:3] if reduction != "none" else (False, False, False)
         weight = 1.0 / q.shape[0] if reduction == "mean" else 1.0
-        rows, *gradients = _info_nce_op(q, k, scale, None, weight, normalize, *need, backend)
+        rows, total, *gradients = _info_nce_op(q, k, scale, None, weight, normalize, *need, backend)
         ctx.save_for_backward(q, k, scale, *gradients)
-        return _reduce(rows, reduction)
+        return rows if reduction == "none" else total
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
@@ -153,7 +154,7 @@ class _InfoNCE(torch.autograd.Function):
             found = iter(torch.autograd.grad(loss, wanted, g, create_graph=True))
             return *(next(found) if needed else None for needed in need), None, None, None
         if reduction == "none":
-            _, *gradients = _info_nce_op(q, k, scale, g, 1.0, normalize, *need, backend)
+            _, _, *gradients = _info_nce_op(q, k, scale, g, 1.0, normalize, *need, backend)
         else:
             gradients = [scaled(x, g) if needed else x for x, needed in zip(saved, need, strict=True)]
         dq, dk, dscale = (x if needed else None for x, needed in zip(gradients, need, strict=True))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from thawkit.ops._library import cpu_kernels, empty, pointer, takes_only, threads
 
-Gradients = tuple[Tensor, Tensor, Tensor, Tensor]
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 objection = takes_only("cpu")
@@ -27,14 +27,14 @@ def info_nce(
     need_dq: bool,
     need_dk: bool,
     need_dscale: bool,
-) -> Gradients:
-    """Losses of the rows (float32), and the gradients of their weighted sum."""
+) -> Results:
+    """Losses of the rows (float32), their weighted sum and its gradients."""
     scale_value = float(scale)
     if scale_value == 0.0:
         return _flat_info_nce(q, k, row_weight, weight, normalize, need_dq, need_dk, need_dscale)
     q32, k32 = _rows(q), _rows(k)
     (rows, depth), keys = q32.shape, k32.shape[0]
-    loss = q32.new_empty(rows)
+    loss, total = q32.new_empty(rows), q32.new_empty(())
     dq = torch.empty_like(q32) if need_dq else empty(q32)
     dk = torch.empty_like(k32) if need_dk else empty(k32)
     dscale = q32.new_empty(rows) if need_dscale else empty(q32)
@@ -51,6 +51,7 @@ def info_nce(
         pointer(row_weight),
         weight,
         pointer(loss),
+        pointer(total),
         pointer(dq),
         pointer(dk),
         pointer(dscale),
@@ -59,8 +60,9 @@ def info_nce(
         workspace = q32.new_empty(cpu_kernels().info_nce_workspace(*arguments, 0, threads()))
         cpu_kernels().info_nce(*arguments, pointer(workspace), threads())
     else:
+        total.zero_()
         dk.zero_()
-    return loss, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
+    return loss, total, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
 
 
 def _flat_info_nce(
@@ -72,7 +74,7 @@ def _flat_info_nce(
     need_dq: bool,
     need_dk: bool,
     need_dscale: bool,
-) -> Gradients:
+) -> Results:
     """A scale of 0: every softmax is uniform, and only the scale has a gradient."""
     q32, k32 = _rows(q), _rows(k)
     rows, keys = q32.shape[0], k32.shape[0]
@@ -80,9 +82,11 @@ def _flat_info_nce(
     if normalize:
         q32, k32 = torch.nn.functional.normalize(q32, dim=1), torch.nn.functional.normalize(k32, dim=1)
     slope = (q32 * (k32.mean(0) - k32[:rows])).sum(1)
-    slope = slope * (weight if row_weight is None else row_weight.to(torch.float32))
+    weights = weight if row_weight is None else row_weight.to(torch.float32)
+    slope = slope * weights
     return (
         loss,
+        (loss * weights).sum(),
         torch.zeros_like(q, memory_format=torch.contiguous_format) if need_dq else empty(q),
         torch.zeros_like(k, memory_format=torch.contiguous_format) if need_dk else empty(k),
         slope.sum() if need_dscale else empty(q32),

@@ -61,8 +61,8 @@ def info_nce(
     need_dscale: bool,
     run_epilogue: Epilogue = epilogue,
     panel_bytes: int = _PANEL_BYTES,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses of the rows (float32), and the gradients of their weighted sum.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses of the rows (float32), their weighted sum and its gradients.
 
     Inputs of half precision keep it in the products, which accumulate in float32. ``run_epilogue`` is a
     parameter so that the driver is tested where there is no CUDA.
@@ -103,7 +103,8 @@ def info_nce(
     if normalize:
         dq = through_norm(dq, q, q_norm) if need_dq else dq
         dk = through_norm(dk, k, k_norm) if need_dk else dk
-    return loss, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
+    total = loss.sum() * weight if row_weight is None else (loss * row_weight).sum()
+    return loss, total, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:

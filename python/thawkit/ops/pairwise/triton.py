@@ -31,8 +31,8 @@ def info_nce(
     need_dq: bool,
     need_dk: bool,
     need_dscale: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Losses of the rows (float32), and the gradients of their weighted sum."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Losses of the rows (float32), their weighted sum and its gradients."""
     from thawkit.kernels import pairwise as kernels
 
     rows, keys = q.shape[0], k.shape[0]
@@ -55,4 +55,5 @@ def info_nce(
     if normalize:
         dq = through_norm(dq, q, q_norm) if need_dq else dq
         dk = through_norm(dk, k, k_norm) if need_dk else dk
-    return loss, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
+    total = (loss * weights).sum()
+    return loss, total, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
