@@ -41,21 +41,25 @@ InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int6
           threads};
 }
 
-MMDArgs mmd_args(Pointer z, int64_t rows, int64_t split, int64_t depth, Pointer gamma, int64_t bandwidths,
-                 bool doubling, float cxx, float cyy, float cxy, Pointer value, Pointer dz, Pointer workspace,
-                 int threads) {
-  return {as<const float>(z),
-          rows,
-          split,
+MMDArgs mmd_args(Pointer x, Pointer y, int64_t n, int64_t m, int64_t depth, Pointer gamma, int64_t bandwidths,
+                 bool doubling, bool relative, float cxx, float cyy, float cxy, double diagonal,
+                 Pointer value, Pointer dx, Pointer dy, Pointer workspace, int threads) {
+  return {as<const float>(x),
+          as<const float>(y),
+          n,
+          m,
           depth,
           as<const float>(gamma),
           bandwidths,
           doubling,
+          relative,
           cxx,
           cyy,
           cxy,
-          as<double>(value),
-          as<float>(dz),
+          diagonal,
+          as<float>(value),
+          as<float>(dx),
+          as<float>(dy),
           as<float>(workspace),
           threads};
 }

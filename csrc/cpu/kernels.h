@@ -30,19 +30,23 @@ struct InfoNCEArgs {
   int threads;
 };
 
-// Multi-kernel RBF MMD over the pooled rows z [rows, depth], of which the first `split` are x, the rest y.
-//   value = sum_{i != j} c(i, j) sum_b exp(-gamma[b] |z_i - z_j|^2), c = cxx, cyy or cxy by where i, j lie
-// The diagonal is the caller's (it is known in closed form). Where `doubling`, gamma[b] = gamma[0] * 2^b and
+// Multi-kernel RBF MMD of x [n, depth] and y [m, depth]; z stands for the rows of both.
+//   value = diagonal + sum_{i != j} c(i, j) sum_b exp(-gamma_b |z_i - z_j|^2)
+// c = cxx, cyy or cxy by where i, j lie; the terms i = j are known in closed form. gamma_b = gamma[b] or,
+// where `relative`, gamma[b] / mean_{i != j} |z_i - z_j|^2. Where `doubling`, gamma[b] = gamma[0] * 2^b and
 // one exponential serves every bandwidth.
 struct MMDArgs {
-  const float* z;
-  int64_t rows, split, depth;
+  const float* x;
+  const float* y;
+  int64_t n, m, depth;
   const float* gamma;
   int64_t bandwidths;
-  bool doubling;
+  bool doubling, relative;
   float cxx, cyy, cxy;
-  double* value;
-  float* dz;  // [rows, depth] or null
+  double diagonal;
+  float* value;
+  float* dx;  // [n, depth], and
+  float* dy;  // [m, depth], or both null
   float* workspace;
   int threads;
 };

@@ -63,71 +63,97 @@ static inline PairSums mmd_segment(float* x, int64_t count, float own_norm, cons
 // Everything that a thread needs to know, so that the phases below can be functions.
 struct MMDRun {
   const MMDArgs& a;
-  const int64_t blocks, width, padded;
+  const bool gradient;
+  const int64_t count, blocks, width, padded;
   const Teams teams;
   int64_t workspace_floats, column_sum;
-  float *transposed, *packed, *z, *norms, *against_x, *against_y, *centre, *exponents;  // of all teams
+  float *z, *dz, *transposed, *packed, *norms, *against_x, *against_y, *centre;  // of all teams
   float *row_sums, *column_sums;
   double* totals;  // of each thread
   Panel panel;
-  float *own_column_sum, *panel_columns;
+  float *gamma, *exponents, *own_column_sum, *panel_columns;
 
   static int threads_of(const MMDArgs& a) {
-    return useful_threads(double(a.rows) * a.rows * a.depth * (a.dz ? 1.5 : 0.5), a.threads);
+    const double count = double(a.n + a.m);
+    return useful_threads(count * count * a.depth * (a.dx ? 1.5 : 0.5), a.threads);
   }
 
   MMDRun(const MMDArgs& args, int team)
       : a(args),
-        blocks(ceil_div(a.rows, kBlockCols)),
-        width(round_up(a.rows, kTileCols)),
+        gradient(a.dx),
+        count(a.n + a.m),
+        blocks(ceil_div(count, kBlockCols)),
+        width(round_up(count, kTileCols)),
         padded(round_up(width + kLanes, Workspace::kLine)),
-        teams(a.rows, a.rows, kTileCols, a.dz ? width * a.depth : 0, threads_of(a)),
+        teams(count, count, kTileCols, gradient ? width * a.depth : 0, threads_of(a)),
         // one panel alone has nothing right of it
-        column_sum(a.dz && a.rows > teams.panel ? round_up(width * a.depth, Workspace::kLine) : 0) {
+        column_sum(gradient && count > teams.panel ? round_up(width * a.depth, Workspace::kLine) : 0) {
     Workspace workspace(a.workspace);
-    z = workspace.take(a.rows * a.depth);
+    z = workspace.take(count * a.depth);
+    dz = workspace.take(gradient ? count * a.depth : 0);
     transposed = workspace.take(width * a.depth);
-    packed = workspace.take(a.dz ? round_up(a.depth, kTileCols) * a.rows : 0);
+    packed = workspace.take(gradient ? round_up(a.depth, kTileCols) * count : 0);
     norms = workspace.take(padded);
     against_x = workspace.take(padded);
     against_y = workspace.take(padded);
     centre = workspace.take(a.depth);
-    exponents = workspace.take(a.bandwidths);
     row_sums = workspace.take(padded * teams.threads);
     totals = reinterpret_cast<double*>(workspace.take(2 * teams.threads));
     column_sums = workspace.take(column_sum * teams.count);
     own_column_sum = column_sums + column_sum * team;
-    panel = {workspace.take(panel_floats(teams.panel, a.rows), teams, team), teams.panel};
+    panel = {workspace.take(panel_floats(teams.panel, count), teams, team), teams.panel};
     panel_columns = workspace.take(column_sum ? teams.panel * a.depth : 0, teams, team);
+    gamma = workspace.take(a.bandwidths);
+    exponents = workspace.take(a.bandwidths);
     workspace_floats = workspace.total();
   }
+
+  const float* sample(int64_t i) const { return i < a.n ? a.x + i * a.depth : a.y + (i - a.n) * a.depth; }
 
   // Distances do not see a common shift, but |z_i|^2 + |z_j|^2 - 2 <z_i, z_j> loses digits to it.
   void prepare() const {
     zero(centre, a.depth);
-    for (int64_t i = 0; i < a.rows; ++i)
-      for (int64_t d = 0; d < a.depth; ++d) centre[d] += a.z[i * a.depth + d];
-    for (int64_t d = 0; d < a.depth; ++d) centre[d] /= static_cast<float>(a.rows);
-    for (int64_t b = 0; b < a.bandwidths; ++b) exponents[b] = -a.gamma[b] * kLog2E;
+    for (int64_t i = 0; i < count; ++i) {
+      const float* row = sample(i);
+      for (int64_t d = 0; d < a.depth; ++d) centre[d] += row[d];
+    }
+    for (int64_t d = 0; d < a.depth; ++d) centre[d] /= static_cast<float>(count);
     zero(row_sums, padded * teams.threads);
     for (int t = 0; t < teams.threads; ++t) totals[t] = 0;
-    for (int64_t j = 0; j < a.rows; ++j) {
-      against_x[j] = j < a.split ? a.cxx : a.cxy;
-      against_y[j] = j < a.split ? a.cxy : a.cyy;
+    for (int64_t j = 0; j < count; ++j) {
+      against_x[j] = j < a.n ? a.cxx : a.cxy;
+      against_y[j] = j < a.n ? a.cxy : a.cyy;
     }
   }
 
   void pack(int thread, int threads) const {
     const Share tiles = share_of(width / kTileCols, thread, threads, 1);
-    const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, a.rows)};
+    const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, count)};
     for (int64_t i = rows.first; i < rows.last; ++i) {
+      const float* row = sample(i);
       float* const own = z + i * a.depth;
-      for (int64_t d = 0; d < a.depth; ++d) own[d] = a.z[i * a.depth + d] - centre[d];
+      for (int64_t d = 0; d < a.depth; ++d) own[d] = row[d] - centre[d];
       norms[i] = dot(own, own, a.depth);
-      if (a.dz) pack_row(own, a.depth, 1.f, packed, a.rows, i);
+      if (gradient) pack_row(own, a.depth, 1.f, packed, count, i);
     }
-    pack_transposed(z, a.rows, a.depth, nullptr, transposed, tiles.first, tiles.last);
-    if (a.dz) zero(a.dz + rows.first * a.depth, (rows.last - rows.first) * a.depth);
+    pack_transposed(z, count, a.depth, nullptr, transposed, tiles.first, tiles.last);
+    if (gradient) zero(dz + rows.first * a.depth, (rows.last - rows.first) * a.depth);
+  }
+
+  // About the centre the mean of |z_i - z_j|^2 over i != j is 2 / (count - 1) sum_i |z_i|^2.
+  void set_bandwidths() const {
+    float unit = 1.f;
+    if (a.relative) {
+      constexpr double kLeast = 2.6e-29;  // coinciding points: keep gamma finite
+      double spread = 0;
+      for (int64_t i = 0; i < count; ++i) spread += norms[i];
+      const double mean = 2 * spread / double(count > 1 ? count - 1 : 1);
+      unit = static_cast<float>(1 / (mean < kLeast ? kLeast : mean));
+    }
+    for (int64_t b = 0; b < a.bandwidths; ++b) {
+      gamma[b] = a.gamma[b] * unit;
+      exponents[b] = -gamma[b] * kLog2E;
+    }
   }
 
   void clear_column_sum(const Member& member) const {
@@ -141,63 +167,64 @@ struct MMDRun {
   // one order stands for both.
   template <bool Doubling>
   double rows(int64_t top, int64_t height, Share own, float* sums) const {
-    const int64_t after = top + height, count = own.last - own.first;
+    const int64_t after = top + height, own_rows = own.last - own.first;
     double total = 0;
-    if (count <= 0) return 0;
-    if (column_sum && after < a.rows) {
+    if (own_rows <= 0) return 0;
+    if (column_sum && after < count) {
       const Parts parts(a.depth);
       for (int64_t i = own.first; i < own.last; ++i)
         pack_column(z + (top + i) * a.depth, parts, 1.f, panel_columns, panel.rows, i);
     }
     for (int64_t block = top / kBlockCols; block < blocks; ++block) {
-      score_block(panel, block, own.first, count, z + (top + own.first) * a.depth, a.depth, transposed,
+      score_block(panel, block, own.first, own_rows, z + (top + own.first) * a.depth, a.depth, transposed,
                   width);
-      const int64_t start = block * kBlockCols, end = smaller(start + kBlockCols, a.rows);
+      const int64_t start = block * kBlockCols, end = smaller(start + kBlockCols, count);
       const int64_t first = start < top ? top : start;
       const int64_t seam =
           after < first ? first : smaller(after, end);  // [first, seam) inside, [seam, end) right
       for (int64_t i = own.first; i < own.last; ++i) {
         float* const x = panel.at(block, i);
         const int64_t g = top + i;
-        const float* c = g < a.split ? against_x : against_y;
+        const float* c = g < a.n ? against_x : against_y;
         if (first <= g && g < seam) x[g - start] = -__builtin_inff();  // i = j: infinitely far, weight 0
         const PairSums inside =
             mmd_segment<Doubling, false>(x + (first - start), seam - first, norms[g], norms + first,
-                                         c + first, a.gamma, exponents, a.bandwidths, nullptr);
+                                         c + first, gamma, exponents, a.bandwidths, nullptr);
         const PairSums right =
             mmd_segment<Doubling, true>(x + (seam - start), end - seam, norms[g], norms + seam, c + seam,
-                                        a.gamma, exponents, a.bandwidths, sums + seam);
+                                        gamma, exponents, a.bandwidths, sums + seam);
         total += double(inside.value) + 2.0 * double(right.value);
         sums[g] += inside.weight + right.weight;
       }
-      if (a.dz)
-        times_rows(panel, block, own.first, count, first, end, packed, a.rows, a.depth,
-                   a.dz + (top + own.first) * a.depth);
+      if (gradient)
+        times_rows(panel, block, own.first, own_rows, first, end, packed, count, a.depth,
+                   dz + (top + own.first) * a.depth);
     }
     return total;
   }
 
   // Rows right of the panel take its part of their gradient.
   void columns(int64_t top, int64_t height, const Member& member) const {
-    const int64_t first = (top + height) / kTileCols, count = width / kTileCols - first;
-    const Share tiles = share_of(count, member.thread, member.threads, 1);
+    const int64_t first = (top + height) / kTileCols;
+    const Share tiles = share_of(width / kTileCols - first, member.thread, member.threads, 1);
     transposed_times_rows(panel, height, first + tiles.first, first + tiles.last, panel_columns, panel.rows,
                           a.depth, own_column_sum);
   }
 
   // d value / d z_i = -4 (sum_j W_ij z_i - sum_j W_ij z_j)
   void finish(int sums, int thread, int threads) const {
-    const Share rows = share_of(a.rows, thread, threads, 1);
+    const Share rows = share_of(count, thread, threads, 1);
     for (int64_t i = rows.first; i < rows.last; ++i) {
       float weight = 0;
       for (int t = 0; t < teams.threads; ++t) weight += row_sums[t * padded + i];
-      float* const g = a.dz + i * a.depth;
+      float* const g = dz + i * a.depth;
+      float* const out = i < a.n ? a.dx + i * a.depth : a.dy + (i - a.n) * a.depth;
       for (int t = 0; column_sum && t < sums; ++t) {
         const float* right =
             column_sums + t * column_sum + i / kTileCols * kTileCols * a.depth + i % kTileCols;
         for (int64_t d = 0; d < a.depth; ++d) g[d] += right[d * kTileCols];
       }
-      for (int64_t d = 0; d < a.depth; ++d) g[d] = -4.f * (weight * z[i * a.depth + d] - g[d]);
+      for (int64_t d = 0; d < a.depth; ++d) out[d] = -4.f * (weight * z[i * a.depth + d] - g[d]);
     }
   }
 };
@@ -215,24 +242,27 @@ static void mmd_panels(const MMDArgs& a) {
     run.pack(thread, threads);
     if (run.column_sum) run.clear_column_sum(member);
 #pragma omp barrier
-    for (int64_t round = 0, top; (top = member.top(round)) < a.rows; ++round) {
-      const int64_t height = smaller(run.panel.rows, a.rows - top);
+#pragma omp single
+    run.set_bandwidths();
+    for (int64_t round = 0, top; (top = member.top(round)) < run.count; ++round) {
+      const int64_t height = smaller(run.panel.rows, run.count - top);
       run.totals[thread] +=
           run.rows<Doubling>(top, height, share_of(height, member.thread, member.threads, kTileRows),
                              run.row_sums + thread * run.padded);
       member.wait();
-      if (run.column_sum && top + height < a.rows) {
+      if (run.column_sum && top + height < run.count) {
         run.columns(top, height, member);
         member.wait();
       }
     }
-    if (a.dz) {
+    if (run.gradient) {
 #pragma omp barrier
       run.finish(member.teams, thread, threads);
     }
   }
-  *a.value = 0;
-  for (int t = 0; t < all.teams.threads; ++t) *a.value += all.totals[t];
+  double value = a.diagonal;
+  for (int t = 0; t < all.teams.threads; ++t) value += all.totals[t];
+  *a.value = static_cast<float>(value);
 }
 
 }  // namespace THAWKIT_ISA

@@ -161,13 +161,16 @@ def mmd(
     if isinstance(bandwidths, Tensor):
         if bandwidths.device.type == "cpu" and not bool((bandwidths.isfinite() & (bandwidths > 0)).all()):
             raise ThawkitError(f"bandwidths must be positive and finite, got {bandwidths.tolist()}")
-        gamma, doubling = 0.5 / bandwidths.square(), False
+        gamma, relative, doubling = 0.5 / bandwidths.square(), False, False
     else:
         multiplier, count = _multiplier_and_count(bandwidths)
-        gamma = _pairwise.geometric_gamma(_pairwise.mean_squared_distance(x, y), multiplier, count)
+        exponents = range(count - 1 - count // 2, -1 - count // 2, -1)
+        gamma = torch.tensor([0.5 / multiplier**e for e in exponents], dtype=torch.float64, device=x.device)
+        relative = True
         # Each squaring doubles the relative rounding error of the one exponential that they start from.
         doubling = multiplier == 2.0 and count <= 8
-    return _pairwise.mmd(x, y, gamma, doubling=doubling, unbiased=estimator == "unbiased")
+    unbiased = estimator == "unbiased"
+    return _pairwise.mmd(x, y, gamma, relative=relative, doubling=doubling, unbiased=unbiased)
 
 
 def _multiplier_and_count(bandwidths: object) -> tuple[float, int]:
@@ -175,9 +178,10 @@ def _multiplier_and_count(bandwidths: object) -> tuple[float, int]:
         return 2.0, 5
     if isinstance(bandwidths, tuple) and len(bandwidths) == 2:
         multiplier, count = bandwidths
-        if multiplier > 1 and isinstance(count, int) and 1 <= count <= 60:
+        if isinstance(count, int) and 1 <= count <= 60 and 1 < multiplier <= 2.0 ** (100 / count):
             return float(multiplier), count
     raise ThawkitError(
         "bandwidths must be 'mean', a tensor of positive numbers, or (multiplier, count) "
-        f"with multiplier > 1 and 1 <= count <= 60, got {bandwidths!r}"
+        "with multiplier > 1, 1 <= count <= 60 and multiplier**count <= 2**100 (float32 ends there), "
+        f"got {bandwidths!r}"
     )

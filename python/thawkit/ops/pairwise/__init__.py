@@ -13,7 +13,7 @@ from thawkit.ops._library import define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
 
-__all__ = ["geometric_gamma", "info_nce", "mean_squared_distance", "mmd"]
+__all__ = ["info_nce", "mmd"]
 
 _INFO_NCE = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _INFO_NCE_OBJECTIONS = {name: module.objection for name, module in _INFO_NCE.items()}
@@ -166,13 +166,23 @@ class _InfoNCE(torch.autograd.Function):
 # ---- MMD
 
 
-def mmd(x: Tensor, y: Tensor, gamma: Tensor, *, doubling: bool = False, unbiased: bool = False) -> Tensor:
+def mmd(
+    x: Tensor,
+    y: Tensor,
+    gamma: Tensor,
+    *,
+    relative: bool = False,
+    doubling: bool = False,
+    unbiased: bool = False,
+) -> Tensor:
     """Squared MMD with the kernel ``k(u, v) = sum_b exp(-gamma_b |u - v|^2)`` (Gretton et al. 2012).
 
     Args:
         x: (N, D) sample.
         y: (M, D) sample of the same dtype.
         gamma: (B,) positive numbers. A gamma that requires a gradient goes by the reference.
+        relative: gamma is in units of the inverse mean squared distance of all pairs of distinct rows, which
+            is taken without a gradient.
         doubling: promise that ``gamma[b] == gamma[0] * 2**b``; one exponential then serves all bandwidths.
         unbiased: the U-statistic (eq. 3), which can be negative, instead of the V-statistic (eq. 5).
 
@@ -187,22 +197,10 @@ def mmd(x: Tensor, y: Tensor, gamma: Tensor, *, doubling: bool = False, unbiased
     if choose("mmd", objections, x, y) == "reference":
         if x.dtype in (torch.bfloat16, torch.float16):
             x, y = x.float(), y.float()
-        return reference.mmd(x, y, gamma, unbiased)
+        return reference.mmd(x, y, gamma, relative, unbiased)
     if not torch.is_grad_enabled():
         x, y = x.detach(), y.detach()
-    return _MMD.apply(x, y, gamma, doubling, unbiased)
-
-
-def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:
-    """Mean of ``|u - v|^2`` over the pairs of distinct rows of both samples, in O((N + M) D), detached.
-
-    Uses ``mean |u - v|^2 = 2 (mean |z|^2 - |mean z|^2)``, about the mean so that no digits are lost.
-    """
-    z = torch.cat((x.detach(), y.detach()))
-    z = z if z.dtype == torch.float64 else z.float()
-    count = z.shape[0]
-    spread = (z - z.mean(0)).square().sum() / count
-    return (2.0 * count / max(count - 1, 1)) * spread
+    return _MMD.apply(x, y, gamma, relative, doubling, unbiased)
 
 
 def _check_mmd(x: Tensor, y: Tensor, gamma: Tensor, unbiased: bool) -> None:
@@ -221,10 +219,10 @@ def _check_mmd(x: Tensor, y: Tensor, gamma: Tensor, unbiased: bool) -> None:
 
 
 _mmd_op = define(
-    "mmd(Tensor x, Tensor y, Tensor gamma, bool doubling, bool unbiased, bool need_gradient) "
+    "mmd(Tensor x, Tensor y, Tensor gamma, bool relative, bool doubling, bool unbiased, bool need_gradient) "
     "-> (Tensor, Tensor, Tensor)",
     cpu.mmd,
-    lambda x, y, gamma, doubling, unbiased, need_gradient: (
+    lambda x, y, gamma, relative, doubling, unbiased, need_gradient: (
         x.new_empty((), dtype=torch.float32),
         x.new_empty(x.shape) if need_gradient else empty(x),
         y.new_empty(y.shape) if need_gradient else empty(y),
@@ -234,11 +232,13 @@ _mmd_op = define(
 
 class _MMD(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, gamma: Tensor, doubling: bool, unbiased: bool) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, y: Tensor, gamma: Tensor, relative: bool, doubling: bool, unbiased: bool
+    ) -> Tensor:
         need = any(ctx.needs_input_grad[:2])
-        value, dx, dy = _mmd_op(x, y, gamma, doubling, unbiased, need)
+        value, dx, dy = _mmd_op(x, y, gamma, relative, doubling, unbiased, need)
         ctx.save_for_backward(x, y, gamma, dx, dy)
-        ctx.unbiased = unbiased
+        ctx.options = relative, unbiased
         return value
 
     @staticmethod
@@ -246,15 +246,10 @@ class _MMD(torch.autograd.Function):
         need_x, need_y = ctx.needs_input_grad[:2]
         x, y, gamma, dx, dy = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            value = reference.mmd(x.float(), y.float(), gamma, ctx.unbiased)
+            value = reference.mmd(x.float(), y.float(), gamma, *ctx.options)
             wanted = [sample for sample, needed in ((x, need_x), (y, need_y)) if needed]
             found = iter(torch.autograd.grad(value, wanted, g, create_graph=True))
-            return next(found) if need_x else None, next(found) if need_y else None, None, None, None
-        return scaled(dx, g) if need_x else None, scaled(dy, g) if need_y else None, None, None, None
-
-
-def geometric_gamma(mean: Tensor, multiplier: float, count: int) -> Tensor:
-    """(count,) ascending gammas ``1 / (2 mean multiplier^e)`` with the exponents e centred on 0."""
-    exponents = torch.arange(count - 1, -1, -1, device=mean.device, dtype=mean.dtype) - count // 2
-    smallest = torch.finfo(mean.dtype).tiny ** 0.75  # coinciding points: keep gamma finite
-    return 1.0 / (2.0 * mean.clamp_min(smallest) * torch.pow(multiplier, exponents))
+            gradients = next(found) if need_x else None, next(found) if need_y else None
+        else:
+            gradients = scaled(dx, g) if need_x else None, scaled(dy, g) if need_y else None
+        return *gradients, None, None, None, None

@@ -94,33 +94,34 @@ def _flat_info_nce(
 
 
 def mmd(
-    x: Tensor, y: Tensor, gamma: Tensor, doubling: bool, unbiased: bool, need_gradient: bool
+    x: Tensor, y: Tensor, gamma: Tensor, relative: bool, doubling: bool, unbiased: bool, need_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Squared MMD (float32 scalar) and its gradients with respect to x and y."""
-    n, m = x.shape[0], y.shape[0]
-    z = torch.cat((_rows(x), _rows(y)))
+    x32, y32 = _rows(x), _rows(y)
+    (n, depth), m = x32.shape, y32.shape[0]
     gamma = gamma.to(torch.float32).contiguous()
-    value = torch.zeros((), dtype=torch.float64)
-    dz = torch.empty_like(z) if need_gradient else empty(z)
+    value = x32.new_empty(())
+    dx = torch.empty_like(x32) if need_gradient else empty(x32)
+    dy = torch.empty_like(y32) if need_gradient else empty(y32)
     cxx, cyy = (1 / (n * (n - 1)), 1 / (m * (m - 1))) if unbiased else (1 / (n * n), 1 / (m * m))
     arguments = (
-        pointer(z),
-        n + m,
+        pointer(x32),
+        pointer(y32),
         n,
-        z.shape[1],
+        m,
+        depth,
         pointer(gamma),
         gamma.numel(),
         doubling,
+        relative,
         cxx,
         cyy,
         -1 / (n * m),
+        0.0 if unbiased else gamma.numel() * (1 / n + 1 / m),  # k(u, u) = 1 for each bandwidth
         pointer(value),
-        pointer(dz),
+        pointer(dx),
+        pointer(dy),
     )
-    workspace = z.new_empty(cpu_kernels().mmd_workspace(*arguments, 0, threads()))
+    workspace = x32.new_empty(cpu_kernels().mmd_workspace(*arguments, 0, threads()))
     cpu_kernels().mmd(*arguments, pointer(workspace), threads())
-    if not unbiased:
-        value += gamma.numel() * (1 / n + 1 / m)  # the diagonals: k(u, u) = 1 for each bandwidth
-    if not need_gradient:
-        return value.float(), empty(x), empty(y)
-    return value.float(), dz[:n].to(x.dtype, copy=True), dz[n:].to(y.dtype, copy=True)
+    return value, dx.to(x.dtype), dy.to(y.dtype)

@@ -30,13 +30,24 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return (x.square().sum(1, keepdim=True) + y.square().sum(1) - 2 * x @ y.t()).clamp_min(0)
 
 
-def mmd(x: Tensor, y: Tensor, gamma: Tensor, unbiased: bool) -> Tensor:
+def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Mean of ``|u - v|^2`` over the pairs of distinct rows of both samples, in O((N + M) D), detached.
+
+    Uses ``mean |u - v|^2 = 2 (mean |z|^2 - |mean z|^2)``, about the mean so that no digits are lost.
+    """
+    z = torch.cat((x.detach(), y.detach()))
+    count = z.shape[0]
+    return (z - z.mean(0)).square().sum() * (2.0 / max(count - 1, 1))
+
+
+def mmd(x: Tensor, y: Tensor, gamma: Tensor, relative: bool, unbiased: bool) -> Tensor:
     """Squared MMD with the kernel ``sum_b exp(-gamma_b |u - v|^2)`` (Gretton et al. 2012, eqs. 3 and 5).
 
     Args:
         x: (N, D) sample.
         y: (M, D) sample.
         gamma: (B,) positive numbers, one a bandwidth.
+        relative: gamma is in units of the inverse mean squared distance.
         unbiased: leave the diagonals of the xx and yy blocks out.
 
     Returns:
@@ -47,6 +58,9 @@ def mmd(x: Tensor, y: Tensor, gamma: Tensor, unbiased: bool) -> Tensor:
         d2 = squared_distances(u, v)
         return sum((torch.exp(-g * d2).sum() for g in gamma.to(d2.dtype).unbind()), d2.new_zeros(()))
 
+    if relative:
+        # coinciding points: keep gamma finite
+        gamma = gamma.to(x.dtype) / mean_squared_distance(x, y).clamp_min(2.6e-29)
     n, m = x.shape[0], y.shape[0]
     centre = torch.cat((x, y)).detach().mean(0)  # distances do not see it, rounding does
     x, y = x - centre, y - centre
