@@ -126,9 +126,9 @@ struct InfoNCERun {
       statistics[i] = {-__builtin_inff(), 0.f, 0.f, 0.f};
     }
     for (int64_t block = 0; block < blocks; ++block) {
-      score_block(panel, block, own.first, own.last - own.first, queries + own.first * a.depth, a.depth,
-                  transposed, padded_keys);
       const int64_t first = block * kBlockCols, width = smaller(kBlockCols, padded_keys - first);
+      score_block(panel, block, own.first, own.last - own.first, queries + own.first * a.depth, a.depth,
+                  transposed, first, first + width);
       for (int64_t i = own.first; i < own.last; ++i) {
         float* x = panel.at(block, i);
         for (int64_t j = a.keys - first; j < width; ++j) x[j] = -__builtin_inff();

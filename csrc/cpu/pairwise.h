@@ -145,14 +145,15 @@ struct Workspace {
   int64_t total() const { return taken + kLine; }
 };
 
-// The tiles of one block of scores: S[rows x block] = A[rows x depth] Kt, A contiguous.
+// The tiles of one block of scores, columns `first` (a multiple of a tile) to `last`: S[rows x (first, last)]
+// = A[rows x depth] Kt, A contiguous.
 static inline void score_block(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
-                               const float* A, int64_t depth, const float* transposed, int64_t width) {
-  const int64_t first = block * kBlockCols, last = smaller(first + kBlockCols, width);
+                               const float* A, int64_t depth, const float* transposed, int64_t first,
+                               int64_t last) {
   for (int64_t column = first; column < last; column += kTileCols) {
     const float* packed = transposed + column * depth;
     multiply_full<false>(rows, depth, {A, depth, 1}, {packed, kTileCols, packed + depth * kTileCols},
-                         panel.at(block, first_row) + (column - first), kBlockStride);
+                         panel.at(block, first_row) + (column - block * kBlockCols), kBlockStride);
   }
 }
 
