@@ -1,6 +1,7 @@
 // Clamp with a one-bit mask, for frozen networks. Compiled once per instruction set.
 #include <omp.h>
 
+#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
@@ -19,10 +20,20 @@ inline Ints passes(Floats x, float lower, float upper) {
 
 inline Floats clamp(Floats x, float lower, float upper) { return min(splat(upper), max(splat(lower), x)); }
 
+// The bound as T has it, so that a clamped value needs no rounding.
+template <class T>
+float rounded(float bound) {
+  T lanes[kLanes];
+  store(lanes, splat(bound));
+  return load(lanes)[0];
+}
+
 template <class T>
 void forward(const PackedReluArgs& a) {
   const T* x = static_cast<const T*>(a.x);
   T* y = static_cast<T*>(a.y);
+  const float lower = rounded<T>(a.lower), upper = rounded<T>(a.upper);
+  prefer_huge_pages(y, a.n * sizeof(T));
   const int64_t words = a.n / kWord;
 #pragma omp parallel for schedule(static) num_threads(a.n < kSerialBelow ? 1 : a.threads)
   for (int64_t w = 0; w < words; ++w) {
@@ -30,7 +41,7 @@ void forward(const PackedReluArgs& a) {
     for (int64_t j = 0; j < kWord; j += kLanes) {
       const Floats v = load(x + w * kWord + j);
       bits |= static_cast<uint64_t>(to_bits(passes(v, a.lower, a.upper))) << j;
-      store(y + w * kWord + j, clamp(v, a.lower, a.upper));
+      store_exact(y + w * kWord + j, clamp(v, lower, upper));
     }
     memcpy(a.mask + w * 8, &bits, 8);
   }
@@ -41,7 +52,7 @@ void forward(const PackedReluArgs& a) {
       const Floats v = load_part(x + i, count);
       bits |= static_cast<uint64_t>(to_bits(passes(v, a.lower, a.upper)) & ((1ull << count) - 1))
               << (i - words * kWord);
-      store_part(y + i, clamp(v, a.lower, a.upper), count);
+      store_part(y + i, clamp(v, lower, upper), count);
     }
     memcpy(a.mask + words * 8, &bits, static_cast<size_t>((a.n - words * kWord + 7) / 8));
   }
@@ -51,14 +62,15 @@ template <class T>
 void backward(const PackedReluArgs& a) {
   const T* g = static_cast<const T*>(a.x);
   T* dx = static_cast<T*>(a.y);
+  prefer_huge_pages(dx, a.n * sizeof(T));
   const int64_t words = a.n / kWord;
 #pragma omp parallel for schedule(static) num_threads(a.n < kSerialBelow ? 1 : a.threads)
   for (int64_t w = 0; w < words; ++w) {
     uint64_t bits;
     memcpy(&bits, a.mask + w * 8, 8);
     for (int64_t j = 0; j < kWord; j += kLanes)
-      store(dx + w * kWord + j,
-            select(from_bits(static_cast<uint32_t>(bits >> j)), load(g + w * kWord + j), splat(0.f)));
+      store_exact(dx + w * kWord + j,
+                  select(from_bits(static_cast<uint32_t>(bits >> j)), load(g + w * kWord + j), splat(0.f)));
   }
   if (words * kWord < a.n) {
     uint64_t bits = 0;

@@ -211,7 +211,7 @@ struct InfoNCERun {
 
 static void info_nce_panels(const InfoNCEArgs& a) {
   const InfoNCERun all(a, 0);
-  prefer_huge_pages(a.workspace, all.workspace_floats);
+  prefer_huge_pages(a.workspace, all.workspace_floats * 4);
   for (int t = 0; t < all.teams.threads; ++t) all.totals[t] = 0;
 #pragma omp parallel num_threads(all.teams.threads)
   {

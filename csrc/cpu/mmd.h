@@ -232,7 +232,7 @@ struct MMDRun {
 template <bool Doubling>
 static void mmd_panels(const MMDArgs& a) {
   const MMDRun all(a, 0);
-  prefer_huge_pages(a.workspace, all.workspace_floats);
+  prefer_huge_pages(a.workspace, all.workspace_floats * 4);
   all.prepare();
 #pragma omp parallel num_threads(all.teams.threads)
   {

@@ -116,12 +116,9 @@ static inline Floats load(const bfloat16* p) {
   return bit_cast<Floats>(wide << 16);
 }
 
-static inline void store(bfloat16* p, Floats v) {
-  // round to nearest even; a NaN keeps its top bits and stays a NaN
-  Ints bits = bit_cast<Ints>(v);
-  Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
-  Ints nan = bits | 0x00400000;
-  const Ints out = ((v == v) ? rounded : nan) >> 16;
+// v holds values that bfloat16 has: they are not rounded.
+static inline void store_exact(bfloat16* p, Floats v) {
+  const Ints out = bit_cast<Ints>(v) >> 16;
 #if defined(THAWKIT_AVX512)
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(bit_cast<__m512i>(out)));
 #elif defined(THAWKIT_AVX2)
@@ -132,6 +129,14 @@ static inline void store(bfloat16* p, Floats v) {
   const Halves narrow = __builtin_convertvector(out & 0xffff, Halves);
   memcpy(p, &narrow, sizeof narrow);
 #endif
+}
+
+static inline void store(bfloat16* p, Floats v) {
+  // round to nearest even; a NaN keeps its top bits and stays a NaN
+  Ints bits = bit_cast<Ints>(v);
+  Ints rounded = bits + 0x7fff + ((bits >> 16) & 1);
+  Ints nan = bits | 0x00400000;
+  store_exact(p, bit_cast<Floats>((v == v) ? rounded : nan));
 }
 
 #if defined(THAWKIT_AVX512)
@@ -172,6 +177,11 @@ static inline void store(float16* p, Floats v) {
   }
 }
 #endif
+
+template <class T>
+static inline void store_exact(T* p, Floats v) {
+  store(p, v);
+}
 
 // The last, incomplete vector of a row: lanes past `count` read as 0 and are not written.
 template <class T>
