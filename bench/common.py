@@ -137,7 +137,7 @@ class Report:
 
         document = {
             "benchmark": self.name,
-            "command": "python " + " ".join(sys.argv),
+            "command": " ".join(["python bench/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
             "cpu": cpu_name(),
             "isa": _C.cpu_isa(),
             "threads": torch.get_num_threads(),

@@ -2,7 +2,6 @@
 // instruction set.
 #include <omp.h>
 
-#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
@@ -27,8 +26,6 @@ void run(const FocalArgs& a) {
   const int64_t n = a.n;
   double total = 0;
   const int64_t blocks = (n + kBlock - 1) / kBlock;
-  prefer_huge_pages(loss, n * sizeof(T));
-  prefer_huge_pages(grad, n * sizeof(T));
 #pragma omp parallel for schedule(static) num_threads(n < kSerialBelow ? 1 : a.threads) reduction(+ : total)
   for (int64_t block = 0; block < blocks; ++block) {
     const int64_t first = block * kBlock, last = first + kBlock < n ? first + kBlock : n;

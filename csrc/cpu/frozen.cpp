@@ -1,7 +1,6 @@
 // Clamp with a one-bit mask, for frozen networks. Compiled once per instruction set.
 #include <omp.h>
 
-#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 
@@ -33,7 +32,6 @@ void forward(const PackedReluArgs& a) {
   const T* x = static_cast<const T*>(a.x);
   T* y = static_cast<T*>(a.y);
   const float lower = rounded<T>(a.lower), upper = rounded<T>(a.upper);
-  prefer_huge_pages(y, a.n * sizeof(T));
   const int64_t words = a.n / kWord;
 #pragma omp parallel for schedule(static) num_threads(a.n < kSerialBelow ? 1 : a.threads)
   for (int64_t w = 0; w < words; ++w) {
@@ -62,7 +60,6 @@ template <class T>
 void backward(const PackedReluArgs& a) {
   const T* g = static_cast<const T*>(a.x);
   T* dx = static_cast<T*>(a.y);
-  prefer_huge_pages(dx, a.n * sizeof(T));
   const int64_t words = a.n / kWord;
 #pragma omp parallel for schedule(static) num_threads(a.n < kSerialBelow ? 1 : a.threads)
   for (int64_t w = 0; w < words; ++w) {
