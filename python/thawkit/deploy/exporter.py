@@ -82,7 +82,7 @@ def export(
         name: of the bundle; by default that of the folder.
         overwrite: replace a bundle that lies at ``output``.
         trained_on: the data of the training, as :class:`thawkit.tune.Run` holds them. They go into the
-            manifest, so that ``thawkit verify --data`` splits off the same test images.
+            manifest, but for where they lay, so that ``thawkit verify --data`` splits off the same test images.
 
     Raises:
         ParityError: a logit is off by more than ``tolerance``, or a top-1 class differs.
@@ -196,7 +196,8 @@ def _description(
         "input": {"name": "image", "dtype": "uint8", "shape": ["N", "H", "W", 3], "colour": "RGB"},
         "outputs": [{"name": "logits", **output}, {"name": "probabilities", **output}],
         "preprocess": {"inside_graph": True, **preprocess.config()},
-        "trained_on": [dict(data) for data in trained_on],
+        # The bundle goes to other people's machines: the data's name goes along, not where they lay.
+        "trained_on": [{key: value for key, value in data.items() if key != "spec"} for data in trained_on],
         "parity": asdict(parity),
         "samples": {"file": "samples/expected.json", "tolerance": parity.tolerance},
         "tools": _tools(),
