@@ -6,6 +6,10 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
+// Weight of the positive among the others: nothing, but of the sign that its own weight will have, so that an
+// infinite key makes the gradient infinite and not NaN.
+constexpr float kTakenOut = -1.17549435e-38f;
+
 // What is known of one row of logits, which are scaled by log2(e) so that powers of two serve for
 // exponentials (maximum, positive and weighted are in that unit). The positive stays out of the sums and is
 // added at the end, so that neither the loss nor its gradient cancels when it dominates.
@@ -25,15 +29,20 @@ static inline float segment_maximum(const float* x, int64_t width) {
   return max_lane(max(m0, m1));
 }
 
-// 2^(logits - maximum) in place, unnormalised: 1/z goes into the small operands of the products instead. A
-// masked entry (-inf) becomes the smallest normal number, which nothing that follows can tell from 0.
+// 2^x for x <= 0, with 0 for -inf: an infinite key times it has to be NaN, as in torch. A finite x below the
+// exponents of normal numbers gives the smallest of them, which nothing can tell from 0: its key is finite.
+static inline Floats exp2_or_zero(Floats x) {
+  return select(x == splat(-__builtin_inff()), splat(0.f), exp2_clamped(x));
+}
+
+// 2^(logits - maximum) in place, unnormalised: 1/z goes into the small operands of the products instead.
 // `width` is a multiple of two vectors.
 template <bool Weighted>
 static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
   Floats z0 = {}, z1 = {}, t0 = {}, t1 = {};
   for (int64_t j = 0; j < width; j += 2 * kLanes) {
     const Floats a = load(x + j) - row.maximum, b = load(x + j + kLanes) - row.maximum;
-    const Floats ea = exp2_clamped(a), eb = exp2_clamped(b);
+    const Floats ea = exp2_or_zero(a), eb = exp2_or_zero(b);
     z0 += ea;
     z1 += eb;
     if constexpr (Weighted) {
@@ -155,6 +164,8 @@ struct InfoNCERun {
           softmax_segment<true>(panel.at(block, i), smaller(kBlockCols, padded_keys - first), statistics[i]);
         else
           softmax_segment<false>(panel.at(block, i), smaller(kBlockCols, padded_keys - first), statistics[i]);
+      for (int64_t i = own.first; i < own.last; ++i)
+        if ((top + i) / kBlockCols == block) panel.entry(i, top + i) = kTakenOut;
       if (dq)
         times_rows(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys), keys_rows,
                    a.keys, a.depth, dq);

@@ -27,7 +27,7 @@ static inline PairSums mmd_segment(float* x, int64_t count, float own_norm, cons
     const Floats d2 = max(splat(0.f), own_norm + n - 2.f * s);
     Floats k, w;
     if constexpr (Doubling) {
-      Floats e = exp2_clamped(d2 * exponents[0]);
+      Floats e = exp2_negative(d2 * exponents[0]);
       k = e;
       w = e;
       float ratio = 1.f;
@@ -41,7 +41,7 @@ static inline PairSums mmd_segment(float* x, int64_t count, float own_norm, cons
     } else {
       k = w = Floats{};
       for (int64_t b = 0; b < bandwidths; ++b) {
-        const Floats e = exp2_clamped(d2 * exponents[b]);
+        const Floats e = exp2_negative(d2 * exponents[b]);
         k += e;
         w += gamma[b] * e;
       }
@@ -69,7 +69,7 @@ struct MMDRun {
   int64_t workspace_floats, column_sum;
   float *z, *dz, *transposed, *packed, *norms, *against_x, *against_y, *centre;  // of all teams
   float *row_sums, *column_sums;
-  double* totals;  // of each thread
+  double *totals, *centre_sum;  // the former of each thread
   Panel panel;
   float *gamma, *exponents, *own_column_sum, *panel_columns;
 
@@ -97,6 +97,7 @@ struct MMDRun {
     against_x = workspace.take(padded);
     against_y = workspace.take(padded);
     centre = workspace.take(a.depth);
+    centre_sum = reinterpret_cast<double*>(workspace.take(2 * a.depth));
     row_sums = workspace.take(padded * teams.threads);
     totals = reinterpret_cast<double*>(workspace.take(2 * teams.threads));
     column_sums = workspace.take(column_sum * teams.count);
@@ -112,12 +113,12 @@ struct MMDRun {
 
   // Distances do not see a common shift, but |z_i|^2 + |z_j|^2 - 2 <z_i, z_j> loses digits to it.
   void prepare() const {
-    zero(centre, a.depth);
+    for (int64_t d = 0; d < a.depth; ++d) centre_sum[d] = 0;
     for (int64_t i = 0; i < count; ++i) {
       const float* row = sample(i);
-      for (int64_t d = 0; d < a.depth; ++d) centre[d] += row[d];
+      for (int64_t d = 0; d < a.depth; ++d) centre_sum[d] += row[d];
     }
-    for (int64_t d = 0; d < a.depth; ++d) centre[d] /= static_cast<float>(count);
+    for (int64_t d = 0; d < a.depth; ++d) centre[d] = static_cast<float>(centre_sum[d] / double(count));
     zero(row_sums, padded * teams.threads);
     for (int t = 0; t < teams.threads; ++t) totals[t] = 0;
     for (int64_t j = 0; j < count; ++j) {
@@ -142,6 +143,7 @@ struct MMDRun {
 
   // About the centre the mean of |z_i - z_j|^2 over i != j is 2 / (count - 1) sum_i |z_i|^2.
   void set_bandwidths() const {
+    constexpr float kSmallestNormal = 1.17549435e-38f, kLargestGamma = 1e37f;
     float unit = 1.f;
     if (a.relative) {
       constexpr double kLeast = 2.6e-29;  // coinciding points: keep gamma finite
@@ -151,7 +153,9 @@ struct MMDRun {
       unit = static_cast<float>(1 / (mean < kLeast ? kLeast : mean));
     }
     for (int64_t b = 0; b < a.bandwidths; ++b) {
-      gamma[b] = a.gamma[b] * unit;
+      // Finite and not 0 even where float32 has no such gamma: an infinite distance times it stays infinite.
+      const float g = a.gamma[b] * unit;
+      gamma[b] = g < kSmallestNormal ? kSmallestNormal : g > kLargestGamma ? kLargestGamma : g;
       exponents[b] = -gamma[b] * kLog2E;
     }
   }

@@ -276,6 +276,11 @@ static inline Floats exp2_clamped(Floats x) {
   return p * bit_cast<Floats>(exponent);  // a product, so that a NaN stays one
 }
 
+// As above, but 0 where 2^x is below the smallest normal number.
+static inline Floats exp2_negative(Floats x) {
+  return select(x <= splat(kLowestPower), splat(0.f), exp2_clamped(x));
+}
+
 // log(1 + e) for 0 <= e <= 1 from q = e / (2 + e), at most 1/3: 2 atanh(q).
 static inline Floats log1p_unit(Floats q) {
   Floats s = q * q;

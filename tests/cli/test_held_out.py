@@ -1,6 +1,7 @@
 """What export and verify test on: the images that the training run held out."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -74,3 +75,13 @@ def test_data_that_changed_are_warned_about(place, tmp_path, capsys):
         assert WARNING in capsys.readouterr().err
     finally:
         new.unlink()
+
+
+def test_export_refuses_data_of_other_classes(place, tmp_path, capsys):
+    (tmp_path / "more").mkdir()
+    for name in ("bird", "cat", "dog"):
+        shutil.copytree(place / "photos" / "cat", tmp_path / "more" / name)
+    call = ["export", str(place / "run"), "-o", str(tmp_path / "b"), "--data", str(tmp_path / "more")]
+    assert main(call) == 2
+    assert "more has 3 classes (bird, cat, dog), the model 2 classes (cat, dog)" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists()

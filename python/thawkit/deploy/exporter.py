@@ -24,7 +24,16 @@ from thawkit.deploy import runner, runtime
 from thawkit.deploy.bundle import Bundle, thawkit_errors
 from thawkit.deploy.folder import new_folder
 from thawkit.deploy.graph import OPSET, Pipeline, build, pipeline
-from thawkit.deploy.parity import PROBE_SIZES, Logits, Parity, Pixels, Samples, compare, resized
+from thawkit.deploy.parity import (
+    PROBE_SIZES,
+    Logits,
+    Parity,
+    Pixels,
+    Samples,
+    compare,
+    require_classes,
+    resized,
+)
 from thawkit.errors import ThawkitError
 
 if TYPE_CHECKING:
@@ -59,7 +68,7 @@ def export(
     classes: Sequence[str],
     output: str | Path,
     *,
-    samples: ImageDataset | Sequence[Tensor],
+    samples: ImageDataset | Sequence[Tensor] | Tensor,
     tolerance: float = 1e-4,
     name: str | None = None,
     overwrite: bool = False,
@@ -76,13 +85,14 @@ def export(
         preprocess: uint8 (N, 3, H, W) to the module's input.
         classes: the names of the logits, in order, all different.
         output: the folder to make. It appears whole, by a rename, when everything has passed.
-        samples: a data set, or uint8 tensors (3, H, W). All are used for the parity check, and a few go into
-            the bundle with their logits by torch, for ``run.py --check`` on the device.
+        samples: a data set of the same classes, or uint8 images (3, H, W) in a list or one tensor. All are
+            used for the parity check, and a few go into the bundle with their logits by torch, for
+            ``run.py --check`` on the device.
         tolerance: largest absolute difference of any logit between torch and onnxruntime.
         name: of the bundle; by default that of the folder.
         overwrite: replace a bundle that lies at ``output``.
         trained_on: the data of the training, as :class:`thawkit.tune.Run` holds them. They go into the
-            manifest, but for where they lay, so that ``thawkit verify --data`` splits off the same test images.
+            manifest, but for where they lay, so that ``thawkit verify --data`` splits off the same images.
 
     Raises:
         ParityError: a logit is off by more than ``tolerance``, or a top-1 class differs.
@@ -95,6 +105,8 @@ def export(
     names = _checked_classes(classes)
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ThawkitError(f"tolerance must be a finite number of at least 0, got {tolerance}")
+    if not isinstance(samples, Sequence | Tensor):
+        require_classes("samples", samples, names, "the model")
     images = Samples(samples)
     torch_pipeline = pipeline(module, preprocess)
     _check_output(torch_pipeline, images.pixels(0), names)

@@ -52,8 +52,8 @@ class Parity:
 class Samples:
     """A data set or a list of tensors, seen as labelled images in the layout of the bundle's input."""
 
-    def __init__(self, source: ImageDataset | Sequence[Tensor]) -> None:
-        self._source = source
+    def __init__(self, source: ImageDataset | Sequence[Tensor] | Tensor) -> None:
+        self._source = list(source) if isinstance(source, Tensor) else source
         self.labels: NDArray[np.int64] | None = getattr(source, "labels", None)
         if len(source) == 0:
             raise ThawkitError("samples: at least one image is needed, got none")
@@ -75,6 +75,19 @@ class Samples:
     def spread(self, count: int) -> list[int]:
         """Return up to ``count`` indices, evenly spaced from the first image to the last."""
         return [int(i) for i in np.unique(np.linspace(0, len(self) - 1, count).round())]
+
+
+def require_classes(argument: str, dataset: ImageDataset, classes: Sequence[str], owner: str) -> None:
+    """Refuse labelled images of other classes than a model has: their labels would mean something else."""
+    if dataset.labels is not None and tuple(dataset.classes) != tuple(classes):
+        raise ThawkitError(
+            f"{argument}: {dataset.name} has {_listed(dataset.classes)}, {owner} {_listed(classes)}"
+        )
+
+
+def _listed(classes: Sequence[str]) -> str:
+    more = ", ..." if len(classes) > 8 else ""
+    return f"{len(classes)} classes ({', '.join(classes[:8])}{more})"
 
 
 def resized(pixels: Pixels, height: int, width: int) -> Pixels:

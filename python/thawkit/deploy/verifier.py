@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import numpy as np
 
 from thawkit.deploy import runner
 from thawkit.deploy.bundle import Bundle, thawkit_errors
+from thawkit.deploy.parity import require_classes
 from thawkit.errors import ThawkitError
 
 if TYPE_CHECKING:
@@ -90,10 +90,7 @@ def verify(
 def _measure(bundle: Bundle, dataset: ImageDataset) -> DatasetFigures:
     if dataset.labels is None or len(dataset) == 0:
         raise ThawkitError(f"dataset: {dataset.name} has no labelled images")
-    if tuple(dataset.classes) != tuple(bundle.classes):
-        raise ThawkitError(
-            f"dataset: {dataset.name} has {_listed(dataset.classes)}, the bundle {_listed(bundle.classes)}"
-        )
+    require_classes("dataset", dataset, bundle.classes, "the bundle")
     right, times = 0, []
     for index in range(len(dataset)):
         pixels = np.ascontiguousarray(dataset.image(index).permute(1, 2, 0).numpy())[None]
@@ -105,8 +102,3 @@ def _measure(bundle: Bundle, dataset: ImageDataset) -> DatasetFigures:
         right += int(logits[0].argmax() == dataset.labels[index])
     p50, p95 = np.percentile(times, [50, 95])
     return DatasetFigures(dataset.name, len(dataset), right / len(dataset), float(p50), float(p95))
-
-
-def _listed(classes: Sequence[str]) -> str:
-    more = ", ..." if len(classes) > 8 else ""
-    return f"{len(classes)} classes ({', '.join(classes[:8])}{more})"

@@ -178,7 +178,8 @@ def _multiplier_and_count(bandwidths: object) -> tuple[float, int]:
         return 2.0, 5
     if isinstance(bandwidths, tuple) and len(bandwidths) == 2:
         multiplier, count = bandwidths
-        if isinstance(count, int) and 1 <= count <= 60 and 1 < multiplier <= 2.0 ** (100 / count):
+        numbers = isinstance(count, int) and isinstance(multiplier, int | float)
+        if numbers and 1 <= count <= 60 and 1 < multiplier <= 2.0 ** (100 / count):
             return float(multiplier), count
     raise ThawkitError(
         "bandwidths must be 'mean', a tensor of positive numbers, or (multiplier, count) "

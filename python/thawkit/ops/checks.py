@@ -44,6 +44,8 @@ def same_features(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
 
 def finite(name: str, value: float) -> None:
     """Require a finite number."""
+    if not hasattr(value, "__float__"):
+        raise ThawkitError(f"{name} must be a number, got {type(value).__name__}")
     if not math.isfinite(value):
         raise ThawkitError(f"{name} must be finite, got {value}")
 

@@ -152,9 +152,15 @@ def test_info_nce_special_values_come_out_where_torch_has_them(place, value):
     {"query": q, "positive": k, "negative": k}[place][
         {"query": 3, "positive": 5, "negative": 45}[place], 2
     ] = value
+    options = {"logit_scale": 2.0, "normalize": False, "reduction": "none"}
+    inputs = q.requires_grad_(), k.requires_grad_()
     expected = reference.info_nce(q, k, torch.tensor(2.0), False)
-    got = F.info_nce(q, k, logit_scale=2.0, normalize=False, reduction="none")
+    got = F.info_nce(q, k, **options)
     torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
+    ones = torch.ones_like(expected)
+    truth = torch.autograd.grad(expected, inputs, ones)
+    for a, b in zip(torch.autograd.grad(got, inputs, ones), truth, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
 def test_info_nce_gradcheck_and_double_backward():
@@ -296,6 +302,7 @@ def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, scale, normal
         (torch.zeros(3, 2).int(), torch.zeros(3, 2).int(), {}, "q must be float32"),
         (torch.zeros(0, 2), torch.zeros(3, 2), {}, "q has no rows"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"logit_scale": math.inf}, "logit_scale must be finite"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"logit_scale": "a"}, "logit_scale must be a number, got str"),
         (
             torch.zeros(3, 2),
             torch.zeros(3, 2),

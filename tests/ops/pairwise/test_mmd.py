@@ -50,11 +50,33 @@ def test_mmd_far_from_the_origin_keeps_its_digits(bandwidths):
     assert max(against_reference(lambda x, y: F.mmd(x, y, bandwidths=bandwidths), x, y)) < 1e-5
 
 
-def test_mmd_coinciding_points_are_finite():
+@pytest.mark.parametrize("offset", [1e4, 1e6 / 3])
+def test_mmd_of_many_rows_far_from_the_origin(offset):
+    x, y = two_samples(3000, 3000, 4)
+    x[:, 0] = y[:, 0] = offset  # a constant feature tells nothing apart
+    near = [sample[:, 1:].clone().requires_grad_() for sample in (x, y)]
+    far = [sample.requires_grad_() for sample in (x, y)]
+    expected = torch.autograd.grad(F.mmd(*near), near)
+    got = torch.autograd.grad(F.mmd(*far), far)
+    for a, b in zip(got, expected, strict=True):
+        assert (a[:, 1:] - b).norm() < 1e-4 * b.norm()
+
+
+@pytest.mark.parametrize("bandwidth", [1e30, 1e-18])
+def test_mmd_bandwidths_beyond_float32_tell_nothing_apart_or_everything(bandwidth):
+    x, y = (sample.requires_grad_() for sample in two_samples(20, 30, 4))
+    value = F.mmd(x, y, bandwidths=torch.tensor([bandwidth]))
+    gradients = torch.autograd.grad(value, (x, y))
+    assert value.item() == pytest.approx(0 if bandwidth > 1 else 1 / 20 + 1 / 30, abs=1e-6)
+    assert max(g.abs().max() for g in gradients) < 1e-30
+
+
+@pytest.mark.parametrize("bandwidths", ["mean", (4.0, 50)])
+def test_mmd_coinciding_points_are_finite(bandwidths):
     x = torch.ones(6, 3, requires_grad=True)
-    value = F.mmd(x, torch.ones(4, 3))
+    value = F.mmd(x, torch.ones(4, 3), bandwidths=bandwidths)
     value.backward()
-    assert value.item() == pytest.approx(0, abs=1e-5)
+    assert value.item() == pytest.approx(0, abs=3e-5)  # up to 50 kernels of 1 cancel
     assert torch.isfinite(x.grad).all()
 
 
@@ -111,6 +133,7 @@ def test_mmd_compiles_without_graph_breaks(backend, monkeypatch):
         (torch.zeros(3, 2), torch.zeros(0, 2), {}, "y must have at least 1 rows"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"kernel": "tanh"}, "kernel must be one of"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": (1.0, 3)}, "multiplier > 1"),
+        (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": ("a", 3)}, "multiplier > 1"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": "wide"}, "bandwidths must be 'mean'"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": [1.0]}, "bandwidths must be 'mean'"),
         (torch.zeros(3, 2), torch.zeros(3, 2), {"bandwidths": torch.tensor([0.0])}, "positive and finite"),

@@ -13,6 +13,9 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 objection = takes_only("cpu")
 
 
+_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.to(torch.float32).contiguous()
 
@@ -30,7 +33,7 @@ def info_nce(
 ) -> Results:
     """Losses of the rows (float32), their weighted sum and its gradients."""
     scale_value = float(scale)
-    if scale_value == 0.0:
+    if abs(scale_value) < _SMALLEST_NORMAL:  # as good as 0, and its inverse overflows
         return _flat_info_nce(q, k, row_weight, weight, normalize, need_dq, need_dk, need_dscale)
     q32, k32 = _rows(q), _rows(k)
     (rows, depth), keys = q32.shape, k32.shape[0]

@@ -61,6 +61,7 @@ def mmd(x: Tensor, y: Tensor, gamma: Tensor, relative: bool, unbiased: bool) -> 
     if relative:
         # coinciding points: keep gamma finite
         gamma = gamma.to(x.dtype) / mean_squared_distance(x, y).clamp_min(2.6e-29)
+        gamma = gamma.clamp_max(1e37)
     n, m = x.shape[0], y.shape[0]
     centre = torch.cat((x, y)).detach().mean(0)  # distances do not see it, rounding does
     x, y = x - centre, y - centre
