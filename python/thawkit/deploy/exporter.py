@@ -105,11 +105,11 @@ def export(
     names = _checked_classes(classes)
     if not (math.isfinite(tolerance) and tolerance >= 0):
         raise ThawkitError(f"tolerance must be a finite number of at least 0, got {tolerance}")
-    if not isinstance(samples, Sequence | Tensor):
-        require_classes("samples", samples, names, "the model")
     images = Samples(samples)
     torch_pipeline = pipeline(module, preprocess)
     _check_output(torch_pipeline, images.pixels(0), names)
+    if not isinstance(samples, Sequence | Tensor):
+        require_classes("samples", samples, names, "the model")
     name = name or output.resolve().name
     with new_folder(output, overwrite=overwrite) as folder:
         model, notes = build(torch_pipeline, name)
