@@ -86,16 +86,23 @@ static inline void tile_of(int64_t rows, int64_t depth, Left A, Right B, float* 
   }
 }
 
-// C[rows x kTileCols] (+)= A[rows x depth] * B, one panel of B.
+// C[rows x kTileCols] (+)= A[rows x depth] * B for one part's rows.
+template <bool Accumulate>
+static inline void multiply_part(int64_t rows, int64_t depth, Left A, Right B, float* C, int64_t ldc) {
+  if (B.next)
+    tile_of<kTileRows, Accumulate, true>(rows, depth, A, B, C, ldc);
+  else
+    tile_of<kTileRows, Accumulate, false>(rows, depth, A, B, C, ldc);
+}
+
+// As above for any number of rows.
 template <bool Accumulate>
 static void multiply_full(int64_t rows, int64_t depth, Left A, Right B, float* C, int64_t ldc) {
   const Parts parts(rows);
   for (int64_t part = 0; part < parts.count; ++part) {
     const int64_t height = parts.height(part);
-    if (part == 0 && B.next)
-      tile_of<kTileRows, Accumulate, true>(height, depth, A, B, C, ldc);
-    else
-      tile_of<kTileRows, Accumulate, false>(height, depth, A, B, C, ldc);
+    multiply_part<Accumulate>(height, depth, A, B, C, ldc);
+    B.next = nullptr;
     A.at += height * A.row_stride;
     C += height * ldc;
   }
@@ -167,8 +174,8 @@ static inline void scale_short(const float* source, int64_t count, float factor,
   }
 }
 
-// One row of Q as a column of A for the product Qt W: packed[part][row][r] = factor * source[start(part) +
-// r].
+// One row of Q as a column of A for the product Qt W:
+//   packed[part][row][r] = factor * source[start(part) + r]
 static inline void pack_column(const float* source, const Parts& parts, float factor, float* packed,
                                int64_t rows, int64_t row) {
   for (int64_t part = 0; part < parts.count; ++part) {

@@ -8,7 +8,7 @@ namespace THAWKIT_ISA {
 
 // Weight of the positive among the others: nothing, but of the sign that its own weight will have, so that an
 // infinite key makes the gradient infinite and not NaN.
-constexpr float kTakenOut = -1.17549435e-38f;
+constexpr float kTakenOut = -__FLT_MIN__;
 
 // What is known of one row of logits, which are scaled by log2(e) so that powers of two serve for
 // exponentials (maximum, positive and weighted are in that unit). The positive stays out of the sums and is
@@ -29,20 +29,15 @@ static inline float segment_maximum(const float* x, int64_t width) {
   return max_lane(max(m0, m1));
 }
 
-// 2^x for x <= 0, with 0 for -inf: an infinite key times it has to be NaN, as in torch. A finite x below the
-// exponents of normal numbers gives the smallest of them, which nothing can tell from 0: its key is finite.
-static inline Floats exp2_or_zero(Floats x) {
-  return select(x == splat(-__builtin_inff()), splat(0.f), exp2_clamped(x));
-}
-
-// 2^(logits - maximum) in place, unnormalised: 1/z goes into the small operands of the products instead.
+// 2^(logits - maximum) in place, unnormalised: 1/z goes into the small operands of the products instead. A
+// masked entry (-inf) becomes 0, not nearly 0: an infinite key times it has to be NaN, as in torch.
 // `width` is a multiple of two vectors.
 template <bool Weighted>
 static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
   Floats z0 = {}, z1 = {}, t0 = {}, t1 = {};
   for (int64_t j = 0; j < width; j += 2 * kLanes) {
     const Floats a = load(x + j) - row.maximum, b = load(x + j + kLanes) - row.maximum;
-    const Floats ea = exp2_or_zero(a), eb = exp2_or_zero(b);
+    const Floats ea = exp2_negative(a), eb = exp2_negative(b);
     z0 += ea;
     z1 += eb;
     if constexpr (Weighted) {
@@ -72,9 +67,9 @@ static inline void through_norm(float* g, const float* x, float inverse, int64_t
 struct InfoNCERun {
   const InfoNCEArgs& a;
   const bool gradient;
-  const int64_t blocks, padded_keys;
+  const int64_t blocks, padded_keys, key_sum;
   const Teams teams;
-  int64_t workspace_floats, key_sum;
+  int64_t workspace_floats;
   float *transposed, *keys_rows, *key_sums, *q_norm, *k_norm;  // of all teams
   Panel panel;
   float *own_key_sum, *queries, *queries_packed;
@@ -90,8 +85,8 @@ struct InfoNCERun {
         gradient(a.dq || a.dk || a.dscale),
         blocks(ceil_div(a.keys, kBlockCols)),
         padded_keys(round_up(a.keys, kTileCols)),
-        teams(a.rows, a.keys, 1, a.dk ? padded_keys * a.depth : 0, threads_of(a, gradient)),
-        key_sum(round_up(a.dk ? padded_keys * a.depth : 0, Workspace::kLine)) {
+        key_sum(round_up(a.dk ? padded_keys * a.depth : 0, Workspace::kLine)),
+        teams(a.rows, a.keys, 1, key_sum, threads_of(a, gradient)) {
     Workspace workspace(a.workspace);
     transposed = workspace.take(padded_keys * a.depth);
     keys_rows = workspace.take(a.dq ? round_up(a.depth, kTileCols) * a.keys : 0);
@@ -118,11 +113,6 @@ struct InfoNCERun {
     }
     pack_transposed(a.k, a.keys, a.depth, a.normalize ? k_norm : nullptr, transposed, tiles.first,
                     tiles.last);
-  }
-
-  void clear_key_sum(const Member& member) const {
-    const Share tiles = share_of(padded_keys / kTileCols, member.thread, member.threads, 1);
-    zero(own_key_sum + tiles.first * kTileCols * a.depth, (tiles.last - tiles.first) * kTileCols * a.depth);
   }
 
   // The thread's rows of logits and their maxima; the positive is taken out.
@@ -230,7 +220,7 @@ static void info_nce_panels(const InfoNCEArgs& a) {
     const InfoNCERun run(a, member.team);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     run.pack_keys(thread, threads);
-    if (a.dk) run.clear_key_sum(member);
+    if (a.dk) clear_sum(run.own_key_sum, run.key_sum, member);
 #pragma omp barrier
     for (int64_t round = 0, top; (top = member.top(round)) < a.rows; ++round) {
       const int64_t height = smaller(run.panel.rows, a.rows - top);

@@ -143,7 +143,7 @@ struct MMDRun {
 
   // About the centre the mean of |z_i - z_j|^2 over i != j is 2 / (count - 1) sum_i |z_i|^2.
   void set_bandwidths() const {
-    constexpr float kSmallestNormal = 1.17549435e-38f, kLargestGamma = 1e37f;
+    constexpr float kLargestGamma = 1e37f;
     float unit = 1.f;
     if (a.relative) {
       constexpr double kLeast = 2.6e-29;  // coinciding points: keep gamma finite
@@ -155,15 +155,9 @@ struct MMDRun {
     for (int64_t b = 0; b < a.bandwidths; ++b) {
       // Finite and not 0 even where float32 has no such gamma: an infinite distance times it stays infinite.
       const float g = a.gamma[b] * unit;
-      gamma[b] = g < kSmallestNormal ? kSmallestNormal : g > kLargestGamma ? kLargestGamma : g;
+      gamma[b] = g < __FLT_MIN__ ? __FLT_MIN__ : g > kLargestGamma ? kLargestGamma : g;
       exponents[b] = -gamma[b] * kLog2E;
     }
-  }
-
-  void clear_column_sum(const Member& member) const {
-    const Share tiles = share_of(width / kTileCols, member.thread, member.threads, 1);
-    zero(own_column_sum + tiles.first * kTileCols * a.depth,
-         (tiles.last - tiles.first) * kTileCols * a.depth);
   }
 
   // The thread's rows against every column from the panel's first on: scores, weights and their product,
@@ -244,7 +238,7 @@ static void mmd_panels(const MMDArgs& a) {
     const MMDRun run(a, member.team);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     run.pack(thread, threads);
-    if (run.column_sum) run.clear_column_sum(member);
+    if (run.column_sum) clear_sum(run.own_column_sum, run.column_sum, member);
 #pragma omp barrier
 #pragma omp single
     run.set_bandwidths();

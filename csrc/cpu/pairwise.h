@@ -108,6 +108,12 @@ static inline Share share_of(int64_t count, int thread, int threads, int64_t mul
   return {first, smaller(first + each, count)};
 }
 
+// The member's share of its team's sum of the transposed product.
+static inline void clear_sum(float* sum, int64_t floats, const Member& member) {
+  const Share own = share_of(floats, member.thread, member.threads, 16);
+  zero(sum + own.first, own.last - own.first);
+}
+
 // Spares most page faults of a fresh allocation and the address translations of strided reads. The system may
 // decline; the hint changes no contents.
 static inline void prefer_huge_pages(void* memory, int64_t bytes) {
@@ -184,10 +190,7 @@ static inline void transposed_times_rows(const Panel& panel, int64_t rows, int64
       const int64_t height = parts.height(part), start = parts.start(part);
       const Left Q{packed + start * packed_rows, 1, height};
       float* const o = out + (tile * depth + start) * kTileCols;
-      if (part == 0)
-        tile_of<kTileRows, true, true>(height, rows, Q, {W, kBlockStride, next}, o, kTileCols);
-      else
-        tile_of<kTileRows, true, false>(height, rows, Q, {W, kBlockStride, nullptr}, o, kTileCols);
+      multiply_part<true>(height, rows, Q, {W, kBlockStride, part == 0 ? next : nullptr}, o, kTileCols);
     }
   }
 }

@@ -13,16 +13,9 @@ from thawkit.errors import ThawkitError
 from thawkit.select import create_model
 from thawkit.tune import Supervised, TuneConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUIET = Console(quiet=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from threads, and on a busy machine lose a great deal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def mmd_by_definition(x, y, kernels=5, multiplier=2.0):

@@ -2,23 +2,15 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from thawkit.cli import main
 from thawkit.data import load
 from thawkit.tune import load_run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = ["--epochs", "1", "--batch-size", "25"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from threads, and on a busy machine lose a great deal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -5,23 +5,15 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from thawkit.cli import main
 from thawkit.data import load
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPLIT = {"seed": 3, "val": 0.2, "test": 0.3}
 WARNING = "is not the data of the training run, or not split as there"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from threads, and on a busy machine lose a great deal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -9,22 +9,14 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from thawkit.cli import main
 from thawkit.tune import load_run
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LIGHT = ["--model", "lenet", "--train", "all", "--augment", "digits", "--batch-size", "24", "--epochs", "3"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from threads, and on a busy machine lose a great deal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def write_folder(root):

@@ -42,9 +42,9 @@ def small_cnn(seed: int = 0) -> nn.Module:
     return net.eval()
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(one_thread):
+    """For every module of the package."""
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,12 @@
 import numpy as np
 import pytest
-import torch
 
 from thawkit.data import ImageDataset, Splits
 
 
-@pytest.fixture(scope="package", autouse=True)
-def one_thread():
-    """Networks this small gain nothing from threads, and on a busy machine lose a great deal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread(one_thread):
+    """For every module of the package."""
 
 
 def blobs(count, seed):

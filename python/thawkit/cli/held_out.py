@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from thawkit.cli.train import add_split_arguments
 from thawkit.errors import ThawkitError
 
 if TYPE_CHECKING:
@@ -23,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser, purpose: str) -> None:
     group = parser.add_argument_group("data", "The split is by default that of the training run.")
     group.add_argument("--data", metavar="SPEC", help=purpose)
     group.add_argument("--seed", type=int, metavar="N", help="of the split, where the data has no test part")
-    group.add_argument("--val", type=float, metavar="SHARE", help="split off for validation")
-    group.add_argument("--test", type=float, metavar="SHARE", help="split off for the test")
+    add_split_arguments(group, share=None)
 
 
 def load_test(

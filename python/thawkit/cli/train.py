@@ -53,10 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_output_arguments(parser)
 
 
-def add_split_arguments(group: argparse._ArgumentGroup) -> None:
+def add_split_arguments(group: argparse._ArgumentGroup, share: float | None = 0.15) -> None:
     """Declare how data without val and test parts is split."""
-    group.add_argument("--val", type=float, default=0.15, metavar="SHARE", help="split off for validation")
-    group.add_argument("--test", type=float, default=0.15, metavar="SHARE", help="split off for the test")
+    group.add_argument("--val", type=float, default=share, metavar="SHARE", help="split off for validation")
+    group.add_argument("--test", type=float, default=share, metavar="SHARE", help="split off for the test")
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, default: str) -> None:

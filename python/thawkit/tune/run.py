@@ -16,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 import thawkit
+from thawkit import output_folder
 from thawkit.data import Preprocess, Splits, load
 from thawkit.errors import ThawkitError, one_line
 from thawkit.frozen import FreezeReport
@@ -181,9 +182,7 @@ def check_output(folder: Path, *, resume: bool, overwrite: bool) -> set[str]:
     """
     if resume and overwrite:
         raise ThawkitError("resume continues a run, overwrite starts it anew: use one of them")
-    if folder.exists() and not folder.is_dir():
-        raise ThawkitError(f"output {folder} is a file; a folder is needed")
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set[str]()
+    present = output_folder.names_in(folder)
     if present and not resume and not overwrite:
         raise ThawkitError(
             f"output {folder} is not empty: continue the run in it with resume (--resume), "
@@ -206,10 +205,7 @@ def open_run(folder: Path, description: dict[str, Any], *, resume: bool, overwri
         return
     for name in present & _OURS:
         shutil.rmtree(folder / name) if name == CHECKPOINTS else (folder / name).unlink()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ThawkitError(f"output {folder} cannot be made: {error.strerror or error}") from error
+    output_folder.make(folder)
     write_json(folder / RUN, description)
 
 

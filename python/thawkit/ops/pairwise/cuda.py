@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops._library import empty, pointer, stream, takes_only
-from thawkit.ops.pairwise.rows import row_norms, through_norm
+from thawkit.ops.pairwise.rows import through_norm, unit_rows
 
 # scores (R, M) in place, first row, row weights, weight, scale, losses (R,), dscale (R,) or empty, gradient?
 Epilogue = Callable[[Tensor, int, Tensor | None, float, Tensor, Tensor, Tensor, bool], None]
@@ -69,9 +69,7 @@ def info_nce(
     """
     rows, keys = q.shape[0], k.shape[0]
     scale32 = scale.to(device=q.device, dtype=torch.float32)
-    q_norm, k_norm = row_norms(q, normalize), row_norms(k, normalize)
-    queries = (q.float() / q_norm).to(q.dtype) if normalize else q
-    unit_keys = (k.float() / k_norm).to(k.dtype) if normalize else k
+    (queries, q_norm), (unit_keys, k_norm) = unit_rows(q, normalize), unit_rows(k, normalize)
     gradient = need_dq or need_dk or need_dscale
 
     loss = torch.empty(rows, dtype=torch.float32, device=q.device)

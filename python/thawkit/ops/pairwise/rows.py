@@ -8,11 +8,15 @@ from torch import Tensor
 _SMALLEST_NORM = 1e-12  # torch.nn.functional.normalize's eps
 
 
-def row_norms(x: Tensor, normalize: bool) -> Tensor:
-    """Return the (N, 1) Euclidean norms in float32, at least 1e-12, or a scalar 1 where not wanted."""
+def unit_rows(x: Tensor, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Return the rows over their Euclidean norms, in the dtype of ``x``, and the norms.
+
+    The norms are (N, 1) in float32, at least 1e-12. Where not ``normalize``: ``x`` as it is, and a scalar 1.
+    """
     if not normalize:
-        return torch.ones((), device=x.device)
-    return torch.linalg.vector_norm(x.float(), dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
+        return x, torch.ones((), device=x.device)
+    norms = torch.linalg.vector_norm(x.float(), dim=1, keepdim=True).clamp_min(_SMALLEST_NORM)
+    return (x.float() / norms).to(x.dtype), norms
 
 
 def through_norm(gradient: Tensor, x: Tensor, norm: Tensor) -> Tensor:

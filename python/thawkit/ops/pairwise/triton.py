@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops._library import DTYPES, empty
-from thawkit.ops.pairwise.rows import row_norms, through_norm
+from thawkit.ops.pairwise.rows import through_norm, unit_rows
 
 _MOST_FEATURES = 512  # a tile holds whole rows; beyond this it leaves shared memory
 
@@ -37,9 +37,8 @@ def info_nce(
 
     rows, keys = q.shape[0], k.shape[0]
     scale32 = scale.to(device=q.device, dtype=torch.float32)
-    q_norm, k_norm = row_norms(q, normalize), row_norms(k, normalize)
-    queries = (q.float() / q_norm).to(q.dtype).contiguous()
-    unit_keys = ((k.float() / k_norm).to(k.dtype) if normalize else k).contiguous()
+    (queries, q_norm), (unit_keys, k_norm) = unit_rows(q, normalize), unit_rows(k, normalize)
+    queries, unit_keys = queries.contiguous(), unit_keys.contiguous()
     loss = torch.empty(rows, dtype=torch.float32, device=q.device)
     log_sum = torch.empty_like(loss)
     kernels.info_nce_forward(queries, unit_keys, scale32, loss, log_sum)

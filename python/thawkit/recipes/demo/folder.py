@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from thawkit import output_folder
 from thawkit.errors import ThawkitError
 
 RESULT, REPORT, MARK = "demo.json", "report.html", ".thawkit-demo"
@@ -21,18 +22,13 @@ def prepare(output: str | Path) -> Path:
         ThawkitError: it is a file, or a folder with files that no demo wrote.
     """
     folder = Path(output)
-    if folder.exists() and not folder.is_dir():
-        raise ThawkitError(f"output {folder} is a file; a folder is needed")
-    present = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    present = output_folder.names_in(folder)
     foreign = sorted(present - set(CONTENT)) if MARK in present else sorted(present)
     if foreign:
         raise ThawkitError(
             f"output {folder} holds files that no demo wrote ({foreign[0]}); choose another folder (--output)"
         )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ThawkitError(f"output {folder} cannot be made: {error.strerror or error}") from error
+    output_folder.make(folder)
     for name in present - {MARK}:
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink()
