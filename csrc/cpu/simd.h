@@ -85,6 +85,7 @@ static inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
 static inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
 #endif
 static inline Floats abs(Floats a) { return bit_cast<Floats>(bit_cast<Ints>(a) & 0x7fffffff); }
+static inline Floats flip_sign(Floats a, Ints sign) { return bit_cast<Floats>(bit_cast<Ints>(a) ^ sign); }
 static inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 
 static inline float sum(Floats a) {
@@ -226,6 +227,8 @@ static inline uint32_t to_bits(Ints mask) {
 #endif
 }
 
+static inline bool all(Ints mask) { return to_bits(mask) == (1ull << kLanes) - 1; }
+
 static inline Ints from_bits(uint32_t bits) {
   Ints weight;
   for (int i = 0; i < kLanes; ++i) weight[i] = 1 << i;
@@ -234,14 +237,15 @@ static inline Ints from_bits(uint32_t bits) {
 
 // ---- elementary functions
 
+constexpr float kRounds = 12582912.f;  // 1.5 * 2^23: the integer next to x ends in the low bits of the sum
 constexpr float kLowestExponent = -87.33654f;  // exp of it is the smallest normal number
 
 // exp(max(x, kLowestExponent)) for x <= 0 (or NaN), at most 2 ulp. Cody-Waite reduction with a degree-6
 // minimax polynomial (Cephes expf).
 static inline Floats exp_clamped(Floats x) {
   const Floats a = max(splat(kLowestExponent), x);
-  Floats n = a * 1.44269504088896341f + 12582912.f;
-  n = n - 12582912.f;
+  const Floats shifted = a * 1.44269504088896341f + kRounds;
+  const Floats n = shifted - kRounds;
   Floats r = a - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
   // Estrin's order: the kernels wait for this chain more than for the multipliers.
@@ -249,8 +253,7 @@ static inline Floats exp_clamped(Floats x) {
   Floats p = (r * 1.9875691500e-4f + 1.3981999507e-3f) * r2 + (r * 8.3334519073e-3f + 4.1665795894e-2f);
   p = p * r2 + (r * 1.6666665459e-1f + 5.0000001201e-1f);
   p = p * r2 + (r + 1.f);
-  const Ints exponent = (__builtin_convertvector(n, Ints) + 127) << 23;
-  return p * bit_cast<Floats>(exponent);
+  return p * bit_cast<Floats>((bit_cast<Ints>(shifted) << 23) + (127 << 23));
 }
 
 // As above, but 0 where exp(x) is below the smallest normal number.
@@ -265,7 +268,6 @@ constexpr float kLowestPower = -126.f;  // 2 to it is the smallest normal number
 // 2^max(x, kLowestPower) for x <= 0 (or NaN), at most 3 ulp, exact at 0: the degree-5 polynomial of the least
 // relative error among those that are 1 at 0.
 static inline Floats exp2_clamped(Floats x) {
-  constexpr float kRounds = 12582912.f;  // 1.5 * 2^23: the integer next to x ends in the low bits of the sum
   const Floats a = max(splat(kLowestPower), x);
   const Floats shifted = a + kRounds;
   const Floats r = a - (shifted - kRounds);

@@ -29,8 +29,9 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     for (int j = 0; j < count; ++j) {
+      const float logit = to_float(vx.lane[j]);
       const FocalTerm<float> term = sigmoid_focal_term<Power, Gradient, float>(
-          to_float(vx.lane[j]), to_float(vt.lane[j]), alpha, gamma);
+          logit, to_float(vt.lane[j]), sigmoid_parts(exp_negative(-abs(logit))), alpha, gamma);
       vl.lane[j] = from_float<T>(term.loss);
       if constexpr (Gradient)
         vg.lane[j] = from_float<T>(term.gradient * (upstream ? to_float(vu.lane[j]) : factor));

@@ -44,6 +44,18 @@ def test_equals_float64(shape, gamma, reduction, alpha, soft):
     assert max(relative_error(a, b) for a, b in zip(got, truth_of(x, t, **options), strict=True)) < 2e-6
 
 
+@pytest.mark.parametrize("reduction", ["none", "sum"])
+@pytest.mark.parametrize("place", [0, 511, 512, 1023, 1029])
+@pytest.mark.parametrize(("logit", "target"), [(0.5, 0.25), (2.0, 1.5), (math.inf, 1.0), (math.nan, 0.0)])
+def test_one_unusual_element_among_many_usual_ones(logit, target, place, reduction):
+    x, t = logits_and_targets((1030,))
+    x[place], t[place] = logit, target
+    loss, gradient = values_and_gradients(lambda x: F.sigmoid_focal_loss(x, t, reduction=reduction), x)
+    true_loss, true_gradient = truth_of(x, t, reduction=reduction)
+    torch.testing.assert_close(gradient.double(), true_gradient, rtol=1e-5, atol=1e-7, equal_nan=True)
+    torch.testing.assert_close(loss.double(), true_loss, rtol=1e-5, atol=1e-7, equal_nan=True)
+
+
 def test_equals_torchvision_call_for_call():
     x, t = logits_and_targets((8, 90))
     for options in (
