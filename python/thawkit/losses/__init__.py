@@ -1,7 +1,7 @@
 """Losses, fused where it pays: drop-in modules here, functions in :mod:`thawkit.losses.functional`."""
 
-from thawkit.losses.contrastive import InfoNCELoss
+from thawkit.losses.contrastive import ClipLoss, InfoNCELoss, NegativeQueue
 from thawkit.losses.focal import FocalLoss, SigmoidFocalLoss
 from thawkit.losses.mmd import MMDLoss
 
-__all__ = ["FocalLoss", "InfoNCELoss", "MMDLoss", "SigmoidFocalLoss"]
+__all__ = ["ClipLoss", "FocalLoss", "InfoNCELoss", "MMDLoss", "NegativeQueue", "SigmoidFocalLoss"]

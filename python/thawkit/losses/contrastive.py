@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor, nn
 
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
+from thawkit.ops import checks
 
 
 class InfoNCELoss(nn.Module):
@@ -32,3 +34,72 @@ class InfoNCELoss(nn.Module):
         return F.info_nce(
             q, k, logit_scale=1 / self.temperature, normalize=self.normalize, reduction=self.reduction
         )
+
+
+class ClipLoss(nn.Module):
+    """CLIP's symmetric loss; see :func:`thawkit.losses.functional.clip`.
+
+    Args:
+        normalize: divide each row by its Euclidean norm first; rows that have norm 1 may skip it.
+        reduction: ``none``, ``mean`` or ``sum``.
+    """
+
+    def __init__(self, normalize: bool = True, reduction: str = "mean"):
+        super().__init__()
+        self.normalize = normalize
+        self.reduction = reduction
+
+    def forward(self, image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:
+        """Return the loss of ``image`` and ``text``, both (N, D), at the inverse temperature given."""
+        return F.clip(
+            image, text, logit_scale=logit_scale, normalize=self.normalize, reduction=self.reduction
+        )
+
+
+class NegativeQueue(nn.Module):
+    """The latest keys of earlier batches, as further negatives (MoCo, He et al. 2020, sec. 3.2).
+
+    Its content and position are buffers, so they go into ``state_dict`` and to other devices with the model::
+
+        loss = F.info_nce(q, torch.cat([k, queue.negatives()]))
+        queue.enqueue(k)
+
+    Args:
+        size: the most keys kept.
+        features: length of a key.
+        dtype: of the keys kept.
+    """
+
+    rows: Tensor
+    written: Tensor
+
+    def __init__(self, size: int, features: int, dtype: torch.dtype = torch.float32):
+        super().__init__()
+        for name, number in (("size", size), ("features", features)):
+            if number < 1:
+                raise ThawkitError(f"{name} must be at least 1, got {number}")
+        if not dtype.is_floating_point:
+            raise ThawkitError(f"dtype must be a floating-point type, got {dtype}")
+        self.register_buffer("rows", torch.zeros(size, features, dtype=dtype))
+        self.register_buffer("written", torch.zeros((), dtype=torch.int64))
+
+    def negatives(self) -> Tensor:
+        """Return a copy of the keys kept, (at most ``size``, features), in no particular order."""
+        return self.rows[: int(self.written)].clone()
+
+    @torch.no_grad()
+    def enqueue(self, keys: Tensor) -> None:
+        """Keep ``keys`` (N, features) in the place of the oldest ones; of more than ``size`` keys the last.
+
+        Raises:
+            ThawkitError: ``keys`` have another shape than (N, features).
+        """
+        checks.matrix("keys", keys)
+        size, features = self.rows.shape
+        if keys.shape[1] != features:
+            raise ThawkitError(f"keys must have shape (N, {features}), got {tuple(keys.shape)}")
+        start = int(self.written) + max(0, keys.shape[0] - size)
+        keys = keys[-size:]
+        places = (start + torch.arange(keys.shape[0], device=self.rows.device)) % size
+        self.rows[places] = keys.to(self.rows)
+        self.written.fill_(start + keys.shape[0])

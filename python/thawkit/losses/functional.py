@@ -11,7 +11,7 @@ from thawkit.ops import focal as _focal
 from thawkit.ops import pairwise as _pairwise
 from thawkit.ops.focal import reference as _focal_reference
 
-__all__ = ["focal_loss", "info_nce", "mmd", "sigmoid_focal_loss"]
+__all__ = ["clip", "focal_loss", "info_nce", "mmd", "sigmoid_focal_loss"]
 
 
 def info_nce(
@@ -41,6 +41,45 @@ def info_nce(
         ThawkitError: shapes, dtypes or devices do not fit.
     """
     return _pairwise.info_nce(q, k, logit_scale, normalize=normalize, reduction=reduction)
+
+
+def clip(
+    image: Tensor,
+    text: Tensor,
+    *,
+    logit_scale: Tensor | float = 1 / 0.07,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """CLIP's loss (Radford et al. 2021, fig. 3): InfoNCE in both directions, averaged.
+
+    The two directions are two passes of the pairwise engine so far, which do not share their similarities.
+
+    Args:
+        image: (N, D) embeddings.
+        text: (N, D) embeddings; ``text[i]`` belongs to ``image[i]``.
+        logit_scale: inverse temperature (CLIP's ``logit_scale.exp()``); a tensor gets a gradient.
+        normalize: divide each row by its Euclidean norm first; rows that have norm 1 may skip it.
+        reduction: ``none`` gives (N,) losses, one for each pair, ``mean`` and ``sum`` a scalar.
+
+    Returns:
+        Scalar or (N,) loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes or devices do not fit.
+    """
+    checks.matrix("image", image)
+    checks.matrix("text", text)
+    checks.same_device("text", text, "image", image)
+    if image.shape != text.shape:
+        raise ThawkitError(
+            f"text must have the shape of image, {tuple(image.shape)}, got {tuple(text.shape)}"
+        )
+    if image.dtype != text.dtype:
+        raise ThawkitError(f"text must have the dtype of image, {image.dtype}, got {text.dtype}")
+    to_text = info_nce(image, text, logit_scale=logit_scale, normalize=normalize, reduction=reduction)
+    to_image = info_nce(text, image, logit_scale=logit_scale, normalize=normalize, reduction=reduction)
+    return (to_text + to_image) / 2
 
 
 def sigmoid_focal_loss(
