@@ -1,5 +1,5 @@
 // Arithmetic of the sigmoid focal loss, shared by the CPU kernels (V = a SIMD vector) and the CUDA ones
-// (V = float). The includer provides exp_negative, exp_clamped, log1p_unit, log_unit, abs, max, min and
+// (V = float). The includer provides exp_negative, log1p_unit, log_unit, abs, max, min and
 // select for V.
 #pragma once
 
@@ -54,14 +54,15 @@ static THAWKIT_INLINE FocalTerm<V> sigmoid_focal_term(V x, V t, SigmoidParts<V> 
     power = miss * miss;
     slope = 2.f * miss * (p * q);
   } else {
-    power = exp_clamped(gamma * log_unit(miss));
+    power = exp_negative(gamma * log_unit(miss));
     slope = gamma * power * select(miss > zero, p * q / miss, zero);
   }
   V weight = one;
   if (alpha >= 0.f) weight = alpha * t + (1.f - alpha) * (1.f - t);
   FocalTerm<V> out;
   out.loss = weight * power * ce;
-  if constexpr (Gradient) out.gradient = weight * (power * (p - t) + slope * (1.f - 2.f * t) * ce);
+  if constexpr (Gradient)
+    out.gradient = weight * (power * (p * (1.f - t) - q * t) + slope * (1.f - 2.f * t) * ce);
   return out;
 }
 
@@ -80,7 +81,7 @@ static THAWKIT_INLINE FocalTerm<V> sigmoid_focal_hard_term(V x, Bits negate, Sig
   else if constexpr (Power == FocalPower::kTwo)
     power = power * (miss * miss);
   else if constexpr (Power == FocalPower::kAny)
-    power = power * exp_clamped(gamma * log_unit(miss));
+    power = power * exp_negative(gamma * log_unit(miss));
   FocalTerm<V> out;
   out.loss = power * ce;
   if constexpr (Gradient) out.gradient = flip_sign(power * (miss + gamma * hit * ce), negate);

@@ -12,7 +12,7 @@ namespace {
 #include "common/focal.h"
 
 // A block goes through the arithmetic in three short loops. As one chain of operations it is so long that too
-// few elements are in flight to hide its latency: 1.8 ns an element instead of 1.4 on AVX2.
+// few elements are in flight to hide its latency: 1.8 ns an element instead of 1.2 on AVX2.
 constexpr int64_t kBlock = 512;
 constexpr int64_t kSerialBelow = 16384;
 
@@ -23,6 +23,10 @@ struct Block {
   T *loss, *grad;
   int64_t count;
   alignas(64) float larger[kBlock], smaller[kBlock], softplus[kBlock];
+
+  // A constructor, since aggregate initialisation would clear the arrays.
+  Block(const T* x, const T* t, const T* upstream, T* loss, T* grad, int64_t count)
+      : x(x), t(t), upstream(upstream), loss(loss), grad(grad), count(count) {}
 
   // Whether all targets are 0 or 1 and all logits finite.
   bool prepare() {
@@ -50,9 +54,9 @@ struct Block {
       const Floats logit = load(x + i), target = load(t + i);
       const SigmoidParts<Floats> parts{load(larger + i), load(smaller + i), load(softplus + i)};
       FocalTerm<Floats> term;
-      if constexpr (Hard)  // the bits of 1 are 0x3f800000
-        term = sigmoid_focal_hard_term<Power, Gradient>(logit, bit_cast<Ints>(target) << 8, parts, weight0,
-                                                        weight1, gamma);
+      if constexpr (Hard)
+        term = sigmoid_focal_hard_term<Power, Gradient>(logit, (target == splat(1.f)) & INT32_MIN, parts,
+                                                        weight0, weight1, gamma);
       else
         term = sigmoid_focal_term<Power, Gradient>(logit, target, parts, alpha, gamma);
       sums += term.loss;
@@ -81,7 +85,7 @@ float run_rest(const FocalArgs& a, int64_t first) {
   memcpy(x, static_cast<const T*>(a.x) + first, bytes);
   memcpy(t, static_cast<const T*>(a.t) + first, bytes);
   if (Upstream) memcpy(upstream, static_cast<const T*>(a.upstream) + first, bytes);
-  Block<T> block{x, t, upstream, loss, grad, kLanes};
+  Block<T> block(x, t, upstream, loss, grad, kLanes);
   const float total = block.template run<Power, Gradient, Upstream>(a);
   if (a.loss) memcpy(static_cast<T*>(a.loss) + first, loss, bytes);
   if (Gradient) memcpy(static_cast<T*>(a.grad) + first, grad, bytes);
@@ -100,12 +104,8 @@ void run(const FocalArgs& a) {
 #pragma omp parallel for schedule(static) num_threads(a.n < kSerialBelow ? 1 : a.threads) reduction(+ : total)
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t i = b * kBlock;
-    Block<T> block{x + i,
-                   t + i,
-                   Upstream ? upstream + i : nullptr,
-                   loss ? loss + i : nullptr,
-                   Gradient ? grad + i : nullptr,
-                   whole - i < kBlock ? whole - i : kBlock};
+    Block<T> block(x + i, t + i, Upstream ? upstream + i : nullptr, loss ? loss + i : nullptr,
+                   Gradient ? grad + i : nullptr, whole - i < kBlock ? whole - i : kBlock);
     total += double(block.template run<Power, Gradient, Upstream>(a));
   }
   if (whole < a.n) total += double(run_rest<Power, Gradient, Upstream, T>(a, whole));

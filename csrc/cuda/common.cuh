@@ -10,7 +10,6 @@
 namespace thawkit::cuda {
 
 __device__ __forceinline__ float exp_negative(float x) { return __expf(x); }
-__device__ __forceinline__ float exp_clamped(float x) { return __expf(x); }
 // log(1 + e) from q = e / (2 + e)
 __device__ __forceinline__ float log1p_unit(float q) { return 2.f * atanhf(q); }
 __device__ __forceinline__ float log_unit(float x) { return __logf(x); }

@@ -56,6 +56,22 @@ def test_one_unusual_element_among_many_usual_ones(logit, target, place, reducti
     torch.testing.assert_close(loss.double(), true_loss, rtol=1e-5, atol=1e-7, equal_nan=True)
 
 
+def test_subnormal_targets_where_the_processor_flushes_them():
+    x, t = torch.tensor([1.0, -2.0, 3.0, 0.5] * 5), torch.full((20,), 6e-39)
+    expected = F.sigmoid_focal_loss(x, torch.zeros(20))
+    torch.set_flush_denormal(True)
+    try:
+        got = F.sigmoid_focal_loss(x, t)
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(got, expected)
+
+
+def test_a_high_power_of_a_small_miss_is_zero():
+    got = F.sigmoid_focal_loss(torch.full((8,), 3e38), torch.full((8,), 0.9), alpha=-1, gamma=50.0)
+    assert got.max() < 1e-6
+
+
 def test_equals_torchvision_call_for_call():
     x, t = logits_and_targets((8, 90))
     for options in (
