@@ -21,8 +21,11 @@ T* as(Pointer p) {
 }
 
 InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int64_t depth, float scale,
-                          bool normalize, Pointer row_weight, float weight, Pointer loss, Pointer total,
-                          Pointer dq, Pointer dk, Pointer dscale, Pointer workspace, int threads) {
+                          bool normalize, Pointer target, int64_t offset, Pointer bias, int64_t excluded,
+                          Pointer row_labels, Pointer key_labels, int labels, float margin,
+                          Pointer row_weight, float weight, Pointer loss, Pointer total, Pointer positive,
+                          Pointer maximum, Pointer dq, Pointer dk, Pointer dbias, Pointer dscale,
+                          Pointer workspace, int threads) {
   return {as<const float>(q),
           as<const float>(k),
           rows,
@@ -30,12 +33,23 @@ InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int6
           depth,
           scale,
           normalize,
+          as<const int64_t>(target),
+          offset,
+          as<const float>(bias),
+          excluded,
+          as<const int32_t>(row_labels),
+          as<const int32_t>(key_labels),
+          static_cast<Labels>(labels),
+          margin,
           as<const float>(row_weight),
           weight,
           as<float>(loss),
           as<float>(total),
+          as<float>(positive),
+          as<float>(maximum),
           as<float>(dq),
           as<float>(dk),
+          as<float>(dbias),
           as<float>(dscale),
           as<float>(workspace),
           threads};

@@ -185,17 +185,19 @@ static inline void pack_column(const float* source, const Parts& parts, float fa
 }
 
 // The product Qt W leaves the gradient of the keys as [block][d][j], block * kTileCols + j being the key: as
-// pack_transposed has it, in `sums` parts `apart` floats apart. One block of their sum, row by row.
+// pack_transposed has it, in `sums` parts `apart` floats apart. One block of their sum, row by row; where
+// `last` is given, it takes the feature after the `depth` of `out`.
 static void unpack_transposed(float* packed, int64_t sums, int64_t apart, int64_t rows, int64_t depth,
-                              float* out, int64_t block) {
-  float* const p = packed + block * depth * kTileCols;
+                              float* out, float* last, int64_t block) {
+  const int64_t floats = (depth + (last != nullptr)) * kTileCols;
+  float* const p = packed + block * floats;
   for (int64_t part = 1; part < sums; ++part)
-    for (int64_t i = 0; i < depth * kTileCols; i += kLanes)
-      store(p + i, load(p + i) + load(p + part * apart + i));
+    for (int64_t i = 0; i < floats; i += kLanes) store(p + i, load(p + i) + load(p + part * apart + i));
   const int64_t present = smaller(kTileCols, rows - block * kTileCols);
   float* o = out + block * kTileCols * depth;
   for (int64_t d = 0; d < depth; ++d)
     for (int64_t j = 0; j < present; ++j) o[j * depth + d] = p[d * kTileCols + j];
+  for (int64_t j = 0; last && j < present; ++j) last[block * kTileCols + j] = p[depth * kTileCols + j];
 }
 
 }  // namespace THAWKIT_ISA

@@ -1,4 +1,5 @@
-// The row-wise softmax loss: driver over row panels and its epilogue.
+// The row-wise softmax losses (InfoNCE, cross-entropy of a linear classifier, log-sum-exp over some of the
+// columns): driver over row panels and its epilogue.
 #pragma once
 
 #include "cpu/pairwise.h"
@@ -10,12 +11,14 @@ namespace THAWKIT_ISA {
 // infinite key makes the gradient infinite and not NaN.
 constexpr float kTakenOut = -__FLT_MIN__;
 
+constexpr float kNothing = -__builtin_inff();  // the logit of a column that does not count
+
 // What is known of one row of logits, which are scaled by log2(e) so that powers of two serve for
 // exponentials (maximum, positive and weighted are in that unit). The positive stays out of the sums and is
 // added at the end, so that neither the loss nor its gradient cancels when it dominates.
 struct SoftmaxRow {
   float maximum;
-  float positive;
+  float positive;  // kNothing where there is none
   float others;    // sum_{j != positive} 2^(logit_j - maximum)
   float weighted;  // sum_{j != positive} 2^(logit_j - maximum) (logit_j - maximum)
 };
@@ -51,6 +54,22 @@ static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
   if constexpr (Weighted) row.weighted += sum(t0 + t1);
 }
 
+// Columns whose label is (or is not) `own` do not count.
+static inline void mask_segment(float* x, const int32_t* labels, int64_t width, int32_t own, bool drop_same) {
+  for (int64_t j = 0; j < width; j += kLanes) {
+    const Ints same = *reinterpret_cast<const Ints*>(labels + j) == splat(own);
+    store(x + j, drop_same ? select(same, splat(kNothing), load(x + j))
+                           : select(same, load(x + j), splat(kNothing)));
+  }
+}
+
+static inline void cut_segment(float* x, int64_t width, float most) {
+  for (int64_t j = 0; j < width; j += kLanes) {
+    const Floats a = load(x + j);
+    store(x + j, select(a > splat(most), splat(kNothing), a));
+  }
+}
+
 static inline float inverse_norm(const float* x, int64_t depth) {
   const float norm = __builtin_sqrtf(dot(x, x, depth));
   return 1.f / (norm < 1e-12f ? 1e-12f : norm);  // torch.nn.functional.normalize's eps
@@ -67,10 +86,12 @@ static inline void through_norm(float* g, const float* x, float inverse, int64_t
 struct InfoNCERun {
   const InfoNCEArgs& a;
   const bool gradient;
-  const int64_t blocks, padded_keys, key_sum;
+  const int64_t blocks, padded_keys;
+  const int64_t sum_depth, key_sum;  // the bias is one more feature of the keys, which all queries have as 1
   const Teams teams;
   int64_t workspace_floats;
-  float *transposed, *keys_rows, *key_sums, *q_norm, *k_norm;  // of all teams
+  float *transposed, *keys_rows, *key_sums, *q_norm, *k_norm, *bias;  // of all teams
+  int32_t* labels;
   Panel panel;
   float *own_key_sum, *queries, *queries_packed;
   SoftmaxRow* statistics;
@@ -85,25 +106,30 @@ struct InfoNCERun {
         gradient(a.dq || a.dk || a.dscale),
         blocks(ceil_div(a.keys, kBlockCols)),
         padded_keys(round_up(a.keys, kTileCols)),
-        key_sum(round_up(a.dk ? padded_keys * a.depth : 0, Workspace::kLine)),
+        sum_depth(a.depth + (a.dbias != nullptr)),
+        key_sum(round_up(a.dk ? padded_keys * sum_depth : 0, Workspace::kLine)),
         teams(a.rows, a.keys, 1, key_sum, threads_of(a, gradient)) {
     Workspace workspace(a.workspace);
     transposed = workspace.take(padded_keys * a.depth);
     keys_rows = workspace.take(a.dq ? round_up(a.depth, kTileCols) * a.keys : 0);
     q_norm = workspace.take(a.normalize ? a.rows : 0);
     k_norm = workspace.take(a.normalize ? a.keys : 0);
+    bias = workspace.take(a.bias ? padded_keys : 0);
+    labels = reinterpret_cast<int32_t*>(workspace.take(a.labels != Labels::kIgnored ? padded_keys : 0));
     totals = reinterpret_cast<double*>(workspace.take(2 * teams.threads));
     key_sums = workspace.take(key_sum * teams.count);
     own_key_sum = key_sums + key_sum * team;
     panel = {workspace.take(panel_floats(teams.panel, a.keys), teams, team), teams.panel};
-    queries = workspace.take(teams.panel * a.depth, teams, team);
-    queries_packed = workspace.take(a.dk ? teams.panel * a.depth : 0, teams, team);
+    queries = workspace.take(teams.panel * sum_depth, teams, team);
+    queries_packed = workspace.take(a.dk ? teams.panel * sum_depth : 0, teams, team);
     statistics = reinterpret_cast<SoftmaxRow*>(
         workspace.take(teams.panel * static_cast<int64_t>(sizeof(SoftmaxRow) / sizeof(float)), teams, team));
     workspace_floats = workspace.total();
   }
 
-  // The keys, normalised, in both packed forms.
+  int64_t positive_of(int64_t row) const { return a.target ? a.target[row] : row + a.offset; }
+
+  // The keys, normalised, in both packed forms, and what else there is of each.
   void pack_keys(int thread, int threads) const {
     const Share tiles = share_of(padded_keys / kTileCols, thread, threads, 1);
     const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, a.keys)};
@@ -113,6 +139,10 @@ struct InfoNCERun {
     }
     pack_transposed(a.k, a.keys, a.depth, a.normalize ? k_norm : nullptr, transposed, tiles.first,
                     tiles.last);
+    for (int64_t j = rows.first; a.bias && j < tiles.last * kTileCols; ++j)
+      bias[j] = j < a.keys ? a.bias[j] * kLog2E : 0.f;
+    for (int64_t j = rows.first; a.labels != Labels::kIgnored && j < tiles.last * kTileCols; ++j)
+      labels[j] = j < a.keys ? a.key_labels[j] : 0;
   }
 
   // The thread's rows of logits and their maxima; the positive is taken out.
@@ -121,25 +151,44 @@ struct InfoNCERun {
       const float* source = a.q + (top + i) * a.depth;
       float factor = a.scale * kLog2E;
       if (a.normalize) factor *= q_norm[top + i] = inverse_norm(source, a.depth);
-      for (int64_t d = 0; d < a.depth; ++d) queries[i * a.depth + d] = source[d] * factor;
-      statistics[i] = {-__builtin_inff(), 0.f, 0.f, 0.f};
+      for (int64_t d = 0; d < a.depth; ++d) queries[i * sum_depth + d] = source[d] * factor;
+      if (a.dbias) queries[i * sum_depth + a.depth] = kLog2E;  // as the others have it
+      statistics[i] = {kNothing, kNothing, 0.f, 0.f};
     }
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBlockCols, width = smaller(kBlockCols, padded_keys - first);
-      score_block(panel, block, own.first, own.last - own.first, queries + own.first * a.depth, a.depth,
-                  transposed, first, first + width);
+      score_block(panel, block, own.first, own.last - own.first, queries + own.first * sum_depth, sum_depth,
+                  a.depth, transposed, first, first + width);
       for (int64_t i = own.first; i < own.last; ++i) {
         float* x = panel.at(block, i);
-        for (int64_t j = a.keys - first; j < width; ++j) x[j] = -__builtin_inff();
+        keep_what_counts(x, first, width, top + i, statistics[i]);
         const float m = segment_maximum(x, width);
         statistics[i].maximum = statistics[i].maximum > m ? statistics[i].maximum : m;
       }
     }
     for (int64_t i = own.first; i < own.last; ++i) {
-      float& positive = panel.entry(i, top + i);
-      statistics[i].positive = positive;
-      positive = -__builtin_inff();
+      SoftmaxRow& row = statistics[i];
+      const bool has_positive = positive_of(top + i) >= 0;
+      if (has_positive && !(row.maximum > row.positive)) row.maximum = row.positive;
+      if (a.maximum) a.maximum[top + i] = row.maximum * kLn2;
+      // What the margin cuts must not make the others vanish beside it.
+      const float most = row.positive + (a.margin > 0.f ? a.margin : 0.f) * kLog2E;
+      if (has_positive && row.maximum > most) row.maximum = most;
+      if (row.maximum == kNothing && !has_positive) row.maximum = 0.f;  // nothing counts: all powers are 0
     }
+  }
+
+  // One row's logits of a block: bias in; positive, padding and columns that do not count out.
+  void keep_what_counts(float* x, int64_t first, int64_t width, int64_t g, SoftmaxRow& row) const {
+    for (int64_t j = 0; a.bias && j < width; j += kLanes) store(x + j, load(x + j) + load(bias + first + j));
+    const int64_t positive = positive_of(g) - first;
+    if (0 <= positive && positive < width) row.positive = x[positive];
+    if (a.labels != Labels::kIgnored)
+      mask_segment(x, labels + first, width, a.row_labels[g], a.labels == Labels::kDropSame);
+    const int64_t excluded = g + a.excluded - first;
+    if (a.excluded >= 0 && 0 <= excluded && excluded < width) x[excluded] = kNothing;
+    if (0 <= positive && positive < width) x[positive] = kNothing;
+    for (int64_t j = a.keys - first; j < width; ++j) x[j] = kNothing;
   }
 
   // Softmax weights of the thread's rows, and their product with the keys while each block is in cache.
@@ -149,13 +198,18 @@ struct InfoNCERun {
     if (dq) zero(dq, rows * a.depth);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBlockCols;
-      for (int64_t i = own.first; i < own.last; ++i)
+      const int64_t width = smaller(kBlockCols, padded_keys - first);
+      for (int64_t i = own.first; i < own.last; ++i) {
+        float* const x = panel.at(block, i);
+        if (a.margin < __builtin_inff() && positive_of(top + i) >= 0)
+          cut_segment(x, width, statistics[i].positive + a.margin * kLog2E);
         if (a.dscale)
-          softmax_segment<true>(panel.at(block, i), smaller(kBlockCols, padded_keys - first), statistics[i]);
+          softmax_segment<true>(x, width, statistics[i]);
         else
-          softmax_segment<false>(panel.at(block, i), smaller(kBlockCols, padded_keys - first), statistics[i]);
-      for (int64_t i = own.first; i < own.last; ++i)
-        if ((top + i) / kBlockCols == block) panel.entry(i, top + i) = kTakenOut;
+          softmax_segment<false>(x, width, statistics[i]);
+        const int64_t positive = positive_of(top + i) - first;
+        if (0 <= positive && positive < width) x[positive] = kTakenOut;
+      }
       if (dq)
         times_rows(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys), keys_rows,
                    a.keys, a.depth, dq);
@@ -166,27 +220,36 @@ struct InfoNCERun {
   double finish(int64_t top, Share own) const {
     double total = 0;
     const int64_t depth = a.depth;
-    const Parts parts(depth);
+    const Parts parts(sum_depth);
     for (int64_t i = own.first; i < own.last; ++i) {
       const SoftmaxRow& row = statistics[i];
-      const int64_t g = top + i;
-      const float gap = (row.maximum - row.positive) * kLn2;  // >= 0
-      const float z = row.others + __builtin_expf(-gap);
-      a.loss[g] = gap == 0.f ? __builtin_log1pf(row.others) : __builtin_logf(z) + gap;
+      const int64_t g = top + i, t = positive_of(g);
+      const bool has_positive = t >= 0;
+      const float gap = has_positive ? (row.maximum - row.positive) * kLn2 : 0.f;  // >= 0
+      const float z = has_positive ? row.others + __builtin_expf(-gap) : row.others;
+      if (!has_positive)
+        a.loss[g] = row.maximum * kLn2 + __builtin_logf(z);
+      else
+        a.loss[g] = gap == 0.f ? __builtin_log1pf(row.others) : __builtin_logf(z) + gap;
+      if (a.positive) a.positive[g] = has_positive ? row.positive * kLn2 : __builtin_nanf("");
       const float weight = a.row_weight ? a.row_weight[g] : a.weight;
-      total += double(weight) * a.loss[g];
+      total += weight == 0.f ? 0. : double(weight) * a.loss[g];  // an ignored row may be infinite
       if (!gradient) continue;
-      const float factor = weight / z;
-      if (a.dscale) a.dscale[g] = factor * (row.weighted * kLn2 + row.others * gap) / a.scale;
+      const float factor = z == 0.f || weight == 0.f ? 0.f : weight / z;
+      if (a.dscale) {
+        const float above = has_positive ? gap : row.maximum * kLn2;
+        a.dscale[g] = factor * (row.weighted * kLn2 + row.others * above) / a.scale;
+      }
       if (a.dk) {
-        panel.entry(i, g) = -row.others;
-        pack_column(queries + i * depth, parts, factor * kLn2, queries_packed, panel.rows, i);
+        if (has_positive) panel.entry(i, t) = -row.others;
+        pack_column(queries + i * sum_depth, parts, factor * kLn2, queries_packed, panel.rows, i);
       }
       if (a.dq) {
         float* const dq = a.dq + g * depth;
-        const float* key = a.k + g * depth;
-        const float own_weight = row.others * (a.normalize ? k_norm[g] : 1.f), f = factor * a.scale;
-        for (int64_t d = 0; d < depth; ++d) dq[d] = (dq[d] - own_weight * key[d]) * f;
+        const float* key = a.k + (has_positive ? t : 0) * depth;
+        const float own_weight = has_positive ? row.others * (a.normalize ? k_norm[t] : 1.f) : 0.f;
+        const float f = factor * a.scale;
+        for (int64_t d = 0; d < depth; ++d) dq[d] = f == 0.f ? 0.f : (dq[d] - own_weight * key[d]) * f;
         if (a.normalize) through_norm(dq, a.q + g * depth, q_norm[g], depth);
       }
     }
@@ -196,14 +259,14 @@ struct InfoNCERun {
   // The thread's tiles of keys take the whole panel's part of their gradient.
   void key_gradient(int64_t height, const Member& member) const {
     const Share tiles = share_of(padded_keys / kTileCols, member.thread, member.threads, 1);
-    transposed_times_rows(panel, height, tiles.first, tiles.last, queries_packed, panel.rows, a.depth,
+    transposed_times_rows(panel, height, tiles.first, tiles.last, queries_packed, panel.rows, sum_depth,
                           own_key_sum);
   }
 
   void unpack_key_gradient(int sums, int thread, int threads) const {
     const Share tiles = share_of(padded_keys / kTileCols, thread, threads, 1);
     for (int64_t tile = tiles.first; tile < tiles.last; ++tile)
-      unpack_transposed(key_sums, sums, key_sum, a.keys, a.depth, a.dk, tile);
+      unpack_transposed(key_sums, sums, key_sum, a.keys, a.depth, a.dk, a.dbias, tile);
     if (!a.normalize) return;
     for (int64_t j = tiles.first * kTileCols; j < smaller(tiles.last * kTileCols, a.keys); ++j)
       through_norm(a.dk + j * a.depth, a.k + j * a.depth, k_norm[j], a.depth);

@@ -7,25 +7,42 @@ namespace thawkit {
 
 enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
-// InfoNCE over rows of q [rows, depth] and k [keys, depth], keys >= rows, k[i] the positive of q[i].
-//   logits[i, j] = scale * <q[i], k[j]> (rows divided by their norm first where `normalize`)
-//   loss[i] = logsumexp_j logits[i, j] - logits[i, i]
+// Which columns count for a row, by the labels of both.
+enum class Labels : int { kIgnored = 0, kDropSame = 1, kKeepSame = 2 };
+
+// Softmax cross-entropy of each row of q [rows, depth] over the rows of k [keys, depth].
+//   logits[i, j] = scale * <q[i], k[j]> + bias[j] (rows divided by their norm first where `normalize`)
+//   loss[i] = logsumexp_j logits[i, j] - logits[i, t], t = target[i] or, where that is null, i + offset;
+//             a row with t < 0 has no such term. Columns that do not count for a row are left out of the sum:
+//             j = i + excluded (where excluded >= 0), those that `labels` drops, and those above
+//             logits[i, t] + margin (where margin is finite); t itself always counts
 //   *total = sum_i weight_i * loss[i], weight_i being row_weight[i] or, where that is null, `weight`
-// and, where the pointers are not null, the gradients of the total. dscale is one number a row. scale is not
-// 0.
+// and, where the pointers are not null, the gradients of the total. dscale is one number a row, of
+// logits[i, j] without their bias where there is none. scale is not 0.
 struct InfoNCEArgs {
   const float* q;
   const float* k;
   int64_t rows, keys, depth;
   float scale;
   bool normalize;
+  const int64_t* target;  // [rows] or null
+  int64_t offset;
+  const float* bias;  // [keys] or null
+  int64_t excluded;
+  const int32_t* row_labels;  // [rows], and
+  const int32_t* key_labels;  // [keys], where labels are not ignored
+  Labels labels;
+  float margin;
   const float* row_weight;
   float weight;
   float* loss;  // [rows]
   float* total;
-  float* dq;      // [rows, depth] or null
-  float* dk;      // [keys, depth] or null
-  float* dscale;  // [rows] or null
+  float* positive;  // [rows] or null: logits[i, t], NaN where there is no t
+  float* maximum;   // [rows] or null: the largest logit of those that count but for the margin
+  float* dq;        // [rows, depth] or null
+  float* dk;        // [keys, depth] or null
+  float* dbias;     // [keys] or null; not without dk
+  float* dscale;    // [rows] or null
   float* workspace;
   int threads;
 };

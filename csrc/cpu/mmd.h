@@ -176,8 +176,8 @@ struct MMDRun {
     for (int64_t block = top / kBlockCols; block < blocks; ++block) {
       const int64_t start = block * kBlockCols, end = smaller(start + kBlockCols, count);
       const int64_t first = start < top ? top : start;
-      score_block(panel, block, own.first, own_rows, z + (top + own.first) * a.depth, a.depth, transposed,
-                  first, smaller(start + kBlockCols, width));
+      score_block(panel, block, own.first, own_rows, z + (top + own.first) * a.depth, a.depth, a.depth,
+                  transposed, first, smaller(start + kBlockCols, width));
       const int64_t seam =
           after < first ? first : smaller(after, end);  // [first, seam) inside, [seam, end) right
       for (int64_t i = own.first; i < own.last; ++i) {

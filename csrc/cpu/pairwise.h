@@ -155,11 +155,11 @@ struct Workspace {
 // The tiles of one block of scores, columns `first` (a multiple of a tile) to `last`: S[rows x (first, last)]
 // = A[rows x depth] Kt, A contiguous.
 static inline void score_block(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
-                               const float* A, int64_t depth, const float* transposed, int64_t first,
-                               int64_t last) {
+                               const float* A, int64_t stride, int64_t depth, const float* transposed,
+                               int64_t first, int64_t last) {
   for (int64_t column = first; column < last; column += kTileCols) {
     const float* packed = transposed + column * depth;
-    multiply_full<false>(rows, depth, {A, depth, 1}, {packed, kTileCols, packed + depth * kTileCols},
+    multiply_full<false>(rows, depth, {A, stride, 1}, {packed, kTileCols, packed + depth * kTileCols},
                          panel.at(block, first_row) + (column - block * kBlockCols), kBlockStride);
   }
 }

@@ -42,6 +42,29 @@ def same_features(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         )
 
 
+def row_pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Require two floating matrices of one device, dtype and number of columns."""
+    matrix(name, x)
+    matrix(other_name, other)
+    same_device(other_name, other, name, x)
+    same_features(name, x, other_name, other)
+    if x.dtype != other.dtype:
+        raise ThawkitError(
+            f"{name} and {other_name} must have the same dtype, got {x.dtype} and {other.dtype}"
+        )
+
+
+def one_number(name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """Return a finite number, or a tensor of one element, as a scalar tensor on the device of ``like``."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ThawkitError(f"{name} must have one element, got shape {tuple(value.shape)}")
+        return value.reshape(()).to(like.device)
+    finite(name, value)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.full((), float(value), dtype=dtype, device=like.device)
+
+
 def finite(name: str, value: float) -> None:
     """Require a finite number."""
     if not hasattr(value, "__float__"):

@@ -13,7 +13,7 @@ from tests.ops.conftest import against_reference, relative_error, values_and_gra
 from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
-from thawkit.ops.pairwise import cpu, cuda, reference
+from thawkit.ops.pairwise import cpu, cuda
 
 SIZES = [
     (1, 1, 1),
@@ -52,9 +52,8 @@ def test_scale_gradient_of_each_row():
     q, k = clip_like(50, 80, 16)
     rows = lambda q, k, s: F.info_nce(q, k, logit_scale=s.expand(()), reduction="none")
     scale = torch.tensor(7.0, requires_grad=True)
-    truth = reference.info_nce(
-        q.double(), k.double(), (wide := torch.tensor(7.0).double().requires_grad_()), True
-    )
+    wide = torch.tensor(7.0).double().requires_grad_()
+    truth = F.info_nce(q.double(), k.double(), logit_scale=wide, reduction="none")
     for i in range(0, 50, 7):
         (got,) = torch.autograd.grad(rows(q, k, scale)[i], scale)
         (expected,) = torch.autograd.grad(truth[i], wide, retain_graph=True)
@@ -154,7 +153,8 @@ def test_info_nce_special_values_come_out_where_torch_has_them(place, value):
     ] = value
     options = {"logit_scale": 2.0, "normalize": False, "reduction": "none"}
     inputs = q.requires_grad_(), k.requires_grad_()
-    expected = reference.info_nce(q, k, torch.tensor(2.0), False)
+    with ops.use_backend("reference"):
+        expected = F.info_nce(q, k, **options)
     got = F.info_nce(q, k, **options)
     torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-5, atol=1e-5)
     ones = torch.ones_like(expected)
@@ -188,17 +188,18 @@ def test_double_backward_of_the_kernel_equals_the_reference(reduction):
 def test_only_wanted_gradients_are_computed():
     q, k = clip_like(30, 40, 8)
     loss = F.info_nce(q, k.requires_grad_(), logit_scale=5.0)
-    assert [x.numel() for x in loss.grad_fn.saved_tensors[3:]] == [0, k.numel(), 0]
+    gradients = loss.grad_fn.saved_tensors[-4:]
+    assert [x.numel() for x in gradients] == [0, k.numel(), 0, 0]
 
 
 def test_nothing_is_computed_for_backward_without_grad_mode(monkeypatch):
     q, k = (x.requires_grad_() for x in clip_like(8, 8, 4))
     asked = []
-    original = cpu.info_nce
-    monkeypatch.setattr(cpu, "info_nce", lambda *a: (asked.append(a[-3:]), original(*a))[1])
+    original = cpu.row_softmax
+    monkeypatch.setattr(cpu, "row_softmax", lambda *a: (asked.append(a[-4:]), original(*a))[1])
     with torch.no_grad():
         F.info_nce(q, k)
-    assert asked == [(False, False, False)]
+    assert asked == [(False, False, False, False)]
 
 
 def test_backward_twice_gives_the_same():
@@ -248,12 +249,17 @@ def test_extra_memory_is_a_sliver_of_the_matrix():
     assert allocated < 2048 * 2048 * 4 / 2
 
 
-@pytest.mark.parametrize("op", [torch.ops.thawkit.info_nce.default])
-def test_info_nce_operator_is_well_formed(op, monkeypatch):
+@pytest.mark.parametrize("need", [[True] * 4, [False, True, False, False], [False] * 4])
+def test_row_softmax_operator_is_well_formed(need, monkeypatch):
     monkeypatch.undo()
     q, k = clip_like(9, 12, 5)
-    torch.library.opcheck(op, (q, k, torch.tensor(3.0), None, 1.0, True, True, True, True, "cpu"))
-    torch.library.opcheck(op, (q, k, torch.tensor(3.0), torch.rand(9), 1.0, False, False, True, False, "cpu"))
+    scale = torch.tensor(3.0)
+    op = torch.ops.thawkit.row_softmax.default
+    plain = q, k, scale, None, None, None, None, None, 1.0, True, 0, -1, 0, math.inf
+    torch.library.opcheck(op, (*plain, [*need[:3], False], "cpu"))
+    labels = torch.arange(9, dtype=torch.int32), torch.arange(12, dtype=torch.int32)
+    full = q, k, scale, torch.arange(9), torch.rand(12), *labels, torch.rand(9), 1.0, False, 0, 0, 1, 0.5
+    torch.library.opcheck(op, (*full, need, "cpu"))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
@@ -285,9 +291,16 @@ def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, scale, normal
     q[3] *= 5e-13 / q[3].norm()  # below the norm that normalization divides by at least
     monkeypatch.undo()
     weights = torch.rand(23)
-    options = (q, k, torch.tensor(scale), weights, 1.0, normalize, True, True, True)
-    got = cuda.info_nce(*options, run_epilogue=plain_epilogue, panel_bytes=4 * 31 * panel_rows)
-    expected = torch.ops.thawkit.info_nce(*options, "cpu")
+    scale = torch.tensor(scale)
+    got = cuda.info_nce(
+        q, k, scale, weights, 1.0, normalize, True, True, True,
+        run_epilogue=plain_epilogue, panel_bytes=4 * 31 * panel_rows,
+    )  # fmt: skip
+    loss, total, _, _, *gradients, _ = cpu.row_softmax(
+        q, k, scale, None, None, None, None, weights, 1.0, normalize, 0, -1, 0, math.inf,
+        True, True, True, False,
+    )  # fmt: skip
+    expected = loss, total, *gradients
     for a, b in zip(got, expected, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

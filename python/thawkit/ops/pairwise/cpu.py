@@ -7,42 +7,63 @@ from torch import Tensor
 
 from thawkit.ops._library import cpu_kernels, empty, pointer, takes_only, threads
 
-Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
 objection = takes_only("cpu")
 
 
 _SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
 
 
+def as_good_as_zero(scale: Tensor) -> bool:
+    """Whether the inverse of ``scale`` overflows."""
+    return abs(float(scale.detach())) < _SMALLEST_NORMAL
+
+
 def _rows(x: Tensor) -> Tensor:
     return x.to(torch.float32).contiguous()
 
 
-def info_nce(
+def _floats(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.to(torch.float32).contiguous()
+
+
+def row_softmax(
     q: Tensor,
     k: Tensor,
     scale: Tensor,
+    target: Tensor | None,
+    bias: Tensor | None,
+    row_labels: Tensor | None,
+    key_labels: Tensor | None,
     row_weight: Tensor | None,
     weight: float,
     normalize: bool,
+    offset: int,
+    excluded: int,
+    labels: int,
+    margin: float,
     need_dq: bool,
     need_dk: bool,
     need_dscale: bool,
-) -> Results:
-    """Losses of the rows (float32), their weighted sum and its gradients."""
+    need_dbias: bool,
+) -> tuple[Tensor, ...]:
+    """Losses of the rows, their weighted sum, positive and largest logits (float32), and the gradients."""
     scale_value = float(scale)
-    if abs(scale_value) < _SMALLEST_NORMAL:  # as good as 0, and its inverse overflows
+    if as_good_as_zero(scale):
         return _flat_info_nce(q, k, row_weight, weight, normalize, need_dq, need_dk, need_dscale)
     q32, k32 = _rows(q), _rows(k)
     (rows, depth), keys = q32.shape, k32.shape[0]
-    loss, total = q32.new_empty(rows), q32.new_empty(())
+    bias, row_weight = _floats(bias), _floats(row_weight)
+    target, row_labels, key_labels = (
+        x if x is None else x.contiguous() for x in (target, row_labels, key_labels)
+    )
+    loss, positive, maximum = (q32.new_empty(rows) for _ in range(3))
+    total = q32.new_empty(())
     dq = torch.empty_like(q32) if need_dq else empty(q32)
-    dk = torch.empty_like(k32) if need_dk else empty(k32)
+    dk = torch.empty_like(k32) if need_dk or need_dbias else empty(k32)
     dscale = q32.new_empty(rows) if need_dscale else empty(q32)
-    if row_weight is not None:
-        row_weight = row_weight.to(torch.float32).contiguous()
+    dbias = q32.new_empty(keys) if need_dbias or (need_dscale and bias is not None) else empty(q32)
+    if dbias.numel() and not dk.numel():
+        dk = torch.empty_like(k32)
     arguments = (
         pointer(q32),
         pointer(k32),
@@ -51,12 +72,23 @@ def info_nce(
         depth,
         scale_value,
         normalize,
+        pointer(target),
+        offset,
+        pointer(bias),
+        excluded,
+        pointer(row_labels),
+        pointer(key_labels),
+        labels,
+        margin,
         pointer(row_weight),
         weight,
         pointer(loss),
         pointer(total),
+        pointer(positive),
+        pointer(maximum),
         pointer(dq),
         pointer(dk),
+        pointer(dbias),
         pointer(dscale),
     )
     if rows:
@@ -65,7 +97,21 @@ def info_nce(
     else:
         total.zero_()
         dk.zero_()
-    return loss, total, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
+        dbias.zero_()
+    if need_dscale:
+        dscale = dscale.sum()
+        if bias is not None:  # it is part of the logits, not of what the scale multiplies
+            dscale = dscale - torch.dot(bias, dbias) / scale_value
+    return (
+        loss,
+        total,
+        positive,
+        maximum,
+        dq.to(q.dtype),
+        dk.to(k.dtype) if need_dk else empty(k),
+        dscale,
+        dbias if need_dbias else empty(q32),
+    )
 
 
 def _flat_info_nce(
@@ -77,7 +123,7 @@ def _flat_info_nce(
     need_dq: bool,
     need_dk: bool,
     need_dscale: bool,
-) -> Results:
+) -> tuple[Tensor, ...]:
     """A scale of 0: every softmax is uniform, and only the scale has a gradient."""
     q32, k32 = _rows(q), _rows(k)
     rows, keys = q32.shape[0], k32.shape[0]
@@ -90,9 +136,12 @@ def _flat_info_nce(
     return (
         loss,
         (loss * weights).sum(),
+        torch.zeros_like(loss),
+        torch.zeros_like(loss),
         torch.zeros_like(q, memory_format=torch.contiguous_format) if need_dq else empty(q),
         torch.zeros_like(k, memory_format=torch.contiguous_format) if need_dk else empty(k),
         slope.sum() if need_dscale else empty(q32),
+        empty(q32),
     )
 
 

@@ -2,27 +2,73 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+if TYPE_CHECKING:
+    from thawkit.ops.pairwise.row_softmax import Columns
 
-def info_nce(q: Tensor, k: Tensor, scale: Tensor, normalize: bool) -> Tensor:
-    """InfoNCE of each row (van den Oord et al. 2018, eq. 4; 1807.03748).
+
+def row_softmax(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    target: Tensor | None,
+    bias: Tensor | None,
+    row_labels: Tensor | None,
+    key_labels: Tensor | None,
+    columns: Columns,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Cross-entropy of each row's softmax (InfoNCE: van den Oord et al. 2018, eq. 4; 1807.03748).
 
     Args:
         q: queries (N, D).
-        k: keys (M, D), M >= N; ``k[i]`` is the positive of ``q[i]``, every other key a negative.
+        k: keys (M, D).
         scale: number that multiplies the similarities, the inverse temperature.
+        target: (N,) the positive's column, below 0 none; None: ``i + columns.offset``.
+        bias: (M,) added to the logits.
+        row_labels: (N,), and
+        key_labels: (M,), for ``columns.labels``.
+        columns: which columns count.
         normalize: divide each row by its Euclidean norm first.
 
     Returns:
-        (N,) losses ``logsumexp_j s_ij - s_ii`` with ``s = scale * q @ k.T``.
+        (N,) losses ``logsumexp_j s_ij - s_it`` with ``s = scale * q @ k.T + bias``, without the second term
+        where there is no t; the logits s_it (NaN where there is no t) and the largest logits.
     """
     if normalize:
         q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
     logits = scale.to(q.dtype) * (q @ k.t())
-    return F.cross_entropy(logits, torch.arange(q.shape[0], device=q.device), reduction="none")
+    if bias is not None:
+        logits = logits + bias.to(q.dtype)
+    rows, number = torch.arange(q.shape[0], device=q.device), torch.arange(k.shape[0], device=q.device)
+    if target is None:
+        target = rows + columns.offset
+    has_positive = target >= 0
+    own = target.clamp_min(0)[:, None]
+    positive = logits.gather(1, own).squeeze(1)
+    out = torch.zeros(logits.shape, dtype=torch.bool, device=q.device)
+    if columns.excluded is not None:
+        out |= number == (rows + columns.excluded)[:, None]
+    if columns.labels != "ignored":
+        assert row_labels is not None
+        assert key_labels is not None
+        out |= (row_labels[:, None] == key_labels) == (columns.labels == "drop same")
+    own_column = number == target[:, None]
+    maximum = logits.detach().masked_fill(out & ~own_column, -torch.inf)
+    maximum = maximum.amax(1) if k.shape[0] else positive.detach()
+    out |= (logits > (positive + columns.margin)[:, None]) & has_positive[:, None]
+    out &= ~own_column
+    logits = logits.masked_fill(out, -torch.inf)
+    nothing = out.all(1)
+    logits = logits.masked_fill(nothing[:, None], 0.0)
+    log_sum = logits.logsumexp(1).masked_fill(nothing, -torch.inf)
+    loss = torch.where(has_positive, -logits.log_softmax(1).gather(1, own).squeeze(1), log_sum)
+    return loss, positive.detach().masked_fill(~has_positive, torch.nan), maximum
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

@@ -1,0 +1,285 @@
+"""Softmax cross-entropy of rows over the rows of another matrix, and the log-sum-exp over some of them.
+
+InfoNCE, SupCon, and the cross-entropy of a linear classifier are views of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from thawkit.errors import ThawkitError
+from thawkit.ops import checks
+from thawkit.ops._library import define, empty, scaled
+from thawkit.ops.dispatch import choose
+from thawkit.ops.pairwise import cpu, cuda, reference, triton
+
+KERNELS = {"cpu": cpu, "cuda": cuda, "triton": triton}
+_OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
+_CPU_OBJECTION = {"cpu": cpu.objection}  # the GPU kernels know the plain form only
+
+LABELS = ("ignored", "drop same", "keep same")
+
+
+class RowStatistics(NamedTuple):
+    """What a pass over the logits knows of each row, besides its loss; (N,) float32, without gradients."""
+
+    loss: Tensor
+    positive: Tensor
+    """The positive's logit."""
+    maximum: Tensor
+    """The largest logit of the columns that count, those beyond the margin included; -inf where none does."""
+
+    @property
+    def log_sum_exp(self) -> Tensor:
+        """Log-sum-exp of the logits that count."""
+        return self.loss + self.positive
+
+    @property
+    def top1(self) -> Tensor:
+        """Whether no logit is above the positive's, (N,) bool."""
+        return self.positive >= self.maximum
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which columns count for a row, apart from its positive, which always does.
+
+    Attributes:
+        offset: without ``target``, the positive of row i is column i + offset.
+        excluded: leave column i + excluded out of row i; None: no such column.
+        labels: ``drop same`` leaves columns of the row's own label out, ``keep same`` all others.
+        margin: leave columns out whose logit is above the positive's plus this.
+    """
+
+    offset: int = 0
+    excluded: int | None = None
+    labels: str = "ignored"
+    margin: float = math.inf
+
+
+def info_nce(
+    q: Tensor, k: Tensor, logit_scale: Tensor | float, *, normalize: bool = True, reduction: str = "mean"
+) -> Tensor:
+    """InfoNCE loss (van den Oord et al. 2018, eq. 4): ``k[i]`` is the positive of ``q[i]``.
+
+    Args:
+        q: (N, D) queries.
+        k: (M, D) keys of the same dtype, M >= N; the keys past N are negatives only.
+        logit_scale: inverse temperature, a number or a tensor of one element, which gets a gradient.
+        normalize: divide each row by its Euclidean norm first.
+        reduction: ``none`` gives (N,) losses, ``mean`` and ``sum`` a scalar.
+
+    Returns:
+        The loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes or devices do not fit, or there is nothing to take the mean of.
+    """
+    checks.row_pair("q", q, "k", k)
+    if k.shape[0] < q.shape[0]:
+        raise ThawkitError(
+            f"k must have at least as many rows as q, whose positives they are, "
+            f"got {k.shape[0]} < {q.shape[0]}"
+        )
+    checks.reduced("q", q.shape[0], reduction)
+    weight = 1.0 / q.shape[0] if reduction == "mean" else 1.0
+    return row_softmax(q, k, logit_scale, normalize=normalize, weight=weight, reduce=reduction != "none")[0]
+
+
+def row_softmax(
+    q: Tensor,
+    k: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    target: Tensor | None = None,
+    bias: Tensor | None = None,
+    row_labels: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    columns: Columns = Columns(),
+    row_weight: Tensor | None = None,
+    weight: float = 1.0,
+    normalize: bool = False,
+    reduce: bool = True,
+) -> tuple[Tensor, RowStatistics]:
+    """Cross-entropy of each row's softmax over the rows of ``k``: ``logsumexp_j s_ij - s_it``.
+
+    ``s = logit_scale q k^T + bias``. With ``reduce`` the gradients come out of the forward pass; without it
+    the backward pass computes them, since they depend on the upstream gradient.
+
+    Args:
+        q: (N, D).
+        k: (M, D), of the same dtype.
+        logit_scale: a number or a tensor of one element, which gets a gradient.
+        target: (N,) int64 columns of the positives; below 0: none, and the row's loss is the log-sum-exp.
+            By default column ``i + columns.offset``.
+        bias: (M,) added to the logits of each column.
+        row_labels: (N,) int32, for ``columns.labels``.
+        key_labels: (M,) int32.
+        columns: which columns count.
+        row_weight: (N,) factors of the losses; a row of weight 0 has no gradient, whatever it holds.
+        weight: factor of every loss where there is no ``row_weight``.
+        normalize: divide each row of q and k by its Euclidean norm first.
+        reduce: sum the weighted losses.
+
+    Returns:
+        A scalar, or with ``reduce=False`` the (N,) losses, unweighted: float64 for float64 inputs, else
+        float32. And :class:`RowStatistics`.
+    """
+    scale = checks.one_number("logit_scale", logit_scale, q)
+    plain = target is None and bias is None and row_weight is None and columns == Columns()
+    backend = choose("row_softmax", _OBJECTIONS if plain else _CPU_OBJECTION, q, k)
+    if backend == "cpu" and not plain and cpu.as_good_as_zero(scale):
+        backend = "reference"  # the kernel divides by the scale
+    if backend == "reference":
+        if q.dtype in (torch.bfloat16, torch.float16):
+            q, k = q.float(), k.float()
+        loss, *rest = reference.row_softmax(
+            q, k, scale, target, bias, row_labels, key_labels, columns, normalize
+        )
+        stats = RowStatistics(loss.detach(), *(x.detach() for x in rest))
+        total = _reduced(loss, row_weight, weight) if reduce else loss
+    else:
+        if not torch.is_grad_enabled():
+            q, k, scale = q.detach(), k.detach(), scale.detach()
+        total, *rest = _RowSoftmax.apply(
+            q, k, scale, bias, row_weight,
+            (target, row_labels, key_labels, columns, weight, normalize, reduce, backend),
+        )  # fmt: skip
+        stats = RowStatistics(*rest)
+    return total, stats
+
+
+def _reduced(loss: Tensor, row_weight: Tensor | None, weight: float) -> Tensor:
+    if row_weight is None:
+        return loss.sum() * weight
+    return (loss.where(row_weight != 0, 0.0) * row_weight).sum()
+
+
+def _kernel(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    target: Tensor | None,
+    bias: Tensor | None,
+    row_labels: Tensor | None,
+    key_labels: Tensor | None,
+    row_weight: Tensor | None,
+    weight: float,
+    normalize: bool,
+    offset: int,
+    excluded: int,
+    labels: int,
+    margin: float,
+    need: list[bool],
+    backend: str,
+) -> tuple[Tensor, ...]:
+    if backend != "cpu":
+        need_dq, need_dk, need_dscale, _ = need
+        loss, total, dq, dk, dscale = KERNELS[backend].info_nce(
+            q, k, scale, row_weight, weight, normalize, need_dq, need_dk, need_dscale
+        )
+        return loss, total, empty(loss), empty(loss), dq, dk, dscale, empty(loss)
+    return cpu.row_softmax(
+        q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize, offset, excluded,
+        labels, margin, *need,
+    )  # fmt: skip
+
+
+def _fake(q: Tensor, k: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, (need_dq, need_dk, need_dscale, need_dbias), backend = rest
+    loss = q.new_empty(q.shape[0], dtype=torch.float32)
+    by_product = torch.empty_like if backend == "cpu" else empty
+    return (
+        loss,
+        loss.new_empty(()),
+        by_product(loss),
+        by_product(loss),
+        q.new_empty(q.shape) if need_dq else empty(q),
+        k.new_empty(k.shape) if need_dk else empty(k),
+        loss.new_empty(()) if need_dscale else empty(loss),
+        loss.new_empty(k.shape[0]) if need_dbias else empty(loss),
+    )
+
+
+_operator = define(
+    "row_softmax(Tensor q, Tensor k, Tensor scale, Tensor? target, Tensor? bias, Tensor? row_labels, "
+    "Tensor? key_labels, Tensor? row_weight, float weight, bool normalize, int offset, int excluded, "
+    "int labels, float margin, bool[4] need, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _kernel,
+    _fake,
+)
+
+
+class _RowSoftmax(torch.autograd.Function):
+    """Reduced losses get their gradients in the forward pass, unreduced ones in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        row_weight: Tensor | None,
+        options: tuple,
+    ) -> tuple[Tensor, ...]:
+        target, row_labels, key_labels, columns, weight, normalize, reduce, backend = options
+        need = list(ctx.needs_input_grad[:4]) if reduce else [False] * 4
+        loss, total, positive, maximum, *gradients = _operator(
+            q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize,
+            *_numbers(columns), need, backend,
+        )  # fmt: skip
+        ctx.columns, ctx.weight, ctx.normalize, ctx.reduce, ctx.backend = (
+            columns, weight, normalize, reduce, backend,
+        )  # fmt: skip
+        weighed = loss if row_weight is not None and ctx.needs_input_grad[4] and reduce else None
+        ctx.save_for_backward(
+            q, k, scale, bias, row_weight, target, row_labels, key_labels, weighed, *gradients
+        )
+        statistics = loss.detach(), positive, maximum
+        ctx.mark_non_differentiable(*statistics)
+        return total if reduce else loss, *statistics
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+        q, k, scale, bias, row_weight, target, row_labels, key_labels, weighed, *saved = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:5]
+        need = list(wanted[:4])
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            loss, *_ = reference.row_softmax(
+                q.float(), k.float(), scale, target, bias, row_labels, key_labels, ctx.columns, ctx.normalize
+            )
+            if ctx.reduce:
+                loss = _reduced(loss, row_weight, ctx.weight)
+            inputs = [x for x, needed in zip((q, k, scale, bias, row_weight), wanted, strict=True) if needed]
+            found = iter(torch.autograd.grad(loss, inputs, g, create_graph=True))
+            return *(next(found) if needed else None for needed in wanted), None
+        if ctx.reduce:
+            gradients = [scaled(x, g) if needed else None for x, needed in zip(saved, need, strict=True)]
+        else:
+            gradients = list(
+                _operator(
+                    q, k, scale, target, bias, row_labels, key_labels, g, 1.0, ctx.normalize,
+                    *_numbers(ctx.columns), need, ctx.backend,
+                )[4:]
+            )  # fmt: skip
+        dq, dk, dscale, dbias = (x if needed else None for x, needed in zip(gradients, need, strict=True))
+        if dscale is not None:
+            dscale = dscale.to(scale.dtype)
+        if dbias is not None:
+            dbias = dbias.to(bias.dtype)
+        dweight = None
+        if weighed is not None:
+            dweight = (weighed * g).where(row_weight != 0, 0.0).to(row_weight.dtype)
+        return dq, dk, dscale, dbias, dweight, None
+
+
+def _numbers(columns: Columns) -> tuple[int, int, int, float]:
+    excluded = -1 if columns.excluded is None else columns.excluded
+    return columns.offset, excluded, LABELS.index(columns.labels), columns.margin
