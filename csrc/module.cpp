@@ -55,6 +55,32 @@ InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int6
           threads};
 }
 
+PairArgs pair_args(int kind, Pointer x, Pointer y, int64_t rows, int64_t columns, int64_t depth, float scale,
+                   float bias, int64_t offset, bool normalize, Pointer row_weight, float weight, Pointer loss,
+                   Pointer total, Pointer dx, Pointer dy, Pointer dscale, Pointer dbias, Pointer workspace,
+                   int threads) {
+  return {static_cast<PairLoss>(kind),
+          as<const float>(x),
+          as<const float>(y),
+          rows,
+          columns,
+          depth,
+          scale,
+          bias,
+          offset,
+          normalize,
+          as<const float>(row_weight),
+          weight,
+          as<float>(loss),
+          as<float>(total),
+          as<float>(dx),
+          as<float>(dy),
+          as<float>(dscale),
+          as<float>(dbias),
+          as<float>(workspace),
+          threads};
+}
+
 MMDArgs mmd_args(Pointer x, Pointer y, int64_t n, int64_t m, int64_t depth, Pointer gamma, int64_t bandwidths,
                  bool doubling, bool relative, float cxx, float cyy, float cxy, double diagonal,
                  Pointer value, Pointer dx, Pointer dy, Pointer workspace, int threads) {
@@ -152,6 +178,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define(m, "info_nce", info_nce_args, [](const InfoNCEArgs& a) { kernels().info_nce(a); });
   define(m, "info_nce_workspace", info_nce_args,
          [](const InfoNCEArgs& a) { return kernels().info_nce_workspace(a); });
+  define(m, "pairs", pair_args, [](const PairArgs& a) { kernels().pairs(a); });
+  define(m, "pairs_workspace", pair_args, [](const PairArgs& a) { return kernels().pairs_workspace(a); });
   define(m, "mmd", mmd_args, [](const MMDArgs& a) { kernels().mmd(a); });
   define(m, "mmd_workspace", mmd_args, [](const MMDArgs& a) { return kernels().mmd_workspace(a); });
   define(m, "sigmoid_focal", focal_args, [](const FocalArgs& a) { kernels().sigmoid_focal(a); });

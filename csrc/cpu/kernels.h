@@ -47,6 +47,36 @@ struct InfoNCEArgs {
   int threads;
 };
 
+enum class PairLoss : int { kClip = 0, kSigLip = 1, kNTXent = 2 };
+
+// Losses of all pairs of rows of x [rows, depth] and y [columns, depth], whose slopes are known entry by
+// entry.
+//   logits[i, j] = scale * <x[i], y[j]> (rows divided by their norm first where `normalize`)
+//   kClip     rows = columns; loss[i] = (logsumexp_j logits[i, j] + logsumexp_j logits[j, i]) / 2 - logits[i,
+//   i] kSigLip   loss[i] = sum_j softplus(z_ij (logits[i, j] + bias)), z = -1 for j = i + offset, else 1
+//   kNTXent   y = x, rows = 2 n; loss[i] = logsumexp_{j != i} logits[i, j] - logits[i, i +- n]
+//   *total = sum_i weight_i * loss[i], weight_i being row_weight[i] or, where that is null, `weight`
+// and, where the pointers are not null, the gradients of the total. scale is not 0.
+struct PairArgs {
+  PairLoss kind;
+  const float* x;
+  const float* y;  // not read for kNTXent
+  int64_t rows, columns, depth;
+  float scale, bias;
+  int64_t offset;
+  bool normalize;
+  const float* row_weight;
+  float weight;
+  float* loss;  // [rows]
+  float* total;
+  float* dx;      // [rows, depth] or null
+  float* dy;      // [columns, depth] or null
+  float* dscale;  // one number or null
+  float* dbias;   // one number or null
+  float* workspace;
+  int threads;
+};
+
 // Multi-kernel RBF MMD of x [n, depth] and y [m, depth]; z stands for the rows of both.
 //   value = diagonal + sum_{i != j} c(i, j) sum_b exp(-gamma_b |z_i - z_j|^2)
 // c = cxx, cyy or cxy by where i, j lie; the terms i = j are known in closed form. gamma_b = gamma[b] or,
@@ -102,6 +132,8 @@ struct Kernels {
   int lanes;
   int64_t (*info_nce_workspace)(const InfoNCEArgs&);  // floats
   void (*info_nce)(const InfoNCEArgs&);
+  int64_t (*pairs_workspace)(const PairArgs&);  // floats
+  void (*pairs)(const PairArgs&);
   int64_t (*mmd_workspace)(const MMDArgs&);  // floats
   void (*mmd)(const MMDArgs&);
   void (*sigmoid_focal)(const FocalArgs&);
@@ -115,6 +147,8 @@ struct Kernels {
   int lanes();                                      \
   int64_t info_nce_workspace(const InfoNCEArgs&);   \
   void info_nce(const InfoNCEArgs&);                \
+  int64_t pairs_workspace(const PairArgs&);         \
+  void pairs(const PairArgs&);                      \
   int64_t mmd_workspace(const MMDArgs&);            \
   void mmd(const MMDArgs&);                         \
   void sigmoid_focal(const FocalArgs&);             \

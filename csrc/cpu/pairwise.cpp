@@ -1,6 +1,7 @@
 // The pairwise engine's entry points. Compiled once per instruction set.
 #include "cpu/info_nce.h"
 #include "cpu/mmd.h"
+#include "cpu/pairs.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
@@ -10,6 +11,29 @@ int lanes() { return kLanes; }
 int64_t info_nce_workspace(const InfoNCEArgs& a) { return InfoNCERun(a, 0).workspace_floats; }
 
 void info_nce(const InfoNCEArgs& a) { info_nce_panels(a); }
+
+int64_t pairs_workspace(const PairArgs& a) {
+  switch (a.kind) {
+    case PairLoss::kClip:
+      return PairRun<PairLoss::kClip>(a, 0).workspace_floats;
+    case PairLoss::kSigLip:
+      return PairRun<PairLoss::kSigLip>(a, 0).workspace_floats;
+    case PairLoss::kNTXent:
+      return PairRun<PairLoss::kNTXent>(a, 0).workspace_floats;
+  }
+  return 0;
+}
+
+void pairs(const PairArgs& a) {
+  switch (a.kind) {
+    case PairLoss::kClip:
+      return pair_panels<PairLoss::kClip>(a);
+    case PairLoss::kSigLip:
+      return pair_panels<PairLoss::kSigLip>(a);
+    case PairLoss::kNTXent:
+      return pair_panels<PairLoss::kNTXent>(a);
+  }
+}
 
 int64_t mmd_workspace(const MMDArgs& a) { return MMDRun(a, 0).workspace_floats; }
 

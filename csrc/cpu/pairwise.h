@@ -24,9 +24,12 @@ static_assert(kBlockCols % kTileCols == 0, "blocks are whole tiles");
 
 struct Panel {
   float* scores;
-  int64_t rows;  // capacity
+  int64_t rows;       // capacity
+  int64_t first = 0;  // the block that comes first
 
-  float* at(int64_t block, int64_t row) const { return scores + (block * rows + row) * kBlockStride; }
+  float* at(int64_t block, int64_t row) const {
+    return scores + ((block - first) * rows + row) * kBlockStride;
+  }
   float& entry(int64_t row, int64_t column) const {
     return at(column / kBlockCols, row)[column % kBlockCols];
   }
