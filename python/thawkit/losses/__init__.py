@@ -1,7 +1,24 @@
 """Losses, fused where it pays: drop-in modules here, functions in :mod:`thawkit.losses.functional`."""
 
-from thawkit.losses.contrastive import ClipLoss, InfoNCELoss, NegativeQueue
+from thawkit.losses.contrastive import (
+    ClipLoss,
+    InfoNCELoss,
+    NegativeQueue,
+    NTXentLoss,
+    SigLipLoss,
+    SupConLoss,
+)
 from thawkit.losses.focal import FocalLoss, SigmoidFocalLoss
 from thawkit.losses.mmd import MMDLoss
 
-__all__ = ["ClipLoss", "FocalLoss", "InfoNCELoss", "MMDLoss", "NegativeQueue", "SigmoidFocalLoss"]
+__all__ = [
+    "ClipLoss",
+    "FocalLoss",
+    "InfoNCELoss",
+    "MMDLoss",
+    "NTXentLoss",
+    "NegativeQueue",
+    "SigLipLoss",
+    "SigmoidFocalLoss",
+    "SupConLoss",
+]

@@ -56,6 +56,93 @@ class ClipLoss(nn.Module):
         )
 
 
+class SigLipLoss(nn.Module):
+    """SigLIP's sigmoid loss of all pairs; see :func:`thawkit.losses.functional.siglip`.
+
+    Args:
+        normalize: divide each row by its Euclidean norm first; rows that have norm 1 may skip it.
+        reduction: ``none``, ``mean`` or ``sum``.
+    """
+
+    def __init__(self, normalize: bool = True, reduction: str = "mean"):
+        super().__init__()
+        self.normalize = normalize
+        self.reduction = reduction
+
+    def forward(
+        self, image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
+    ) -> Tensor:
+        """Return the loss of ``image`` and ``text``, both (N, D), at the scale and bias given."""
+        return F.siglip(
+            image,
+            text,
+            logit_scale=logit_scale,
+            logit_bias=logit_bias,
+            normalize=self.normalize,
+            reduction=self.reduction,
+        )
+
+
+class NTXentLoss(nn.Module):
+    """SimCLR's loss of two views; see :func:`thawkit.losses.functional.nt_xent`.
+
+    Args:
+        temperature: divides the similarities; an ``nn.Parameter`` is learned with the model.
+        normalize: use cosine similarities.
+        reduction: ``none``, ``mean`` or ``sum``.
+    """
+
+    def __init__(self, temperature: Tensor | float = 0.5, normalize: bool = True, reduction: str = "mean"):
+        super().__init__()
+        checks.positive_scalar("temperature", temperature)
+        self.temperature = temperature
+        self.normalize = normalize
+        self.reduction = reduction
+
+    def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
+        """Return the loss of the views ``z1`` and ``z2``, both (N, D)."""
+        return F.nt_xent(
+            z1, z2, temperature=self.temperature, normalize=self.normalize, reduction=self.reduction
+        )
+
+
+class SupConLoss(nn.Module):
+    """Supervised contrastive loss; see :func:`thawkit.losses.functional.supcon`.
+
+    Args:
+        temperature: divides the similarities; an ``nn.Parameter`` is learned with the model.
+        variant: ``out`` or ``in``, where the mean over positives stands.
+        normalize: use cosine similarities.
+        reduction: ``none``, ``mean`` or ``sum``.
+    """
+
+    def __init__(
+        self,
+        temperature: Tensor | float = 0.1,
+        variant: str = "out",
+        normalize: bool = True,
+        reduction: str = "mean",
+    ):
+        super().__init__()
+        checks.positive_scalar("temperature", temperature)
+        checks.one_of("variant", variant, ("out", "in"))
+        self.temperature = temperature
+        self.variant = variant
+        self.normalize = normalize
+        self.reduction = reduction
+
+    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of ``embeddings`` (N, D) of the classes ``labels``, (N,) or 0/1 (N, L)."""
+        return F.supcon(
+            embeddings,
+            labels,
+            temperature=self.temperature,
+            variant=self.variant,
+            normalize=self.normalize,
+            reduction=self.reduction,
+        )
+
+
 class NegativeQueue(nn.Module):
     """The latest keys of earlier batches, as further negatives (MoCo, He et al. 2020, sec. 3.2).
 

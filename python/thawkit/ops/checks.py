@@ -84,3 +84,56 @@ def reduced(name: str, rows: int, reduction: str) -> None:
     one_of("reduction", reduction, ("none", "mean", "sum"))
     if reduction == "mean" and rows == 0:
         raise ThawkitError(f"{name} has no rows, and reduction='mean' divides by their number")
+
+
+def scalar(name: str, value: Tensor | float) -> None:
+    """Require a finite number, or a floating tensor of one element (whose value is not looked at)."""
+    if not isinstance(value, Tensor):
+        finite(name, value)
+        return
+    floating(name, value)
+    if value.numel() != 1:
+        raise ThawkitError(f"{name} must have one element, got shape {tuple(value.shape)}")
+
+
+def positive_scalar(name: str, value: Tensor | float) -> None:
+    """Require a positive and finite number, or a floating tensor of one such element."""
+    if isinstance(value, Tensor):
+        scalar(name, value)
+        if not readable(value):
+            return
+        value = float(value.detach())
+    elif not hasattr(value, "__float__"):
+        raise ThawkitError(f"{name} must be a number, got {type(value).__name__}")
+    if not (math.isfinite(value) and value > 0):
+        raise ThawkitError(f"{name} must be positive and finite, got {value}")
+
+
+def readable(x: Tensor) -> bool:
+    """Return whether a check may look at values: not in a traced graph, nor where the device would wait."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def twin(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
+    """Require a floating matrix of the shape, dtype and device of another one."""
+    matrix(name, x)
+    same_device(name, x, other_name, other)
+    if x.shape != other.shape:
+        raise ThawkitError(
+            f"{name} must have the shape of {other_name}, {tuple(other.shape)}, got {tuple(x.shape)}"
+        )
+    if x.dtype != other.dtype:
+        raise ThawkitError(f"{name} must have the dtype of {other_name}, {other.dtype}, got {x.dtype}")
+
+
+def labels(name: str, x: Tensor, rows_name: str, rows: Tensor) -> None:
+    """Require a tensor of integers, one for each row of a matrix."""
+    if not isinstance(x, Tensor):
+        raise ThawkitError(f"{name} must be a tensor, got {type(x).__name__}")
+    if x.is_floating_point() or x.is_complex():
+        raise ThawkitError(f"{name} must hold integers, got {x.dtype}")
+    if x.shape != rows.shape[:1]:
+        raise ThawkitError(
+            f"{name} must have shape ({rows.shape[0]},), one label a row of {rows_name}, got {tuple(x.shape)}"
+        )
+    same_device(name, x, rows_name, rows)

@@ -8,7 +8,7 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops import pairwise as _pairwise
 
-__all__ = ["clip", "info_nce"]
+__all__ = ["clip", "info_nce", "nt_xent", "siglip", "supcon"]
 
 
 def info_nce(
@@ -77,3 +77,105 @@ def clip(
     to_text = info_nce(image, text, logit_scale=logit_scale, normalize=normalize, reduction=reduction)
     to_image = info_nce(text, image, logit_scale=logit_scale, normalize=normalize, reduction=reduction)
     return (to_text + to_image) / 2
+
+
+def siglip(
+    image: Tensor,
+    text: Tensor,
+    *,
+    logit_scale: Tensor | float = 10.0,
+    logit_bias: Tensor | float = -10.0,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """SigLIP's loss (Zhai et al. 2023, algorithm 1): every pair is classified alone, matching or not.
+
+    ``loss_i = -sum_j logsigmoid(z_ij (logit_scale <image_i, text_j> + logit_bias))``, with z_ij = 1 where
+    i = j and -1 elsewhere.
+
+    Args:
+        image: (N, D) embeddings.
+        text: (N, D) embeddings; ``text[i]`` belongs to ``image[i]``.
+        logit_scale: SigLIP's ``exp(t')``; a tensor of one element gets a gradient.
+        logit_bias: likewise. The defaults are those that the paper starts from.
+        normalize: divide each row by its Euclidean norm first; rows that have norm 1 may skip it.
+        reduction: ``none`` gives the (N,) losses of the rows, ``sum`` their sum, ``mean`` their sum over N.
+
+    Returns:
+        Scalar or (N,) loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes or devices do not fit, or there is nothing to take the mean of.
+    """
+    return _pairwise.siglip(image, text, logit_scale, logit_bias, normalize=normalize, reduction=reduction)
+
+
+def nt_xent(
+    z1: Tensor,
+    z2: Tensor,
+    *,
+    temperature: Tensor | float = 0.5,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """NT-Xent, SimCLR's loss (Chen et al. 2020, eq. 1): two views of N samples.
+
+    With ``z = cat(z1, z2)`` each of its 2N rows is to find its partner among the 2N - 1 other rows:
+    ``loss_i = -log(exp(s_ip) / sum_{j != i} exp(s_ij))``, ``s = z @ z.T / temperature``.
+
+    Args:
+        z1: (N, D) embeddings of one view.
+        z2: (N, D) embeddings of the other view; ``z2[i]`` and ``z1[i]`` are of one sample.
+        temperature: positive; a tensor of one element gets a gradient.
+        normalize: divide each row by its Euclidean norm first, which makes the similarity a cosine.
+        reduction: ``none`` gives (2N,) losses in the order of ``cat(z1, z2)``, ``mean`` and ``sum`` a scalar.
+
+    Returns:
+        Scalar or (2N,) loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes or devices do not fit, the temperature is not positive, or there is
+            nothing to take the mean of.
+    """
+    return _pairwise.nt_xent(z1, z2, temperature, normalize=normalize, reduction=reduction)
+
+
+def supcon(
+    embeddings: Tensor,
+    labels: Tensor,
+    *,
+    temperature: Tensor | float = 0.1,
+    variant: str = "out",
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """Supervised contrastive loss (Khosla et al. 2020): all rows of a class are each other's positives.
+
+    With p_ij the softmax of ``s_ij = <z_i, z_j> / temperature`` over all j other than i, and w_ij = 1 where
+    the labels of i and j are equal, else 0::
+
+        out (eq. 2)    loss_i = -sum_j w_ij log p_ij / sum_j w_ij
+        in  (eq. 3)    loss_i = -log(sum_j w_ij p_ij / sum_j w_ij)
+
+    With several labels a row, w_ij is the number of labels that i and j share. For several views of a sample
+    concatenate them, and their labels.
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,) integers, or an (N, L) matrix of zeros and ones.
+        temperature: positive; a tensor of one element gets a gradient.
+        variant: ``out`` (the paper's choice) or ``in``.
+        normalize: divide each row by its Euclidean norm first, which makes the similarity a cosine.
+        reduction: ``none`` gives (N,) losses, ``sum`` their sum, ``mean`` their mean over the rows that have
+            a positive. A row without one has loss 0, and so has a batch of such rows.
+
+    Returns:
+        Scalar or (N,) loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes, devices or labels do not fit, the temperature is not positive, an
+            unknown name, or there is nothing to take the mean of.
+    """
+    return _pairwise.supcon(
+        embeddings, labels, temperature, variant=variant, normalize=normalize, reduction=reduction
+    )

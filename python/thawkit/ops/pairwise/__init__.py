@@ -3,8 +3,11 @@
 from thawkit.ops.pairwise import row_softmax as _row_softmax
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
+from thawkit.ops.pairwise.nt_xent import nt_xent
 from thawkit.ops.pairwise.row_softmax import RowStatistics, info_nce, row_softmax
+from thawkit.ops.pairwise.siglip import siglip
+from thawkit.ops.pairwise.supcon import supcon
 
-__all__ = ["RowStatistics", "info_nce", "mmd", "row_softmax"]
+__all__ = ["RowStatistics", "info_nce", "mmd", "nt_xent", "row_softmax", "siglip", "supcon"]
 
 BACKENDS = {"row_softmax": tuple(_row_softmax.KERNELS), "mmd": tuple(_MMD_OBJECTIONS)}

@@ -1,7 +1,17 @@
 """The definition of the pairwise losses, in plain PyTorch: any device and dtype, differentiable any times."""
 
+from thawkit.ops.pairwise.reference.contrastive import clip, nt_xent, siglip, supcon
 from thawkit.ops.pairwise.reference.distances import squared_distances
 from thawkit.ops.pairwise.reference.mmd import mean_squared_distance, mmd
 from thawkit.ops.pairwise.reference.row_softmax import row_softmax
 
-__all__ = ["mean_squared_distance", "mmd", "row_softmax", "squared_distances"]
+__all__ = [
+    "clip",
+    "mean_squared_distance",
+    "mmd",
+    "nt_xent",
+    "row_softmax",
+    "siglip",
+    "squared_distances",
+    "supcon",
+]

@@ -1,0 +1,37 @@
+"""What the pairwise operators share around their definitions: scalars, precision, the reduction."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def scalar(value: Tensor | float, like: Tensor) -> Tensor:
+    """Return a number or a tensor of one element as a tensor without dimensions on the device of ``like``."""
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(like.device)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.full((), float(value), dtype=dtype, device=like.device)
+
+
+def lifted(x: Tensor) -> Tensor:
+    """Return half precision as float32, anything else as it is."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
+def full_precision(x: Tensor) -> torch.autocast:
+    """Return a context in which products on the device of ``x`` are not cast to half precision."""
+    return torch.autocast(x.device.type, enabled=False)
+
+
+def reduced(rows: Tensor, reduction: str) -> Tensor:
+    """Return the rows, their sum or their mean."""
+    return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()
+
+
+def reduced_over(rows: Tensor, reduction: str, count: Tensor) -> Tensor:
+    """Return the rows, their sum, or their sum over a count of their own; nothing counted has mean 0."""
+    if reduction == "none":
+        return rows
+    total = rows.sum()
+    return total if reduction == "sum" else total / count.clamp_min(1).to(total.dtype)

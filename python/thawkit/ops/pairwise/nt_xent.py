@@ -1,0 +1,39 @@
+"""SimCLR's loss: checks, choice of backend."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from thawkit.ops import checks
+from thawkit.ops.dispatch import choose
+from thawkit.ops.pairwise import reference
+from thawkit.ops.pairwise.common import full_precision, lifted, reduced, scalar
+
+
+def nt_xent(
+    z1: Tensor, z2: Tensor, temperature: Tensor | float, *, normalize: bool = True, reduction: str = "mean"
+) -> Tensor:
+    """NT-Xent (Chen et al. 2020, eq. 1): each of 2N rows against the 2N - 1 others.
+
+    Args:
+        z1: (N, D) embeddings of one view.
+        z2: (N, D) embeddings of the other, of the same dtype; ``z2[i]`` and ``z1[i]`` are a pair.
+        temperature: a positive number, or a tensor of one element, which gets a gradient.
+        normalize: divide each row by its Euclidean norm first.
+        reduction: ``none`` gives (2N,) losses, those of ``z1`` first, ``mean`` and ``sum`` a scalar.
+
+    Returns:
+        The loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes or devices do not fit, the temperature is not positive, or there is
+            nothing to take the mean of.
+    """
+    checks.matrix("z1", z1)
+    checks.twin("z2", z2, "z1", z1)
+    checks.positive_scalar("temperature", temperature)
+    checks.reduced("z1", z1.shape[0], reduction)
+    choose("nt_xent", {}, z1, z2)
+    with full_precision(z1):
+        rows = reference.nt_xent(lifted(z1), lifted(z2), scalar(temperature, z1), normalize)
+        return reduced(rows, reduction)

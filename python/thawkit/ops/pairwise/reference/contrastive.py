@@ -1,0 +1,116 @@
+"""The definitions of the contrastive losses."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def clip(image: Tensor, text: Tensor, scale: Tensor, normalize: bool) -> Tensor:
+    """CLIP's loss of each pair (Radford et al. 2021, fig. 3; 2103.00020).
+
+    Args:
+        image: (N, D).
+        text: (N, D); ``text[i]`` belongs to ``image[i]``.
+        scale: inverse temperature.
+        normalize: divide each row by its Euclidean norm first.
+
+    Returns:
+        (N,) means of the cross-entropies of row i and of column i of ``scale * image @ text.T``.
+    """
+    if normalize:
+        image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
+    logits = scale.to(image.dtype) * (image @ text.t())
+    own = torch.arange(image.shape[0], device=image.device)
+    to_text = F.cross_entropy(logits, own, reduction="none")
+    to_image = F.cross_entropy(logits.t(), own, reduction="none")
+    return (to_text + to_image) / 2
+
+
+def siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, normalize: bool) -> Tensor:
+    """SigLIP's loss of each row (Zhai et al. 2023, algorithm 1; 2303.15343).
+
+    Args:
+        image: (N, D).
+        text: (N, D); ``text[i]`` belongs to ``image[i]``.
+        scale: number that multiplies the similarities.
+        bias: number added to them.
+        normalize: divide each row by its Euclidean norm first.
+
+    Returns:
+        (N,) losses ``-sum_j logsigmoid(z_ij (scale s_ij + bias))``, z_ij = 1 where i = j and -1 elsewhere.
+    """
+    if normalize:
+        image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
+    logits = scale.to(image.dtype) * (image @ text.t()) + bias.to(image.dtype)
+    signs = 2 * torch.eye(image.shape[0], dtype=logits.dtype, device=logits.device) - 1
+    return -F.logsigmoid(signs * logits).sum(1)
+
+
+def nt_xent(z1: Tensor, z2: Tensor, temperature: Tensor, normalize: bool) -> Tensor:
+    """SimCLR's loss of each row (Chen et al. 2020, eq. 1; 2002.05709).
+
+    Args:
+        z1: (N, D) embeddings of one view.
+        z2: (N, D) embeddings of the other; ``z2[i]`` and ``z1[i]`` are a pair.
+        temperature: positive number.
+        normalize: divide each row by its Euclidean norm first.
+
+    Returns:
+        (2N,) cross-entropies of the rows of ``cat(z1, z2)``, each against the 2N - 1 others.
+    """
+    z = torch.cat((z1, z2))
+    if normalize:
+        z = F.normalize(z, dim=1)
+    n = z1.shape[0]
+    partner = torch.arange(2 * n, device=z.device).roll(n)
+    return F.cross_entropy(_against_others(z, temperature), partner, reduction="none")
+
+
+def supcon(
+    embeddings: Tensor, labels: Tensor, temperature: Tensor, variant: str, normalize: bool
+) -> tuple[Tensor, Tensor]:
+    """Supervised contrastive loss of each row (Khosla et al. 2020, eqs. 2 and 3; 2004.11362).
+
+    Args:
+        embeddings: (N, D).
+        labels: (N,) integers, or an (N, L) matrix of zeros and ones.
+        temperature: positive number.
+        variant: ``out``: the mean over positives outside the logarithm (eq. 2); ``in``: inside (eq. 3).
+        normalize: divide each row by its Euclidean norm first.
+
+    Returns:
+        (N,) losses, and which rows have a positive; the others' loss is 0. With p_ij the softmax of row i
+        over the others, and w_ij = [y_i = y_j] or the number of labels that i and j share:
+        ``-sum_j w_ij log p_ij / sum_j w_ij`` or ``-log(sum_j w_ij p_ij / sum_j w_ij)``, j other than i.
+    """
+    if normalize:
+        embeddings = F.normalize(embeddings, dim=1)
+    log_p = F.log_softmax(_against_others(embeddings, temperature), dim=1)
+    weight = labels.to(log_p.dtype)
+    weight = weight @ weight.t() if labels.dim() == 2 else (labels[:, None] == labels).to(log_p.dtype)
+    weight = weight.masked_fill(_diagonal(weight), 0)
+    total = weight.sum(1)
+    anchor = total > 0
+    share = weight / total.where(anchor, 1)[:, None]
+    if variant == "out":
+        rows = -(share * log_p.masked_fill(share == 0, 0)).sum(1)
+        return rows.where(anchor, 0), anchor
+    # rows without a positive pass zeros through the logarithm, whose gradient at no positive is not a number
+    terms = (log_p + share.where(share > 0, 1).log()).masked_fill((share == 0) & anchor[:, None], -torch.inf)
+    rows = -terms.masked_fill(~anchor[:, None], 0).logsumexp(1)
+    return rows.where(anchor, 0), anchor
+
+
+def _against_others(z: Tensor, temperature: Tensor) -> Tensor:
+    """(N, N) similarities over the temperature, a row's own at the smallest number: its exponential is 0.
+
+    Minus infinity would make the softmax of a single row, which has no others, not a number.
+    """
+    logits = z @ z.t() / temperature.to(z.dtype)
+    return logits.masked_fill(_diagonal(logits), torch.finfo(logits.dtype).min)
+
+
+def _diagonal(square: Tensor) -> Tensor:
+    return torch.eye(square.shape[0], dtype=torch.bool, device=square.device)

@@ -1,0 +1,47 @@
+"""SigLIP's loss: checks, choice of backend."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from thawkit.ops import checks
+from thawkit.ops.dispatch import choose
+from thawkit.ops.pairwise import reference
+from thawkit.ops.pairwise.common import full_precision, lifted, reduced, scalar
+
+
+def siglip(
+    image: Tensor,
+    text: Tensor,
+    logit_scale: Tensor | float,
+    logit_bias: Tensor | float,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """Sigmoid loss of all pairs (Zhai et al. 2023, algorithm 1): ``text[i]`` belongs to ``image[i]``.
+
+    Args:
+        image: (N, D).
+        text: (N, D) of the same dtype.
+        logit_scale: multiplies the similarities, a number or a tensor of one element, which gets a gradient.
+        logit_bias: added to them, likewise.
+        normalize: divide each row by its Euclidean norm first.
+        reduction: ``none`` gives (N,) losses, ``mean`` and ``sum`` a scalar.
+
+    Returns:
+        The loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes or devices do not fit, or there is nothing to take the mean of.
+    """
+    checks.matrix("image", image)
+    checks.twin("text", text, "image", image)
+    checks.scalar("logit_scale", logit_scale)
+    checks.scalar("logit_bias", logit_bias)
+    checks.reduced("image", image.shape[0], reduction)
+    scale, bias = scalar(logit_scale, image), scalar(logit_bias, image)
+    choose("siglip", {}, image, text)
+    with full_precision(image):
+        rows = reference.siglip(lifted(image), lifted(text), scale, bias, normalize)
+        return reduced(rows, reduction)

@@ -1,0 +1,230 @@
+"""The supervised contrastive loss against equations 2 and 3 of its paper, written as loops in float64."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tests.losses import oracle
+from thawkit.errors import ThawkitError
+from thawkit.losses import SupConLoss
+from thawkit.losses import functional as F
+
+
+def batch(rows, features=12, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = torch.randn(rows, features, generator=generator)
+    return embeddings, torch.randint(0, classes, (rows,), generator=generator)
+
+
+def shared_labels(a, b):
+    return int((a * b).sum()) if a.dim() else int(a == b)
+
+
+def definition(z, temperature, labels, variant="out", normalized=True, reduction="mean"):
+    if normalized:
+        z = torch.stack([row / row.norm() for row in z])
+    rows, anchors = [], 0
+    for i in range(len(z)):
+        others = [j for j in range(len(z)) if j != i]
+        weights = {j: w for j in others if (w := shared_labels(labels[i], labels[j]))}
+        if not weights:
+            rows.append(0 * z.sum())
+            continue
+        anchors += 1
+        normalizer = sum((z[i].dot(z[j]) / temperature).exp() for j in others)
+        p = {j: (z[i].dot(z[j]) / temperature).exp() / normalizer for j in weights}
+        total = sum(weights.values())
+        if variant == "out":
+            rows.append(-sum(w * p[j].log() for j, w in weights.items()) / total)
+        else:
+            rows.append(-(sum(w * p[j] for j, w in weights.items()) / total).log())
+    rows = torch.stack(rows)
+    return {"none": rows, "sum": rows.sum(), "mean": rows.sum() / max(anchors, 1)}[reduction]
+
+
+def loss(labels, variant="out", normalized=True, reduction="mean"):
+    return lambda z, temperature: F.supcon(
+        z, labels, temperature=temperature, variant=variant, normalize=normalized, reduction=reduction
+    )
+
+
+def assert_is_its_definition(z, labels, temperature, *options):
+    oracle.assert_is(
+        loss(labels, *options), lambda z, t: definition(z, t, labels, *options), z, torch.tensor(temperature)
+    )
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("variant", ["out", "in"])
+@pytest.mark.parametrize("rows", [1, 2, 9, 23])
+def test_supcon_is_its_definition(rows, variant, normalized, reduction):
+    z, labels = batch(rows)
+    assert_is_its_definition(z, labels, 0.15 if normalized else 3.0, variant, normalized, reduction)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("variant", ["out", "in"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.float32])
+def test_supcon_with_several_labels(dtype, variant, reduction):
+    z, _ = batch(14)
+    labels = (torch.rand(14, 5, generator=torch.Generator().manual_seed(1)) < 0.3).to(dtype)
+    labels[3] = 0  # shares nothing with anybody
+    assert_is_its_definition(z, labels.long(), 0.2, variant, True, reduction)
+    torch.testing.assert_close(
+        F.supcon(z, labels, variant=variant), F.supcon(z, labels.long(), variant=variant)
+    )
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+@pytest.mark.parametrize("variant", ["out", "in"])
+def test_supcon_one_hot_labels_are_classes(variant, reduction):
+    z, labels = batch(11)
+    torch.testing.assert_close(
+        loss(nn.functional.one_hot(labels), variant, True, reduction)(z, 0.1),
+        loss(labels, variant, True, reduction)(z, 0.1),
+    )
+
+
+@pytest.mark.parametrize("variant", ["out", "in"])
+@pytest.mark.parametrize("kind", ["all one class", "a class with one row", "one pair", "extreme labels"])
+def test_supcon_unusual_labels(kind, variant):
+    z, labels = batch(8)
+    labels = {
+        "all one class": torch.zeros(8, dtype=torch.int32),
+        "a class with one row": torch.tensor([0, 1, 1, 1, 2, 2, 3, 2]),
+        "one pair": torch.tensor([0, 1, 2, 3, 4, 5, 6, 0]),
+        "extreme labels": torch.where(labels == 0, -(2**63), torch.where(labels == 1, 2**63 - 1, -1)),
+    }[kind]
+    for reduction in ("none", "mean"):
+        assert_is_its_definition(z, labels, 0.2, variant, True, reduction)
+
+
+@pytest.mark.parametrize("variant", ["out", "in"])
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_supcon_without_any_positive_is_nothing(reduction, variant):
+    z, temperature = batch(5)[0].requires_grad_(), torch.tensor(0.1, requires_grad=True)
+    value = loss(torch.arange(5), variant, True, reduction)(z, temperature)
+    value.sum().backward()
+    assert not value.any()
+    assert not z.grad.any()
+    assert temperature.grad == 0
+
+
+@pytest.mark.parametrize("variant", ["out", "in"])
+def test_supcon_saturated(variant):
+    z, labels = batch(16)
+    z[:6] = z[0]  # of several classes
+    z[8] = -z[9]
+    oracle.assert_is(
+        loss(labels, variant, True, "none"),
+        lambda z, t: definition(z, t, labels, variant, True, "none"),
+        z,
+        torch.tensor(0.01),
+    )
+
+
+def test_supcon_variants_order_as_in_the_paper():
+    z, labels = batch(20)
+    inside, outside = (F.supcon(z, labels, variant=v, reduction="none") for v in ("in", "out"))
+    assert (inside <= outside + 1e-6).all()  # Jensen's inequality, sec. 3.2.2
+
+
+def test_supcon_of_two_views_of_each_class_is_nt_xent():
+    z1, z2 = batch(9)[0], batch(9, seed=1)[0]
+    labels = torch.arange(9).repeat(2)
+    for variant in ("in", "out"):
+        torch.testing.assert_close(
+            F.supcon(torch.cat((z1, z2)), labels, temperature=0.5, variant=variant), F.nt_xent(z1, z2)
+        )
+
+
+def test_supcon_no_rows():
+    z = torch.zeros(0, 4, requires_grad=True)
+    for variant in ("out", "in"):
+        for labels in (torch.zeros(0, dtype=torch.int64), torch.zeros(0, 3)):
+            assert F.supcon(z, labels, variant=variant, reduction="none").shape == (0,)
+            value = F.supcon(z, labels, variant=variant, reduction="sum")
+            assert value.item() == 0
+            assert torch.autograd.grad(value, z)[0].shape == (0, 4)
+
+
+@pytest.mark.parametrize("variant", ["out", "in"])
+def test_supcon_twice_differentiable(variant):
+    z, labels = torch.randn(6, 3), torch.tensor([0, 1, 0, 2, 1, 0])
+    oracle.assert_differentiable_twice(loss(labels, variant), z, torch.tensor(0.5))
+    oracle.assert_differentiable_twice(loss(labels, variant, False, "none"), z, torch.tensor(2.0))
+
+
+@pytest.mark.parametrize("variant", ["out", "in"])
+def test_supcon_keeps_to_what_all_losses_do(variant):
+    z, labels = batch(9)
+    inputs = z, torch.tensor(0.25)
+    oracle.assert_layout_does_not_matter(loss(labels, variant), *inputs)
+    oracle.assert_autocast_changes_nothing(loss(labels, variant), *inputs)
+    oracle.assert_half_precision_is_lifted(loss(labels, variant), *inputs)
+
+
+def test_supcon_autocast_does_not_round_shared_labels():
+    z, labels = batch(9)[0], torch.ones(9, 300)
+    labels[:, 257:] = torch.rand(9, 43) < 0.5
+    oracle.assert_autocast_changes_nothing(loss(labels), z, torch.tensor(0.1))
+
+
+@pytest.mark.parametrize(
+    ("variant", "backend"), [("out", "aot_eager"), ("in", "aot_eager"), ("out", "inductor")]
+)
+def test_supcon_compiles(variant, backend):
+    z, labels = batch(9)
+    oracle.assert_compiles(loss(labels, variant), z, torch.tensor(0.2), backend=backend)
+
+
+def test_supcon_module_calls_the_function():
+    z, labels = batch(9)
+    module = SupConLoss(2.0, variant="in", normalize=False, reduction="none")
+    assert not module.state_dict()
+    torch.testing.assert_close(module(z, labels), loss(labels, "in", False, "none")(z, 2.0), rtol=0, atol=0)
+
+
+def test_supcon_module_learns_its_temperature():
+    module = SupConLoss(nn.Parameter(torch.tensor(0.3)))
+    assert list(module.state_dict()) == ["temperature"]
+    module(*batch(9)).backward()
+    assert module.temperature.grad is not None
+
+
+Z, LABELS = torch.zeros(3, 4), torch.tensor([0, 1, 0])
+
+
+@pytest.mark.parametrize(
+    ("z", "labels", "options", "says"),
+    [
+        (torch.zeros(3), LABELS, {}, "embeddings must have shape"),
+        (Z.long(), LABELS, {}, "embeddings must be float32"),
+        (Z, [0, 1, 0], {}, "labels must be a tensor, got list"),
+        (Z, LABELS.float(), {}, "labels must hold integers, got torch.float32"),
+        (Z, LABELS[:2], {}, r"labels must have shape \(3,\), one label a row of embeddings, got \(2,\)"),
+        (Z, torch.zeros(2, 5), {}, r"labels must have shape \(3,\) or \(3, L\), got \(2, 5\)"),
+        (Z, LABELS.to("meta"), {}, "labels is on meta but embeddings is on cpu"),
+        (Z, torch.full((3, 2), 2), {}, "labels of shape .* must hold zeros and ones only"),
+        (Z, LABELS, {"temperature": 0}, "temperature must be positive and finite"),
+        (Z, LABELS, {"temperature": torch.tensor(math.nan)}, "temperature must be positive and finite"),
+        (Z, LABELS, {"variant": "both"}, "variant must be one of"),
+        (Z, LABELS, {"reduction": "max"}, "reduction must be one of"),
+        (Z[:0], LABELS[:0], {}, "embeddings has no rows"),
+    ],
+)
+def test_supcon_bad_input(z, labels, options, says):
+    with pytest.raises(ThawkitError, match=says):
+        F.supcon(z, labels, **options)
+
+
+def test_supcon_module_bad_arguments():
+    with pytest.raises(ThawkitError, match="variant must be one of"):
+        SupConLoss(variant="both")
+    with pytest.raises(ThawkitError, match="temperature must be positive"):
+        SupConLoss(-1.0)
