@@ -1,7 +1,7 @@
 """The losses as functions."""
 
-from thawkit.losses.functional.contrastive import clip, info_nce, nt_xent, siglip, supcon
 from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
 from thawkit.losses.functional.mmd import mmd
+from thawkit.losses.functional.similarity import clip, info_nce, nt_xent, siglip, supcon
 
 __all__ = ["clip", "focal_loss", "info_nce", "mmd", "nt_xent", "siglip", "sigmoid_focal_loss", "supcon"]

@@ -1,9 +1,9 @@
 """The definition of the pairwise losses, in plain PyTorch: any device and dtype, differentiable any times."""
 
-from thawkit.ops.pairwise.reference.contrastive import clip, nt_xent, siglip, supcon
 from thawkit.ops.pairwise.reference.distances import squared_distances
 from thawkit.ops.pairwise.reference.mmd import mean_squared_distance, mmd
 from thawkit.ops.pairwise.reference.row_softmax import row_softmax
+from thawkit.ops.pairwise.reference.similarity import clip, nt_xent, siglip, supcon
 
 __all__ = [
     "clip",

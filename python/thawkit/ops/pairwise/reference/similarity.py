@@ -1,4 +1,4 @@
-"""The definitions of the contrastive losses."""
+"""The definitions of the losses on similarities: softmax and sigmoid forms."""
 
 from __future__ import annotations
 

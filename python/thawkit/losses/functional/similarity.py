@@ -1,4 +1,4 @@
-"""Contrastive losses as functions."""
+"""Losses on the similarities of embeddings, as functions: softmax and sigmoid forms."""
 
 from __future__ import annotations
 
