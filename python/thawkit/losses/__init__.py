@@ -9,10 +9,13 @@ from thawkit.losses.contrastive import (
     SupConLoss,
 )
 from thawkit.losses.focal import FocalLoss, SigmoidFocalLoss
+from thawkit.losses.margin import ContrastiveLoss, CosineContrastiveLoss, TripletMarginLoss
 from thawkit.losses.mmd import MMDLoss
 
 __all__ = [
     "ClipLoss",
+    "ContrastiveLoss",
+    "CosineContrastiveLoss",
     "FocalLoss",
     "InfoNCELoss",
     "MMDLoss",
@@ -21,4 +24,5 @@ __all__ = [
     "SigLipLoss",
     "SigmoidFocalLoss",
     "SupConLoss",
+    "TripletMarginLoss",
 ]

@@ -79,11 +79,14 @@ def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
         raise ThawkitError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
-def reduced(name: str, rows: int, reduction: str) -> None:
+REDUCTIONS = ("none", "mean", "sum")
+
+
+def reduced(name: str, rows: int, reduction: str, choices: tuple[str, ...] = REDUCTIONS) -> None:
     """Require a known reduction, and something to take the mean of."""
-    one_of("reduction", reduction, ("none", "mean", "sum"))
-    if reduction == "mean" and rows == 0:
-        raise ThawkitError(f"{name} has no rows, and reduction='mean' divides by their number")
+    one_of("reduction", reduction, choices)
+    if reduction.startswith("mean") and rows == 0:
+        raise ThawkitError(f"{name} has no rows, and reduction={reduction!r} divides by their number")
 
 
 def scalar(name: str, value: Tensor | float) -> None:

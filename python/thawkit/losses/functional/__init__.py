@@ -1,7 +1,20 @@
 """The losses as functions."""
 
 from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
+from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.losses.functional.mmd import mmd
 from thawkit.losses.functional.similarity import clip, info_nce, nt_xent, siglip, supcon
 
-__all__ = ["clip", "focal_loss", "info_nce", "mmd", "nt_xent", "siglip", "sigmoid_focal_loss", "supcon"]
+__all__ = [
+    "clip",
+    "contrastive",
+    "cosine_contrastive",
+    "focal_loss",
+    "info_nce",
+    "mmd",
+    "nt_xent",
+    "siglip",
+    "sigmoid_focal_loss",
+    "supcon",
+    "triplet_margin",
+]

@@ -1,13 +1,26 @@
 """Losses on all pairs of two sets of rows, without the matrix of pairs."""
 
 from thawkit.ops.pairwise import row_softmax as _row_softmax
+from thawkit.ops.pairwise.contrastive_pairs import contrastive, cosine_contrastive
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
 from thawkit.ops.pairwise.nt_xent import nt_xent
 from thawkit.ops.pairwise.row_softmax import RowStatistics, info_nce, row_softmax
 from thawkit.ops.pairwise.siglip import siglip
 from thawkit.ops.pairwise.supcon import supcon
+from thawkit.ops.pairwise.triplet import triplet_margin
 
-__all__ = ["RowStatistics", "info_nce", "mmd", "nt_xent", "row_softmax", "siglip", "supcon"]
+__all__ = [
+    "RowStatistics",
+    "contrastive",
+    "cosine_contrastive",
+    "info_nce",
+    "mmd",
+    "nt_xent",
+    "row_softmax",
+    "siglip",
+    "supcon",
+    "triplet_margin",
+]
 
 BACKENDS = {"row_softmax": tuple(_row_softmax.KERNELS), "mmd": tuple(_MMD_OBJECTIONS)}

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+DISTANCES = ("euclidean", "cosine")
+
 
 def scalar(value: Tensor | float, like: Tensor) -> Tensor:
     """Return a number or a tensor of one element as a tensor without dimensions on the device of ``like``."""
@@ -29,9 +31,10 @@ def reduced(rows: Tensor, reduction: str) -> Tensor:
     return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()
 
 
-def reduced_over(rows: Tensor, reduction: str, count: Tensor) -> Tensor:
-    """Return the rows, their sum, or their sum over a count of their own; nothing counted has mean 0."""
+def reduced_over(rows: Tensor, reduction: str, count: Tensor | int) -> Tensor:
+    """Return the rows, their sum, or their sum over a count of their own; of nothing the mean is 0."""
     if reduction == "none":
         return rows
-    total = rows.sum()
-    return total if reduction == "sum" else total / count.clamp_min(1).to(total.dtype)
+    if reduction == "sum":
+        return rows.sum()
+    return rows.sum() / (count.clamp_min(1).to(rows.dtype) if isinstance(count, Tensor) else max(count, 1))

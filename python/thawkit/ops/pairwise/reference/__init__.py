@@ -1,12 +1,15 @@
 """The definition of the pairwise losses, in plain PyTorch: any device and dtype, differentiable any times."""
 
 from thawkit.ops.pairwise.reference.distances import squared_distances
+from thawkit.ops.pairwise.reference.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.ops.pairwise.reference.mmd import mean_squared_distance, mmd
 from thawkit.ops.pairwise.reference.row_softmax import row_softmax
 from thawkit.ops.pairwise.reference.similarity import clip, nt_xent, siglip, supcon
 
 __all__ = [
     "clip",
+    "contrastive",
+    "cosine_contrastive",
     "mean_squared_distance",
     "mmd",
     "nt_xent",
@@ -14,4 +17,5 @@ __all__ = [
     "siglip",
     "squared_distances",
     "supcon",
+    "triplet_margin",
 ]

@@ -1,0 +1,76 @@
+"""The triplet loss: checks, choice of backend."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from thawkit.errors import ThawkitError
+from thawkit.ops import checks
+from thawkit.ops.dispatch import choose
+from thawkit.ops.pairwise import reference
+from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced_over, scalar
+
+MININGS = ("all", "hard", "semihard")
+REDUCTIONS = ("none", "mean", "mean_nonzero", "sum")
+
+
+def triplet_margin(
+    embeddings: Tensor,
+    labels: Tensor,
+    margin: Tensor | float,
+    *,
+    mining: str = "all",
+    distance: str = "euclidean",
+    ref: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    reduction: str = "mean",
+) -> Tensor:
+    """Triplet margin loss of labelled rows, each an anchor (Schroff et al. 2015, Hermans et al. 2017).
+
+    Args:
+        embeddings: (N, D) anchors.
+        labels: (N,) integers.
+        margin: a number, or a tensor of one element, which gets a gradient.
+        mining: ``all`` triplets, the ``hard``-est of each anchor, or one ``semihard`` of each positive pair.
+        distance: ``euclidean`` or ``cosine``.
+        ref: (M, D) rows of the same dtype to take positives and negatives from; else ``embeddings``.
+        ref_labels: (M,) integers, with ``ref``.
+        reduction: ``none`` gives (N,) sums over each anchor's triplets, ``mean`` is over all triplets mined,
+            ``mean_nonzero`` over those with a loss above 0.
+
+    Returns:
+        The loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes, devices or labels do not fit, an unknown name, or there is nothing to
+            take the mean of.
+    """
+    checks.matrix("embeddings", embeddings)
+    checks.labels("labels", labels, "embeddings", embeddings)
+    checks.scalar("margin", margin)
+    checks.one_of("mining", mining, MININGS)
+    checks.one_of("distance", distance, DISTANCES)
+    _check_ref(embeddings, ref, ref_labels)
+    checks.reduced("embeddings", embeddings.shape[0], reduction, REDUCTIONS)
+    choose("triplet_margin", {}, embeddings)
+    with full_precision(embeddings):
+        others = None if ref is None else lifted(ref)
+        margin = scalar(margin, embeddings)
+        rows, mined, active = reference.triplet_margin(
+            lifted(embeddings), labels, others, ref_labels, margin, mining, distance
+        )
+        return reduced_over(rows, reduction, (active if reduction == "mean_nonzero" else mined).sum())
+
+
+def _check_ref(embeddings: Tensor, ref: Tensor | None, ref_labels: Tensor | None) -> None:
+    if (ref is None) != (ref_labels is None):
+        given, missing = ("ref", "ref_labels") if ref_labels is None else ("ref_labels", "ref")
+        raise ThawkitError(f"{missing} must come with {given}, got None")
+    if ref is None or ref_labels is None:
+        return
+    checks.matrix("ref", ref)
+    checks.same_device("ref", ref, "embeddings", embeddings)
+    checks.same_features("ref", ref, "embeddings", embeddings)
+    if ref.dtype != embeddings.dtype:
+        raise ThawkitError(f"ref must have the dtype of embeddings, {embeddings.dtype}, got {ref.dtype}")
+    checks.labels("ref_labels", ref_labels, "ref", ref)
