@@ -54,17 +54,6 @@ def row_pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         )
 
 
-def one_number(name: str, value: Tensor | float, like: Tensor) -> Tensor:
-    """Return a finite number, or a tensor of one element, as a scalar tensor on the device of ``like``."""
-    if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ThawkitError(f"{name} must have one element, got shape {tuple(value.shape)}")
-        return value.reshape(()).to(like.device)
-    finite(name, value)
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.full((), float(value), dtype=dtype, device=like.device)
-
-
 def finite(name: str, value: float) -> None:
     """Require a finite number."""
     if not hasattr(value, "__float__"):

@@ -1,10 +1,12 @@
 """Losses on all pairs of two sets of rows, without the matrix of pairs."""
 
 from thawkit.ops.pairwise import row_softmax as _row_softmax
+from thawkit.ops.pairwise.clip import clip
 from thawkit.ops.pairwise.contrastive_pairs import contrastive, cosine_contrastive
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
 from thawkit.ops.pairwise.nt_xent import nt_xent
+from thawkit.ops.pairwise.pairs import OBJECTIONS as _PAIRS_OBJECTIONS
 from thawkit.ops.pairwise.row_softmax import RowStatistics, info_nce, row_softmax
 from thawkit.ops.pairwise.siglip import siglip
 from thawkit.ops.pairwise.supcon import supcon
@@ -12,6 +14,7 @@ from thawkit.ops.pairwise.triplet import triplet_margin
 
 __all__ = [
     "RowStatistics",
+    "clip",
     "contrastive",
     "cosine_contrastive",
     "info_nce",
@@ -23,4 +26,8 @@ __all__ = [
     "triplet_margin",
 ]
 
-BACKENDS = {"row_softmax": tuple(_row_softmax.KERNELS), "mmd": tuple(_MMD_OBJECTIONS)}
+BACKENDS = {
+    "row_softmax": tuple(_row_softmax.KERNELS),
+    "pair_loss": tuple(_PAIRS_OBJECTIONS),
+    "mmd": tuple(_MMD_OBJECTIONS),
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,12 +12,13 @@ from thawkit.ops._library import cpu_kernels, empty, pointer, takes_only, thread
 objection = takes_only("cpu")
 
 
-_SMALLEST_NORMAL = torch.finfo(torch.float32).tiny
+def _divisor(scale: Tensor) -> float:
+    """The scale, or in place of 0 a number that gives the same losses and that the kernels can divide by."""
+    number = float(scale)
+    return number if abs(number) >= _SMALLEST_SCALE or math.isnan(number) else _SMALLEST_SCALE
 
 
-def as_good_as_zero(scale: Tensor) -> bool:
-    """Whether the inverse of ``scale`` overflows."""
-    return abs(float(scale.detach())) < _SMALLEST_NORMAL
+_SMALLEST_SCALE = 1e-30
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -47,9 +50,6 @@ def row_softmax(
     need_dbias: bool,
 ) -> tuple[Tensor, ...]:
     """Losses of the rows, their weighted sum, positive and largest logits (float32), and the gradients."""
-    scale_value = float(scale)
-    if as_good_as_zero(scale):
-        return _flat_info_nce(q, k, row_weight, weight, normalize, need_dq, need_dk, need_dscale)
     q32, k32 = _rows(q), _rows(k)
     (rows, depth), keys = q32.shape, k32.shape[0]
     bias, row_weight = _floats(bias), _floats(row_weight)
@@ -58,19 +58,18 @@ def row_softmax(
     )
     loss, positive, maximum = (q32.new_empty(rows) for _ in range(3))
     total = q32.new_empty(())
-    dq = torch.empty_like(q32) if need_dq else empty(q32)
+    scale_by_rows = need_dscale and bias is not None  # the logits hold the bias: not from them
+    dq = torch.empty_like(q32) if need_dq or scale_by_rows else empty(q32)
     dk = torch.empty_like(k32) if need_dk or need_dbias else empty(k32)
-    dscale = q32.new_empty(rows) if need_dscale else empty(q32)
-    dbias = q32.new_empty(keys) if need_dbias or (need_dscale and bias is not None) else empty(q32)
-    if dbias.numel() and not dk.numel():
-        dk = torch.empty_like(k32)
+    dscale = q32.new_empty(rows) if need_dscale and not scale_by_rows else empty(q32)
+    dbias = q32.new_empty(keys) if need_dbias else empty(q32)
     arguments = (
         pointer(q32),
         pointer(k32),
         rows,
         keys,
         depth,
-        scale_value,
+        _divisor(scale),
         normalize,
         pointer(target),
         offset,
@@ -98,50 +97,18 @@ def row_softmax(
         total.zero_()
         dk.zero_()
         dbias.zero_()
+        dscale.zero_()
     if need_dscale:
-        dscale = dscale.sum()
-        if bias is not None:  # it is part of the logits, not of what the scale multiplies
-            dscale = dscale - torch.dot(bias, dbias) / scale_value
+        dscale = (q32 * dq).sum() / _divisor(scale) if scale_by_rows else dscale.sum()
     return (
         loss,
         total,
         positive,
         maximum,
-        dq.to(q.dtype),
+        dq.to(q.dtype) if need_dq else empty(q),
         dk.to(k.dtype) if need_dk else empty(k),
         dscale,
-        dbias if need_dbias else empty(q32),
-    )
-
-
-def _flat_info_nce(
-    q: Tensor,
-    k: Tensor,
-    row_weight: Tensor | None,
-    weight: float,
-    normalize: bool,
-    need_dq: bool,
-    need_dk: bool,
-    need_dscale: bool,
-) -> tuple[Tensor, ...]:
-    """A scale of 0: every softmax is uniform, and only the scale has a gradient."""
-    q32, k32 = _rows(q), _rows(k)
-    rows, keys = q32.shape[0], k32.shape[0]
-    loss = torch.full((rows,), float(keys)).log_()
-    if normalize:
-        q32, k32 = torch.nn.functional.normalize(q32, dim=1), torch.nn.functional.normalize(k32, dim=1)
-    slope = (q32 * (k32.mean(0) - k32[:rows])).sum(1)
-    weights = weight if row_weight is None else row_weight.to(torch.float32)
-    slope = slope * weights
-    return (
-        loss,
-        (loss * weights).sum(),
-        torch.zeros_like(loss),
-        torch.zeros_like(loss),
-        torch.zeros_like(q, memory_format=torch.contiguous_format) if need_dq else empty(q),
-        torch.zeros_like(k, memory_format=torch.contiguous_format) if need_dk else empty(k),
-        slope.sum() if need_dscale else empty(q32),
-        empty(q32),
+        dbias,
     )
 
 
@@ -177,3 +144,53 @@ def mmd(
     workspace = x32.new_empty(cpu_kernels().mmd_workspace(*arguments, 0, threads()))
     cpu_kernels().mmd(*arguments, pointer(workspace), threads())
     return value, dx.to(x.dtype), dy.to(y.dtype)
+
+
+def pair_loss(
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    row_weight: Tensor | None,
+    weight: float,
+    kind: int,
+    normalize: bool,
+    need_dx: bool,
+    need_dy: bool,
+    need_dscale: bool,
+    need_dbias: bool,
+) -> tuple[Tensor, ...]:
+    """Losses of the rows, their weighted sum (float32), and the gradients of the latter."""
+    x32, y32 = _rows(x), None if y is None else _rows(y)
+    rows, depth = x32.shape
+    columns = rows if y32 is None else y32.shape[0]
+    row_weight = _floats(row_weight)
+    loss, total = x32.new_empty(rows), x32.new_zeros(())
+    dx = torch.empty_like(x32) if need_dx else empty(x32)
+    dy = torch.empty_like(y32) if need_dy and y32 is not None else empty(x32)
+    dscale = x32.new_zeros(()) if need_dscale else empty(x32)
+    dbias = x32.new_zeros(()) if need_dbias else empty(x32)
+    arguments = (
+        kind,
+        pointer(x32),
+        pointer(y32),
+        rows,
+        columns,
+        depth,
+        _divisor(scale),
+        0.0 if bias is None else float(bias),
+        0,
+        normalize,
+        pointer(row_weight),
+        weight,
+        pointer(loss),
+        pointer(total),
+        pointer(dx),
+        pointer(dy),
+        pointer(dscale),
+        pointer(dbias),
+    )
+    if rows:
+        workspace = x32.new_empty(cpu_kernels().pairs_workspace(*arguments, 0, threads()))
+        cpu_kernels().pairs(*arguments, pointer(workspace), threads())
+    return loss, total, dx.to(x.dtype), dy.to(x.dtype), dscale, dbias

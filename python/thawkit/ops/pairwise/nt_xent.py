@@ -1,13 +1,13 @@
-"""SimCLR's loss: checks, choice of backend."""
+"""SimCLR's loss: checks."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from thawkit.ops import checks
-from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import reference
-from thawkit.ops.pairwise.common import full_precision, lifted, reduced, scalar
+from thawkit.ops.pairwise.common import lifted, scalar
+from thawkit.ops.pairwise.pairs import pair_loss
 
 
 def nt_xent(
@@ -33,7 +33,6 @@ def nt_xent(
     checks.twin("z2", z2, "z1", z1)
     checks.positive_scalar("temperature", temperature)
     checks.reduced("z1", z1.shape[0], reduction)
-    choose("nt_xent", {}, z1, z2)
-    with full_precision(z1):
-        rows = reference.nt_xent(lifted(z1), lifted(z2), scalar(temperature, z1), normalize)
-        return reduced(rows, reduction)
+    z = torch.cat((z1, z2))
+    scale = 1 / lifted(scalar(temperature, z1))
+    return pair_loss("nt_xent", z, None, scale, None, normalize=normalize, reduction=reduction)

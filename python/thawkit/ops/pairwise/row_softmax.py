@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize as normalized
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
+from thawkit.ops.pairwise.common import lifted, scalar
 
 KERNELS = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
@@ -130,16 +132,16 @@ def row_softmax(
         A scalar, or with ``reduce=False`` the (N,) losses, unweighted: float64 for float64 inputs, else
         float32. And :class:`RowStatistics`.
     """
-    scale = checks.one_number("logit_scale", logit_scale, q)
+    checks.scalar("logit_scale", logit_scale)
+    scale = scalar(logit_scale, q)
     plain = target is None and bias is None and row_weight is None and columns == Columns()
     backend = choose("row_softmax", _OBJECTIONS if plain else _CPU_OBJECTION, q, k)
-    if backend == "cpu" and not plain and cpu.as_good_as_zero(scale):
-        backend = "reference"  # the kernel divides by the scale
+    if bias is not None and scale.requires_grad and normalize and backend == "cpu":
+        # the kernel's logits hold the bias: the scale's gradient comes from that of the rows, as normalized
+        q, k, normalize = normalized(lifted(q), dim=1), normalized(lifted(k), dim=1), False
     if backend == "reference":
-        if q.dtype in (torch.bfloat16, torch.float16):
-            q, k = q.float(), k.float()
         loss, *rest = reference.row_softmax(
-            q, k, scale, target, bias, row_labels, key_labels, columns, normalize
+            lifted(q), lifted(k), scale, target, bias, row_labels, key_labels, columns, normalize
         )
         stats = RowStatistics(loss.detach(), *(x.detach() for x in rest))
         total = _reduced(loss, row_weight, weight) if reduce else loss
@@ -253,7 +255,7 @@ class _RowSoftmax(torch.autograd.Function):
         need = list(wanted[:4])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             loss, *_ = reference.row_softmax(
-                q.float(), k.float(), scale, target, bias, row_labels, key_labels, ctx.columns, ctx.normalize
+                lifted(q), lifted(k), scale, target, bias, row_labels, key_labels, ctx.columns, ctx.normalize
             )
             if ctx.reduce:
                 loss = _reduced(loss, row_weight, ctx.weight)

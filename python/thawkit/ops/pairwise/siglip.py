@@ -1,13 +1,12 @@
-"""SigLIP's loss: checks, choice of backend."""
+"""SigLIP's loss: checks."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
 from thawkit.ops import checks
-from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import reference
-from thawkit.ops.pairwise.common import full_precision, lifted, reduced, scalar
+from thawkit.ops.pairwise.common import scalar
+from thawkit.ops.pairwise.pairs import pair_loss
 
 
 def siglip(
@@ -41,7 +40,4 @@ def siglip(
     checks.scalar("logit_bias", logit_bias)
     checks.reduced("image", image.shape[0], reduction)
     scale, bias = scalar(logit_scale, image), scalar(logit_bias, image)
-    choose("siglip", {}, image, text)
-    with full_precision(image):
-        rows = reference.siglip(lifted(image), lifted(text), scale, bias, normalize)
-        return reduced(rows, reduction)
+    return pair_loss("siglip", image, text, scale, bias, normalize=normalize, reduction=reduction)
