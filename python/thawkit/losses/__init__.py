@@ -1,5 +1,6 @@
 """Losses, fused where it pays: drop-in modules here, functions in :mod:`thawkit.losses.functional`."""
 
+from thawkit.losses.classifier import LinearCrossEntropyLoss
 from thawkit.losses.contrastive import (
     ClipLoss,
     InfoNCELoss,
@@ -18,6 +19,7 @@ __all__ = [
     "CosineContrastiveLoss",
     "FocalLoss",
     "InfoNCELoss",
+    "LinearCrossEntropyLoss",
     "MMDLoss",
     "NTXentLoss",
     "NegativeQueue",

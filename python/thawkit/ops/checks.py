@@ -54,6 +54,15 @@ def row_pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
         )
 
 
+def one_number(name: str, value: Tensor | float, like: Tensor) -> Tensor:
+    """Return a finite number, or a tensor of one element, as a scalar tensor on the device of ``like``."""
+    scalar(name, value)
+    if isinstance(value, Tensor):
+        return value.reshape(()).to(like.device)
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    return torch.full((), float(value), dtype=dtype, device=like.device)
+
+
 def finite(name: str, value: float) -> None:
     """Require a finite number."""
     if not hasattr(value, "__float__"):

@@ -1,5 +1,6 @@
 """The losses as functions."""
 
+from thawkit.losses.functional.classifier import linear_cross_entropy
 from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
 from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.losses.functional.mmd import mmd
@@ -11,6 +12,7 @@ __all__ = [
     "cosine_contrastive",
     "focal_loss",
     "info_nce",
+    "linear_cross_entropy",
     "mmd",
     "nt_xent",
     "siglip",

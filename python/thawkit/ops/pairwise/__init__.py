@@ -3,6 +3,7 @@
 from thawkit.ops.pairwise import row_softmax as _row_softmax
 from thawkit.ops.pairwise.clip import clip
 from thawkit.ops.pairwise.contrastive_pairs import contrastive, cosine_contrastive
+from thawkit.ops.pairwise.linear_cross_entropy import linear_cross_entropy
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
 from thawkit.ops.pairwise.nt_xent import nt_xent
@@ -18,6 +19,7 @@ __all__ = [
     "contrastive",
     "cosine_contrastive",
     "info_nce",
+    "linear_cross_entropy",
     "mmd",
     "nt_xent",
     "row_softmax",

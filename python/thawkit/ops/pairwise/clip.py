@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import scalar
 from thawkit.ops.pairwise.pairs import pair_loss
 
 
@@ -34,7 +33,6 @@ def clip(
     """
     checks.matrix("image", image)
     checks.twin("text", text, "image", image)
-    checks.scalar("logit_scale", logit_scale)
+    scale = checks.one_number("logit_scale", logit_scale, image)
     checks.reduced("image", image.shape[0], reduction)
-    scale = scalar(logit_scale, image)
     return pair_loss("clip", image, text, scale, None, normalize=normalize, reduction=reduction)

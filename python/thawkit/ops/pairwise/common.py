@@ -1,4 +1,4 @@
-"""What the pairwise operators share around their definitions: scalars, precision, the reduction."""
+"""What the pairwise operators share around their definitions: precision, the reduction."""
 
 from __future__ import annotations
 
@@ -6,14 +6,6 @@ import torch
 from torch import Tensor
 
 DISTANCES = ("euclidean", "cosine")
-
-
-def scalar(value: Tensor | float, like: Tensor) -> Tensor:
-    """Return a number or a tensor of one element as a tensor without dimensions on the device of ``like``."""
-    if isinstance(value, Tensor):
-        return value.reshape(()).to(like.device)
-    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-    return torch.full((), float(value), dtype=dtype, device=like.device)
 
 
 def lifted(x: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import reference
-from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced, reduced_over, scalar
+from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced, reduced_over
 
 
 def contrastive(
@@ -42,14 +42,13 @@ def contrastive(
     """
     checks.matrix("embeddings", embeddings)
     checks.labels("labels", labels, "embeddings", embeddings)
-    checks.scalar("positive_margin", positive_margin)
-    checks.scalar("negative_margin", negative_margin)
+    positive_margin = checks.one_number("positive_margin", positive_margin, embeddings)
+    negative_margin = checks.one_number("negative_margin", negative_margin, embeddings)
     checks.one_of("distance", distance, DISTANCES)
     checks.reduced("embeddings", embeddings.shape[0], reduction)
     choose("contrastive", {}, embeddings)
     with full_precision(embeddings):
-        margins = scalar(positive_margin, embeddings), scalar(negative_margin, embeddings)
-        rows = reference.contrastive(lifted(embeddings), labels, *margins, distance)
+        rows = reference.contrastive(lifted(embeddings), labels, positive_margin, negative_margin, distance)
         pairs = embeddings.shape[0] * (embeddings.shape[0] - 1) // 2
         return reduced_over(rows, reduction, pairs)
 
@@ -76,11 +75,11 @@ def cosine_contrastive(
     checks.matrix("x1", x1)
     checks.twin("x2", x2, "x1", x1)
     _check_target(target, x1)
-    checks.scalar("margin", margin)
+    margin = checks.one_number("margin", margin, x1)
     checks.reduced("x1", x1.shape[0], reduction)
     choose("cosine_contrastive", {}, x1, x2)
     with full_precision(x1):
-        rows = reference.cosine_contrastive(lifted(x1), lifted(x2), target, scalar(margin, x1))
+        rows = reference.cosine_contrastive(lifted(x1), lifted(x2), target, margin)
         return reduced(rows, reduction)
 
 

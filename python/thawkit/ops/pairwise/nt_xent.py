@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import lifted, scalar
+from thawkit.ops.pairwise.common import lifted
 from thawkit.ops.pairwise.pairs import pair_loss
 
 
@@ -32,7 +32,8 @@ def nt_xent(
     checks.matrix("z1", z1)
     checks.twin("z2", z2, "z1", z1)
     checks.positive_scalar("temperature", temperature)
+    temperature = checks.one_number("temperature", temperature, z1)
     checks.reduced("z1", z1.shape[0], reduction)
     z = torch.cat((z1, z2))
-    scale = 1 / lifted(scalar(temperature, z1))
+    scale = 1 / lifted(temperature)
     return pair_loss("nt_xent", z, None, scale, None, normalize=normalize, reduction=reduction)

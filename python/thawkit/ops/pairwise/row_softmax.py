@@ -18,7 +18,7 @@ from thawkit.ops import checks
 from thawkit.ops._library import define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
-from thawkit.ops.pairwise.common import lifted, scalar
+from thawkit.ops.pairwise.common import lifted
 
 KERNELS = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
@@ -132,8 +132,7 @@ def row_softmax(
         A scalar, or with ``reduce=False`` the (N,) losses, unweighted: float64 for float64 inputs, else
         float32. And :class:`RowStatistics`.
     """
-    checks.scalar("logit_scale", logit_scale)
-    scale = scalar(logit_scale, q)
+    scale = checks.one_number("logit_scale", logit_scale, q)
     plain = target is None and bias is None and row_weight is None and columns == Columns()
     backend = choose("row_softmax", _OBJECTIONS if plain else _CPU_OBJECTION, q, k)
     if bias is not None and scale.requires_grad and normalize and backend == "cpu":

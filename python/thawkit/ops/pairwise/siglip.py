@@ -5,7 +5,6 @@ from __future__ import annotations
 from torch import Tensor
 
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import scalar
 from thawkit.ops.pairwise.pairs import pair_loss
 
 
@@ -36,8 +35,7 @@ def siglip(
     """
     checks.matrix("image", image)
     checks.twin("text", text, "image", image)
-    checks.scalar("logit_scale", logit_scale)
-    checks.scalar("logit_bias", logit_bias)
+    scale = checks.one_number("logit_scale", logit_scale, image)
+    bias = checks.one_number("logit_bias", logit_bias, image)
     checks.reduced("image", image.shape[0], reduction)
-    scale, bias = scalar(logit_scale, image), scalar(logit_bias, image)
     return pair_loss("siglip", image, text, scale, bias, normalize=normalize, reduction=reduction)

@@ -8,7 +8,7 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import reference
-from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over, scalar
+from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
 
 
 def supcon(
@@ -40,11 +40,11 @@ def supcon(
     checks.matrix("embeddings", embeddings)
     _check_labels(labels, embeddings)
     checks.positive_scalar("temperature", temperature)
+    temperature = checks.one_number("temperature", temperature, embeddings)
     checks.one_of("variant", variant, ("out", "in"))
     checks.reduced("embeddings", embeddings.shape[0], reduction)
     choose("supcon", {}, embeddings)
     with full_precision(embeddings):
-        temperature = scalar(temperature, embeddings)
         rows, anchor = reference.supcon(lifted(embeddings), labels, temperature, variant, normalize)
         return reduced_over(rows, reduction, anchor.sum())
 

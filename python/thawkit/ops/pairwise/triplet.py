@@ -8,7 +8,7 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import reference
-from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced_over, scalar
+from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced_over
 
 MININGS = ("all", "hard", "semihard")
 REDUCTIONS = ("none", "mean", "mean_nonzero", "sum")
@@ -47,7 +47,7 @@ def triplet_margin(
     """
     checks.matrix("embeddings", embeddings)
     checks.labels("labels", labels, "embeddings", embeddings)
-    checks.scalar("margin", margin)
+    margin = checks.one_number("margin", margin, embeddings)
     checks.one_of("mining", mining, MININGS)
     checks.one_of("distance", distance, DISTANCES)
     _check_ref(embeddings, ref, ref_labels)
@@ -55,7 +55,6 @@ def triplet_margin(
     choose("triplet_margin", {}, embeddings)
     with full_precision(embeddings):
         others = None if ref is None else lifted(ref)
-        margin = scalar(margin, embeddings)
         rows, mined, active = reference.triplet_margin(
             lifted(embeddings), labels, others, ref_labels, margin, mining, distance
         )

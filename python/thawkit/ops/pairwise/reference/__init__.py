@@ -1,5 +1,6 @@
 """The definition of the pairwise losses, in plain PyTorch: any device and dtype, differentiable any times."""
 
+from thawkit.ops.pairwise.reference.classifier import linear_cross_entropy
 from thawkit.ops.pairwise.reference.distances import squared_distances
 from thawkit.ops.pairwise.reference.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.ops.pairwise.reference.mmd import mean_squared_distance, mmd
@@ -10,6 +11,7 @@ __all__ = [
     "clip",
     "contrastive",
     "cosine_contrastive",
+    "linear_cross_entropy",
     "mean_squared_distance",
     "mmd",
     "nt_xent",
