@@ -19,20 +19,37 @@ class InfoNCELoss(nn.Module):
         temperature: divides the similarities. For a learned scale call the function with a tensor.
         normalize: use cosine similarities.
         reduction: ``none``, ``mean`` or ``sum``.
+        in_batch: the keys of other rows are negatives, besides those that are given.
     """
 
-    def __init__(self, temperature: float = 0.07, normalize: bool = True, reduction: str = "mean"):
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        normalize: bool = True,
+        reduction: str = "mean",
+        in_batch: bool = True,
+    ):
         super().__init__()
         if not (math.isfinite(temperature) and temperature > 0):
             raise ThawkitError(f"temperature must be positive and finite, got {temperature}")
         self.temperature = temperature
         self.normalize = normalize
         self.reduction = reduction
+        self.in_batch = in_batch
 
-    def forward(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return the loss of ``q`` (N, D) against ``k`` (M, D), ``k[i]`` being the positive of ``q[i]``."""
+    def forward(self, q: Tensor, k: Tensor, negatives: Tensor | None = None) -> Tensor:
+        """Return the loss of ``q`` (N, D) against ``k`` (M, D), ``k[i]`` being the positive of ``q[i]``.
+
+        Further negatives are (M, D), for all rows, or (N, M, D), for each row its own.
+        """
         return F.info_nce(
-            q, k, logit_scale=1 / self.temperature, normalize=self.normalize, reduction=self.reduction
+            q,
+            k,
+            negatives=negatives,
+            in_batch=self.in_batch,
+            logit_scale=1 / self.temperature,
+            normalize=self.normalize,
+            reduction=self.reduction,
         )
 
 

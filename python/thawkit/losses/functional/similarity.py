@@ -13,18 +13,29 @@ def info_nce(
     q: Tensor,
     k: Tensor,
     *,
+    negatives: Tensor | None = None,
+    in_batch: bool = True,
     logit_scale: Tensor | float = 1 / 0.07,
     normalize: bool = True,
     reduction: str = "mean",
 ) -> Tensor:
     """InfoNCE (van den Oord et al. 2018): each query against its own key and all others.
 
+    ``loss_i = -log(exp(s_ii) / sum_j exp(s_ij))``, ``s = logit_scale * q @ k.T``, further negatives being
+    further columns of s.
+
     The matrix of similarities is never stored, and with ``reduction="mean"`` or ``"sum"`` the gradients are
-    ready when the loss is. A frozen side costs no gradient product.
+    ready when the loss is (with negatives of each row, or out of the batch, some are computed in the backward
+    pass). A frozen side costs no gradient product.
 
     Args:
         q: (N, D) queries, e.g. embeddings of one view.
         k: (M, D) keys, M >= N; ``k[i]`` is the positive of ``q[i]``, keys past N are extra negatives.
+        negatives: further keys that are nobody's positive: (M, D) for all queries, e.g. those of a
+            :class:`~thawkit.losses.NegativeQueue`, or (N, M, D), ``negatives[i]`` for ``q[i]`` alone, e.g.
+            mined ones.
+        in_batch: the keys of other rows are negatives too. Without them ``negatives`` must be given, and k is
+            (N, D): MoCo's loss (He et al. 2020, eq. 1), and that of the package info-nce-pytorch.
         logit_scale: inverse temperature; a tensor gets a gradient.
         normalize: divide each row by its Euclidean norm first, which makes the similarity a cosine.
         reduction: ``none``, ``mean`` or ``sum``.
@@ -35,7 +46,13 @@ def info_nce(
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit.
     """
-    return _pairwise.info_nce(q, k, logit_scale, normalize=normalize, reduction=reduction)
+    if negatives is None:
+        if not in_batch:
+            raise ThawkitError("negatives must be given where in_batch is false, got None")
+        return _pairwise.info_nce(q, k, logit_scale, normalize=normalize, reduction=reduction)
+    return _pairwise.info_nce_with_negatives(
+        q, k, negatives, logit_scale, in_batch=in_batch, normalize=normalize, reduction=reduction
+    )
 
 
 def clip(

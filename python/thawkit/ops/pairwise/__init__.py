@@ -6,6 +6,7 @@ from thawkit.ops.pairwise.contrastive_pairs import contrastive, cosine_contrasti
 from thawkit.ops.pairwise.linear_cross_entropy import linear_cross_entropy
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
+from thawkit.ops.pairwise.negatives import info_nce_with_negatives
 from thawkit.ops.pairwise.nt_xent import nt_xent
 from thawkit.ops.pairwise.pairs import OBJECTIONS as _PAIRS_OBJECTIONS
 from thawkit.ops.pairwise.row_softmax import RowStatistics, info_nce, row_softmax
@@ -19,6 +20,7 @@ __all__ = [
     "contrastive",
     "cosine_contrastive",
     "info_nce",
+    "info_nce_with_negatives",
     "linear_cross_entropy",
     "mmd",
     "nt_xent",

@@ -1,0 +1,92 @@
+"""InfoNCE with further negatives, shared by all rows or each row's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thawkit.errors import ThawkitError
+from thawkit.ops import checks
+from thawkit.ops.pairwise.common import full_precision, lifted, reduced
+from thawkit.ops.pairwise.row_softmax import info_nce, row_softmax
+
+
+def info_nce_with_negatives(
+    q: Tensor,
+    k: Tensor,
+    negatives: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    in_batch: bool = True,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> Tensor:
+    """InfoNCE where ``k[i]`` is the positive of ``q[i]`` and ``negatives`` are no row's positive.
+
+    Args:
+        q: (N, D) queries.
+        k: (N, D) keys of the same dtype; with ``in_batch`` more may follow, as negatives.
+        negatives: (M, D) negatives of every row, or (N, M, D): ``negatives[i]`` are those of ``q[i]`` only.
+        logit_scale: inverse temperature, a number or a tensor of one element, which gets a gradient.
+        in_batch: the keys of other rows are negatives too.
+        normalize: divide each row by its Euclidean norm first.
+        reduction: ``none`` gives (N,) losses, ``mean`` and ``sum`` a scalar.
+
+    Returns:
+        The loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes or devices do not fit, or there is nothing to take the mean of.
+    """
+    checks.row_pair("q", q, "k", k)
+    if k.shape[0] < q.shape[0] or (k.shape[0] != q.shape[0] and not in_batch):
+        count = "at least as many" if in_batch else "as many"
+        raise ThawkitError(
+            f"k must have {count} rows as q, whose positives they are, got {k.shape[0]} and {q.shape[0]}"
+        )
+    _check_negatives(negatives, q)
+    if in_batch and negatives.dim() == 2:
+        return info_nce(q, torch.cat((k, negatives)), logit_scale, normalize=normalize, reduction=reduction)
+    checks.reduced("q", q.shape[0], reduction)
+    scale = checks.one_number("logit_scale", logit_scale, q)
+    with full_precision(q):
+        positive = _logits(q, k[: q.shape[0], None], scale, normalize).squeeze(1)
+        if negatives.shape[-2] == 0:
+            log_sum = torch.full_like(positive, -torch.inf)
+        elif negatives.dim() == 2 and not torch.compiler.is_compiling():
+            # (row_softmax with targets looks at the scale's value, which would break a graph.)
+            none = torch.full((q.shape[0],), -1, device=q.device)
+            log_sum, _ = row_softmax(q, negatives, scale, target=none, normalize=normalize, reduce=False)
+        else:
+            log_sum = _logits(q, negatives, scale, normalize).logsumexp(1)
+        # Without in-batch negatives log(1 + exp(log_sum - positive)). They alone make the loss
+        # b = log(rest) - positive; log(rest + exp(log_sum)) - positive then is what follows, which keeps the
+        # digits of a small loss.
+        loss = -F.logsigmoid(positive - log_sum)
+        if in_batch:
+            batch = info_nce(q, k, scale, normalize=normalize, reduction="none")
+            loss = batch - F.logsigmoid(batch + positive - log_sum)
+        return reduced(loss, reduction)
+
+
+def _logits(q: Tensor, keys: Tensor, scale: Tensor, normalize: bool) -> Tensor:
+    """(N, M) logits of rows (N, D) with keys (M, D), or each with its own of (N, M, D)."""
+    q, keys = lifted(q), lifted(keys)
+    if normalize:
+        q, keys = F.normalize(q, dim=-1), F.normalize(keys, dim=-1)
+    return scale.to(q.dtype) * (q @ keys.t() if keys.dim() == 2 else torch.einsum("nd,nmd->nm", q, keys))
+
+
+def _check_negatives(negatives: Tensor, q: Tensor) -> None:
+    checks.floating("negatives", negatives)
+    rows, features = q.shape
+    fits = negatives.dim() in (2, 3) and negatives.shape[-1] == features
+    if not fits or (negatives.dim() == 3 and negatives.shape[0] != rows):
+        raise ThawkitError(
+            f"negatives must have shape (M, {features}) or ({rows}, M, {features}), "
+            f"got {tuple(negatives.shape)}"
+        )
+    checks.same_device("negatives", negatives, "q", q)
+    if negatives.dtype != q.dtype:
+        raise ThawkitError(f"negatives must have the dtype of q, {q.dtype}, got {negatives.dtype}")
