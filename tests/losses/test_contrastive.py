@@ -11,6 +11,7 @@ from torch.nn.functional import cross_entropy, normalize
 from thawkit.errors import ThawkitError
 from thawkit.losses import ClipLoss, InfoNCELoss, NegativeQueue
 from thawkit.losses import functional as F
+from thawkit.ops.pairwise import reference
 
 
 def pairs(rows, features=24, seed=0):
@@ -48,6 +49,16 @@ def test_clip_is_its_definition(rows, normalized, reduction):
     torch.testing.assert_close(loss.double(), true_loss, rtol=1e-5, atol=1e-6)
     for got, expected in zip(gradients, true_gradients, strict=True):
         torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5 * max(1, rows))
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_clip_reference_is_its_definition(normalized):
+    image, text = pairs(9)
+    scale = torch.tensor(0.7)
+    expected, _ = clip_in_float64(image, text, scale, normalized, "none")
+    torch.testing.assert_close(
+        reference.clip(image.double(), text.double(), scale.double(), normalized), expected
+    )
 
 
 def test_a_frozen_tower_gets_no_gradient():
