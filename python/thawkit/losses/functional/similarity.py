@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from thawkit.errors import ThawkitError
 from thawkit.ops import pairwise as _pairwise
 
 __all__ = ["clip", "info_nce", "nt_xent", "siglip", "supcon"]
