@@ -18,6 +18,8 @@ constexpr int kTileRows = 12;
 constexpr int kTileRows = 6;
 #endif
 
+constexpr int kLineFloats = 16;
+
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -47,6 +49,13 @@ struct Right {
   const float* next;
 };
 
+// Every cache line of one row of a tile; Write is 1 where it will be written.
+template <int Write>
+static inline void prefetch_row(const float* row) {
+#pragma GCC unroll 4
+  for (int i = 0; i < kTileCols; i += kLineFloats) __builtin_prefetch(row + i, Write);
+}
+
 // C[Rows x kTileCols] (+)= A[Rows x depth] * B[depth x kTileCols]
 template <int Rows, bool Accumulate, bool Prefetch>
 static inline __attribute__((always_inline)) void tile(int64_t depth, Left A, Right B, float* C,
@@ -54,13 +63,12 @@ static inline __attribute__((always_inline)) void tile(int64_t depth, Left A, Ri
   Floats c0[Rows], c1[Rows];
 #pragma GCC unroll 16
   for (int i = 0; i < Rows; ++i) c0[i] = c1[i] = Floats{};
-  if constexpr (Accumulate)
 #pragma GCC unroll 16
-    for (int i = 0; i < Rows; ++i) __builtin_prefetch(C + i * ldc, 1);
+  for (int i = 0; i < Rows; ++i) prefetch_row<1>(C + i * ldc);
   for (int64_t k = 0; k < depth; ++k) {
     const Floats b0 = load(B.at + k * B.stride), b1 = load(B.at + k * B.stride + kLanes);
     const float* a = A.at + k * A.depth_stride;
-    if constexpr (Prefetch) __builtin_prefetch(B.next + k * B.stride);
+    if constexpr (Prefetch) prefetch_row<0>(B.next + k * B.stride);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
       const float s = a[i * A.row_stride];
