@@ -20,14 +20,16 @@ T* as(Pointer p) {
   return reinterpret_cast<T*>(p);
 }
 
-InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int64_t depth, float scale,
-                          bool normalize, Pointer target, int64_t offset, Pointer bias, int64_t excluded,
-                          Pointer row_labels, Pointer key_labels, int labels, float margin,
-                          Pointer row_weight, float weight, Pointer loss, Pointer total, Pointer positive,
-                          Pointer maximum, Pointer dq, Pointer dk, Pointer dbias, Pointer dscale,
-                          Pointer workspace, int threads) {
-  return {as<const float>(q),
-          as<const float>(k),
+InfoNCEArgs info_nce_args(Pointer q, Pointer k, int dtype, int operand, int64_t rows, int64_t keys,
+                          int64_t depth, float scale, bool normalize, Pointer target, int64_t offset,
+                          Pointer bias, int64_t excluded, Pointer row_labels, Pointer key_labels, int labels,
+                          float margin, Pointer row_weight, float weight, Pointer loss, Pointer total,
+                          Pointer positive, Pointer maximum, Pointer dq, Pointer dk, Pointer dbias,
+                          Pointer dscale, Pointer workspace, int threads) {
+  return {as<void>(q),
+          as<void>(k),
+          static_cast<Dtype>(dtype),
+          static_cast<Dtype>(operand),
           rows,
           keys,
           depth,
@@ -47,8 +49,8 @@ InfoNCEArgs info_nce_args(Pointer q, Pointer k, int64_t rows, int64_t keys, int6
           as<float>(total),
           as<float>(positive),
           as<float>(maximum),
-          as<float>(dq),
-          as<float>(dk),
+          as<void>(dq),
+          as<void>(dk),
           as<float>(dbias),
           as<float>(dscale),
           as<float>(workspace),
@@ -169,6 +171,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
   m.def("cpu_isa", [] { return kernels().isa; });
   m.def("cpu_lanes", [] { return kernels().lanes; });
+  m.def("cpu_bfloat16", [] { return kernels().bfloat16; });
   m.def("cpu_isas", [] { return available_isas(); });
   m.def("cpu_problem", [] { return kernels_problem(); });
   m.def(

@@ -7,11 +7,11 @@
 namespace thawkit {
 namespace {
 
-#define THAWKIT_TABLE(isa)                                                                             \
-  Kernels {                                                                                            \
-    #isa, isa::lanes(), isa::info_nce_workspace, isa::info_nce, isa::pairs_workspace, isa::pairs,      \
-        isa::mmd_workspace, isa::mmd, isa::sigmoid_focal, isa::packed_relu, isa::packed_relu_backward, \
-        isa::fma_peak                                                                                  \
+#define THAWKIT_TABLE(isa)                                                                  \
+  Kernels {                                                                                 \
+    #isa, isa::lanes(), isa::bfloat16_operands(), isa::info_nce_workspace, isa::info_nce,   \
+        isa::pairs_workspace, isa::pairs, isa::mmd_workspace, isa::mmd, isa::sigmoid_focal, \
+        isa::packed_relu, isa::packed_relu_backward, isa::fma_peak                          \
   }
 
 const char* problem = "";
@@ -27,11 +27,19 @@ Kernels choose() {
                     __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi2");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  const bool avx512_bf16 = avx512 && __builtin_cpu_supports("avx512bf16");
 #ifdef THAWKIT_TEST_ISA
-  available = avx512 ? "baseline avx2 wide avx512" : avx2 ? "baseline avx2 wide" : "baseline";
+  available = avx512_bf16 ? "baseline avx2 wide avx512 avx512_bf16"
+              : avx512    ? "baseline avx2 wide avx512"
+              : avx2      ? "baseline avx2 wide"
+                          : "baseline";
 #else
-  available = avx512 ? "baseline avx2 avx512" : avx2 ? "baseline avx2" : "baseline";
+  available = avx512_bf16 ? "baseline avx2 avx512 avx512_bf16"
+              : avx512    ? "baseline avx2 avx512"
+              : avx2      ? "baseline avx2"
+                          : "baseline";
 #endif
+  if (avx512_bf16 && is_wanted("avx512_bf16")) return THAWKIT_TABLE(avx512_bf16);
   if (avx512 && is_wanted("avx512")) return THAWKIT_TABLE(avx512);
   if (avx2 && is_wanted("avx2")) return THAWKIT_TABLE(avx2);
 #endif
@@ -39,7 +47,7 @@ Kernels choose() {
   if (avx2 && wanted && is_wanted("wide")) return THAWKIT_TABLE(wide);
 #endif
   if (!is_wanted("baseline"))
-    problem = "THAWKIT_CPU_ISA must be baseline, avx2 or avx512, and this CPU must have it";
+    problem = "THAWKIT_CPU_ISA must be baseline, avx2, avx512 or avx512_bf16, and this CPU must have it";
   return THAWKIT_TABLE(baseline);
 }
 

@@ -25,20 +25,35 @@ static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Rows of C are cut into parts of at most kTileRows, all of nearly the same height: a last part of one or two
-// rows would have too few independent sums to keep the multipliers busy.
+// rows would have too few independent sums to keep the multipliers busy. Parts start at multiples of
+// `together`.
 struct Parts {
-  int64_t count, low, high;  // the first `high` parts have low + 1 rows, the others low
+  int64_t rows, together, count;
+  int64_t low, high;  // the first `high` parts have (low + 1) * together rows, the others low * together
 
-  explicit Parts(int64_t rows)
-      : count(ceil_div(rows, kTileRows)), low(count ? rows / count : 0), high(count ? rows % count : 0) {}
-  int64_t height(int64_t part) const { return low + (part < high); }
-  int64_t start(int64_t part) const { return part * low + smaller(part, high); }
+  explicit Parts(int64_t rows, int64_t together = 1)
+      : rows(rows),
+        together(together),
+        count(ceil_div(rows, kTileRows)),
+        low(count ? ceil_div(rows, together) / count : 0),
+        high(count ? ceil_div(rows, together) % count : 0) {}
+  int64_t start(int64_t part) const { return (part * low + smaller(part, high)) * together; }
+  int64_t height(int64_t part) const { return smaller((low + (part < high)) * together, rows - start(part)); }
+};
+
+// One step along the inner dimension: the sum takes the product of one number of A with a vector of B.
+struct OneFloat {
+  static inline Floats add(Floats sum, float a, Floats b) { return sum + a * b; }
 };
 
 // A[r, k] = at[r * row_stride + k * depth_stride], read in place.
 struct Left {
+  static constexpr int kTogether = 1;
   const float* at;
   int64_t row_stride, depth_stride;
+
+  inline float operator()(int64_t row, int64_t k) const { return at[row * row_stride + k * depth_stride]; }
+  inline Left from(int64_t row) const { return {at + row * row_stride, row_stride, depth_stride}; }
 };
 
 // B[k, 0..kTileCols) = at[k * stride + ...]; `next` is where the panel after this one lies: its rows are
@@ -57,8 +72,8 @@ static inline void prefetch_row(const float* row) {
 }
 
 // C[Rows x kTileCols] (+)= A[Rows x depth] * B[depth x kTileCols]
-template <int Rows, bool Accumulate, bool Prefetch>
-static inline __attribute__((always_inline)) void tile(int64_t depth, Left A, Right B, float* C,
+template <int Rows, bool Accumulate, bool Prefetch, class Step, class A>
+static inline __attribute__((always_inline)) void tile(int64_t depth, A left, Right B, float* C,
                                                        int64_t ldc) {
   Floats c0[Rows], c1[Rows];
 #pragma GCC unroll 16
@@ -67,13 +82,12 @@ static inline __attribute__((always_inline)) void tile(int64_t depth, Left A, Ri
   for (int i = 0; i < Rows; ++i) prefetch_row<1>(C + i * ldc);
   for (int64_t k = 0; k < depth; ++k) {
     const Floats b0 = load(B.at + k * B.stride), b1 = load(B.at + k * B.stride + kLanes);
-    const float* a = A.at + k * A.depth_stride;
     if constexpr (Prefetch) prefetch_row<0>(B.next + k * B.stride);
 #pragma GCC unroll 16
     for (int i = 0; i < Rows; ++i) {
-      const float s = a[i * A.row_stride];
-      c0[i] += s * b0;
-      c1[i] += s * b1;
+      const float s = left(i, k);
+      c0[i] = Step::add(c0[i], s, b0);
+      c1[i] = Step::add(c1[i], s, b1);
     }
   }
 #pragma GCC unroll 16
@@ -84,50 +98,47 @@ static inline __attribute__((always_inline)) void tile(int64_t depth, Left A, Ri
   }
 }
 
-template <int Rows, bool Accumulate, bool Prefetch>
-static inline void tile_of(int64_t rows, int64_t depth, Left A, Right B, float* C, int64_t ldc) {
+template <int Rows, bool Accumulate, bool Prefetch, class Step, class A>
+static inline void tile_of(int64_t rows, int64_t depth, A left, Right B, float* C, int64_t ldc) {
   if constexpr (Rows > 0) {
     if (rows == Rows)
-      tile<Rows, Accumulate, Prefetch>(depth, A, B, C, ldc);
+      tile<Rows, Accumulate, Prefetch, Step>(depth, left, B, C, ldc);
     else
-      tile_of<Rows - 1, Accumulate, Prefetch>(rows, depth, A, B, C, ldc);
+      tile_of<Rows - 1, Accumulate, Prefetch, Step>(rows, depth, left, B, C, ldc);
   }
 }
 
 // C[rows x kTileCols] (+)= A[rows x depth] * B for one part's rows.
-template <bool Accumulate>
-static inline void multiply_part(int64_t rows, int64_t depth, Left A, Right B, float* C, int64_t ldc) {
+template <bool Accumulate, class Step = OneFloat, class A = Left>
+static inline void multiply_part(int64_t rows, int64_t depth, A left, Right B, float* C, int64_t ldc) {
   if (B.next)
-    tile_of<kTileRows, Accumulate, true>(rows, depth, A, B, C, ldc);
+    tile_of<kTileRows, Accumulate, true, Step>(rows, depth, left, B, C, ldc);
   else
-    tile_of<kTileRows, Accumulate, false>(rows, depth, A, B, C, ldc);
+    tile_of<kTileRows, Accumulate, false, Step>(rows, depth, left, B, C, ldc);
 }
 
 // As above for any number of rows.
-template <bool Accumulate>
-static void multiply_full(int64_t rows, int64_t depth, Left A, Right B, float* C, int64_t ldc) {
-  const Parts parts(rows);
+template <bool Accumulate, class Step = OneFloat, class A = Left>
+static void multiply_full(int64_t rows, int64_t depth, A left, Right B, float* C, int64_t ldc) {
+  const Parts parts(rows, A::kTogether);
   for (int64_t part = 0; part < parts.count; ++part) {
-    const int64_t height = parts.height(part);
-    multiply_part<Accumulate>(height, depth, A, B, C, ldc);
+    const int64_t start = parts.start(part);
+    multiply_part<Accumulate, Step>(parts.height(part), depth, left.from(start), B, C + start * ldc, ldc);
     B.next = nullptr;
-    A.at += height * A.row_stride;
-    C += height * ldc;
   }
 }
 
 // As above for a panel of which only `cols` columns exist in C: computed beside it, then copied.
-template <bool Accumulate>
-static void multiply(int64_t rows, int64_t depth, Left A, Right B, float* C, int64_t ldc, int64_t cols) {
+template <bool Accumulate, class Step = OneFloat, class A = Left>
+static void multiply(int64_t rows, int64_t depth, A left, Right B, float* C, int64_t ldc, int64_t cols) {
   if (cols >= kTileCols) {
-    multiply_full<Accumulate>(rows, depth, A, B, C, ldc);
+    multiply_full<Accumulate, Step>(rows, depth, left, B, C, ldc);
     return;
   }
   float beside[kTileRows * kTileCols];
   for (int64_t i = 0; i < rows; i += kTileRows) {
     const int64_t height = smaller(kTileRows, rows - i);
-    multiply_full<false>(height, depth, {A.at + i * A.row_stride, A.row_stride, A.depth_stride}, B, beside,
-                         kTileCols);
+    multiply_full<false, Step>(height, depth, left.from(i), B, beside, kTileCols);
     for (int64_t r = 0; r < height; ++r)
       for (int64_t j = 0; j < cols; ++j) {
         float& c = C[(i + r) * ldc + j];
@@ -193,8 +204,9 @@ static inline void pack_column(const float* source, const Parts& parts, float fa
 }
 
 // The product Qt W leaves the gradient of the keys as [block][d][j], block * kTileCols + j being the key: as
-// pack_transposed has it, in `sums` parts `apart` floats apart. One block of their sum, row by row; where
-// `last` is given, it takes the feature after the `depth` of `out`.
+// pack_transposed has it, in `sums` parts `apart` floats apart. One block of their sum, row by row from `out`
+// on; where `last` is given, its place for the block's first key takes the feature after the `depth` of
+// `out`.
 static void unpack_transposed(float* packed, int64_t sums, int64_t apart, int64_t rows, int64_t depth,
                               float* out, float* last, int64_t block) {
   const int64_t floats = (depth + (last != nullptr)) * kTileCols;
@@ -202,10 +214,9 @@ static void unpack_transposed(float* packed, int64_t sums, int64_t apart, int64_
   for (int64_t part = 1; part < sums; ++part)
     for (int64_t i = 0; i < floats; i += kLanes) store(p + i, load(p + i) + load(p + part * apart + i));
   const int64_t present = smaller(kTileCols, rows - block * kTileCols);
-  float* o = out + block * kTileCols * depth;
   for (int64_t d = 0; d < depth; ++d)
-    for (int64_t j = 0; j < present; ++j) o[j * depth + d] = p[d * kTileCols + j];
-  for (int64_t j = 0; last && j < present; ++j) last[block * kTileCols + j] = p[depth * kTileCols + j];
+    for (int64_t j = 0; j < present; ++j) out[j * depth + d] = p[d * kTileCols + j];
+  for (int64_t j = 0; last && j < present; ++j) last[j] = p[depth * kTileCols + j];
 }
 
 }  // namespace THAWKIT_ISA

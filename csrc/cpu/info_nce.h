@@ -82,18 +82,25 @@ static inline void through_norm(float* g, const float* x, float inverse, int64_t
   for (int64_t d = 0; d < depth; ++d) g[d] = (g[d] - along * x[d]) * inverse;
 }
 
-// Everything that a thread needs to know, so that the phases below can be functions.
+// Everything that a thread needs to know, so that the phases below can be functions. Storage is the type of
+// q, k and their gradients, Operand what the products multiply.
+template <class Storage, class Operand>
 struct InfoNCERun {
+  static constexpr bool kWide = sizeof(Storage) == sizeof(float);  // gradients are summed where they end
+
   const InfoNCEArgs& a;
+  const Storage *const q, *const k;
   const bool gradient;
   const int64_t blocks, padded_keys;
   const int64_t sum_depth, key_sum;  // the bias is one more feature of the keys, which all queries have as 1
+  const int64_t depth_units, key_units, scratch_row;
   const Teams teams;
   int64_t workspace_floats;
   float *transposed, *keys_rows, *key_sums, *q_norm, *k_norm, *bias;  // of all teams
   int32_t* labels;
   Panel panel;
-  float *own_key_sum, *queries, *queries_packed;
+  float *own_key_sum, *queries, *queries_packed, *query_sums, *query_factor;
+  float* scratch;  // the thread's own: a tile of rows and two more
   SoftmaxRow* statistics;
   double* totals;  // of each thread
 
@@ -103,15 +110,20 @@ struct InfoNCERun {
 
   InfoNCERun(const InfoNCEArgs& args, int team)
       : a(args),
+        q(static_cast<const Storage*>(a.q)),
+        k(static_cast<const Storage*>(a.k)),
         gradient(a.dq || a.dk || a.dscale),
         blocks(ceil_div(a.keys, kBlockCols)),
         padded_keys(round_up(a.keys, kTileCols)),
         sum_depth(a.depth + (a.dbias != nullptr)),
         key_sum(round_up(a.dk ? padded_keys * sum_depth : 0, Workspace::kLine)),
-        teams(a.rows, a.keys, 1, key_sum, threads_of(a, gradient)) {
+        depth_units(units<Operand>(a.depth)),
+        key_units(units<Operand>(a.keys)),
+        scratch_row(round_up(sum_depth + 1, Workspace::kLine)),
+        teams(a.rows, a.keys, Operand::kTogether, key_sum, threads_of(a, gradient)) {
     Workspace workspace(a.workspace);
-    transposed = workspace.take(padded_keys * a.depth);
-    keys_rows = workspace.take(a.dq ? round_up(a.depth, kTileCols) * a.keys : 0);
+    transposed = workspace.take(padded_keys * depth_units);
+    keys_rows = workspace.take(a.dq ? round_up(a.depth, kTileCols) * key_units : 0);
     q_norm = workspace.take(a.normalize ? a.rows : 0);
     k_norm = workspace.take(a.normalize ? a.keys : 0);
     bias = workspace.take(a.bias ? padded_keys : 0);
@@ -120,11 +132,22 @@ struct InfoNCERun {
     key_sums = workspace.take(key_sum * teams.count);
     own_key_sum = key_sums + key_sum * team;
     panel = {workspace.take(panel_floats(teams.panel, a.keys), teams, team), teams.panel};
-    queries = workspace.take(teams.panel * sum_depth, teams, team);
-    queries_packed = workspace.take(a.dk ? teams.panel * sum_depth : 0, teams, team);
+    queries = workspace.take(teams.panel * depth_units, teams, team);
+    queries_packed = workspace.take(a.dk ? units<Operand>(teams.panel) * sum_depth : 0, teams, team);
+    query_sums = workspace.take(a.dq && !kWide ? teams.panel * a.depth : 0, teams, team);
+    query_factor = workspace.take(Operand::kRounds ? teams.panel : 0, teams, team);
+    scratch = workspace.take((kTileCols + 2) * scratch_row * teams.threads);
+    if (scratch) scratch += (kTileCols + 2) * scratch_row * omp_get_thread_num();
     statistics = reinterpret_cast<SoftmaxRow*>(
         workspace.take(teams.panel * static_cast<int64_t>(sizeof(SoftmaxRow) / sizeof(float)), teams, team));
     workspace_floats = workspace.total();
+  }
+
+  float* scratch_at(int64_t row) const { return scratch + row * scratch_row; }
+
+  // Where the gradient of a query is summed.
+  float* query_sum(int64_t top, int64_t i) const {
+    return kWide ? static_cast<float*>(a.dq) + (top + i) * a.depth : query_sums + i * a.depth;
   }
 
   int64_t positive_of(int64_t row) const { return a.target ? a.target[row] : row + a.offset; }
@@ -132,13 +155,21 @@ struct InfoNCERun {
   // The keys, normalised, in both packed forms, and what else there is of each.
   void pack_keys(int thread, int threads) const {
     const Share tiles = share_of(padded_keys / kTileCols, thread, threads, 1);
-    const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, a.keys)};
-    for (int64_t j = rows.first; j < rows.last; ++j) {
-      if (a.normalize) k_norm[j] = inverse_norm(a.k + j * a.depth, a.depth);
-      if (a.dq) pack_row(a.k + j * a.depth, a.depth, a.normalize ? k_norm[j] : 1.f, keys_rows, a.keys, j);
+    for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
+      const int64_t first = tile * kTileCols, present = smaller(kTileCols, a.keys - first);
+      for (int64_t j = 0; j < present; ++j) {
+        const Storage* const key = k + (first + j) * a.depth;
+        if (a.normalize)
+          k_norm[first + j] = inverse_norm(as_floats(key, a.depth, scratch_at(kTileCols)), a.depth);
+        Operand::along(key, a.depth, a.normalize ? k_norm[first + j] : 1.f, scratch_at(j));
+      }
+      pack_tile(scratch, scratch_row, present, depth_units, transposed + first * depth_units);
+      for (int64_t j = 0; a.dq && j < present; j += Operand::kTogether)
+        pack_right_row(
+            Operand::across(scratch_at(j), scratch_row, present - j, a.depth, scratch_at(kTileCols)), a.depth,
+            keys_rows, key_units, (first + j) / Operand::kTogether);
     }
-    pack_transposed(a.k, a.keys, a.depth, a.normalize ? k_norm : nullptr, transposed, tiles.first,
-                    tiles.last);
+    const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, a.keys)};
     for (int64_t j = rows.first; a.bias && j < tiles.last * kTileCols; ++j)
       bias[j] = j < a.keys ? a.bias[j] * kLog2E : 0.f;
     for (int64_t j = rows.first; a.labels != Labels::kIgnored && j < tiles.last * kTileCols; ++j)
@@ -147,20 +178,28 @@ struct InfoNCERun {
 
   // The thread's rows of logits and their maxima; the positive is taken out.
   void score(int64_t top, Share own) const {
-    for (int64_t i = own.first; i < own.last; ++i) {
-      const float* source = a.q + (top + i) * a.depth;
-      float factor = a.scale * kLog2E;
-      if (a.normalize) factor *= q_norm[top + i] = inverse_norm(source, a.depth);
-      for (int64_t d = 0; d < a.depth; ++d) queries[i * sum_depth + d] = source[d] * factor;
-      if (a.dbias) queries[i * sum_depth + a.depth] = kLog2E;  // as the others have it
-      statistics[i] = {kNothing, kNothing, 0.f, 0.f};
+    const Parts parts(own.last - own.first);
+    for (int64_t part = 0; part < parts.count; ++part) {
+      const int64_t start = own.first + parts.start(part), height = parts.height(part);
+      for (int64_t r = 0; r < height; ++r) {
+        const int64_t g = top + start + r;
+        const Storage* const query = q + g * a.depth;
+        float factor = a.scale * kLog2E;
+        if (a.normalize)
+          factor *= q_norm[g] = inverse_norm(as_floats(query, a.depth, scratch_at(kTileCols)), a.depth);
+        if constexpr (Operand::kRounds) query_factor[start + r] = factor;
+        Operand::along(query, a.depth, Operand::kRounds ? 1.f : factor, scratch_at(r));
+        statistics[start + r] = {kNothing, kNothing, 0.f, 0.f};
+      }
+      pack_part(scratch, scratch_row, height, depth_units, queries + start * depth_units);
     }
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBlockCols, width = smaller(kBlockCols, padded_keys - first);
-      score_block(panel, block, own.first, own.last - own.first, queries + own.first * sum_depth, sum_depth,
-                  a.depth, transposed, first, first + width);
+      score_parts<Operand>(panel, block, own.first, own.last - own.first, queries + own.first * depth_units,
+                           depth_units, transposed, first, first + width);
       for (int64_t i = own.first; i < own.last; ++i) {
         float* x = panel.at(block, i);
+        if constexpr (Operand::kRounds) scale_row(x, x, width, query_factor[i]);
         keep_what_counts(x, first, width, top + i, statistics[i]);
         const float m = segment_maximum(x, width);
         statistics[i].maximum = statistics[i].maximum > m ? statistics[i].maximum : m;
@@ -194,7 +233,7 @@ struct InfoNCERun {
   // Softmax weights of the thread's rows, and their product with the keys while each block is in cache.
   void weigh(int64_t top, Share own) const {
     const int64_t rows = own.last - own.first;
-    float* const dq = a.dq ? a.dq + (top + own.first) * a.depth : nullptr;
+    float* const dq = a.dq ? query_sum(top, own.first) : nullptr;
     if (dq) zero(dq, rows * a.depth);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBlockCols;
@@ -210,9 +249,10 @@ struct InfoNCERun {
         const int64_t positive = positive_of(top + i) - first;
         if (0 <= positive && positive < width) x[positive] = kTakenOut;
       }
+      if (dq || a.dk) round_weights<Operand>(panel, block, own.first, rows, width);
       if (dq)
-        times_rows(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys), keys_rows,
-                   a.keys, a.depth, dq);
+        times_rows<Operand>(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys),
+                            keys_rows, key_units, a.depth, dq);
     }
   }
 
@@ -240,47 +280,76 @@ struct InfoNCERun {
         const float above = has_positive ? gap : row.maximum * kLn2;
         a.dscale[g] = factor * (row.weighted * kLn2 + row.others * above) / a.scale;
       }
+      const float* const query = as_floats(q + g * depth, depth, scratch_at(kTileCols));
       if (a.dk) {
-        if (has_positive) panel.entry(i, t) = -row.others;
-        pack_column(queries + i * sum_depth, parts, factor * kLn2, queries_packed, panel.rows, i);
+        if (has_positive)
+          Operand::set_weight(panel.at(t / kBlockCols, 0), kBlockStride, i, t % kBlockCols, -row.others);
+        pack_query(i, query, factor * a.scale * (a.normalize ? q_norm[g] : 1.f), factor, i + 1 == own.last,
+                   parts);
       }
       if (a.dq) {
-        float* const dq = a.dq + g * depth;
-        const float* key = a.k + (has_positive ? t : 0) * depth;
+        float* const dq = query_sum(top, i);
+        const float* const key =
+            as_floats(k + (has_positive ? t : 0) * depth, depth, scratch_at(kTileCols + 1));
         const float own_weight = has_positive ? row.others * (a.normalize ? k_norm[t] : 1.f) : 0.f;
         const float f = factor * a.scale;
         for (int64_t d = 0; d < depth; ++d) dq[d] = f == 0.f ? 0.f : (dq[d] - own_weight * key[d]) * f;
-        if (a.normalize) through_norm(dq, a.q + g * depth, q_norm[g], depth);
+        if (a.normalize) through_norm(dq, query, q_norm[g], depth);
+        if constexpr (!kWide) store_row(static_cast<Storage*>(a.dq) + g * depth, dq, depth);
       }
     }
     return total;
   }
 
+  // Row i of the panel, as the transposed product takes it.
+  void pack_query(int64_t i, const float* query, float factor, float bias_factor, bool last,
+                  const Parts& parts) const {
+    constexpr int64_t kTogether = Operand::kTogether;
+    float* const row = scratch_at(kTileCols + 1);
+    scale_row(row, query, a.depth, factor);
+    if (a.dbias) row[a.depth] = bias_factor;
+    Operand::along(row, sum_depth, 1.f, scratch_at(i % kTogether));
+    if (i % kTogether + 1 < kTogether && !last) return;
+    const float* const together =
+        Operand::across(scratch, scratch_row, i % kTogether + 1, sum_depth, scratch_at(kTogether));
+    pack_left_row(together, parts, queries_packed, units<Operand>(panel.rows), i / kTogether);
+  }
+
   // The thread's tiles of keys take the whole panel's part of their gradient.
   void key_gradient(int64_t height, const Member& member) const {
     const Share tiles = share_of(padded_keys / kTileCols, member.thread, member.threads, 1);
-    transposed_times_rows(panel, height, tiles.first, tiles.last, queries_packed, panel.rows, sum_depth,
-                          own_key_sum);
+    transposed_times_rows<Operand>(panel, height, tiles.first, tiles.last, queries_packed,
+                                   units<Operand>(panel.rows), sum_depth, own_key_sum);
   }
 
   void unpack_key_gradient(int sums, int thread, int threads) const {
     const Share tiles = share_of(padded_keys / kTileCols, thread, threads, 1);
-    for (int64_t tile = tiles.first; tile < tiles.last; ++tile)
-      unpack_transposed(key_sums, sums, key_sum, a.keys, a.depth, a.dk, a.dbias, tile);
-    if (!a.normalize) return;
-    for (int64_t j = tiles.first * kTileCols; j < smaller(tiles.last * kTileCols, a.keys); ++j)
-      through_norm(a.dk + j * a.depth, a.k + j * a.depth, k_norm[j], a.depth);
+    for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
+      const int64_t first = tile * kTileCols;
+      float* const dk = kWide ? static_cast<float*>(a.dk) + first * a.depth : scratch;
+      unpack_transposed(key_sums, sums, key_sum, a.keys, a.depth, dk, a.dbias ? a.dbias + first : nullptr,
+                        tile);
+      for (int64_t j = first; j < smaller(first + kTileCols, a.keys); ++j) {
+        float* const row = dk + (j - first) * a.depth;
+        const Storage* const key = k + j * a.depth;
+        if (a.normalize)
+          through_norm(row, as_floats(key, a.depth, scratch_at(kTileCols)), k_norm[j], a.depth);
+        if constexpr (!kWide) store_row(static_cast<Storage*>(a.dk) + j * a.depth, row, a.depth);
+      }
+    }
   }
 };
 
+template <class Storage, class Operand>
 static void info_nce_panels(const InfoNCEArgs& a) {
-  const InfoNCERun all(a, 0);
+  typedef InfoNCERun<Storage, Operand> Run;
+  const Run all(a, 0);
   prefer_huge_pages(a.workspace, all.workspace_floats * 4);
   for (int t = 0; t < all.teams.threads; ++t) all.totals[t] = 0;
 #pragma omp parallel num_threads(all.teams.threads)
   {
     const Member member(all.teams);
-    const InfoNCERun run(a, member.team);
+    const Run run(a, member.team);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     run.pack_keys(thread, threads);
     if (a.dk) clear_sum(run.own_key_sum, run.key_sum, member);

@@ -20,8 +20,10 @@ enum class Labels : int { kIgnored = 0, kDropSame = 1, kKeepSame = 2 };
 // and, where the pointers are not null, the gradients of the total. dscale is one number a row, of
 // logits[i, j] without their bias where there is none. scale is not 0.
 struct InfoNCEArgs {
-  const float* q;
-  const float* k;
+  const void* q;
+  const void* k;
+  Dtype dtype;    // of q, k, dq and dk: float32, or bfloat16 where the operands are bfloat16 too
+  Dtype operand;  // of what the products multiply; bfloat16 where the table has it. Sums are float32
   int64_t rows, keys, depth;
   float scale;
   bool normalize;
@@ -39,8 +41,8 @@ struct InfoNCEArgs {
   float* total;
   float* positive;  // [rows] or null: logits[i, t], NaN where there is no t
   float* maximum;   // [rows] or null: the largest logit of those that count but for the margin
-  float* dq;        // [rows, depth] or null
-  float* dk;        // [keys, depth] or null
+  void* dq;         // [rows, depth] or null
+  void* dk;         // [keys, depth] or null
   float* dbias;     // [keys] or null; not without dk
   float* dscale;    // [rows] or null
   float* workspace;
@@ -130,6 +132,7 @@ struct PackedReluArgs {
 struct Kernels {
   const char* isa;
   int lanes;
+  bool bfloat16;                                      // whether operands can be bfloat16
   int64_t (*info_nce_workspace)(const InfoNCEArgs&);  // floats
   void (*info_nce)(const InfoNCEArgs&);
   int64_t (*pairs_workspace)(const PairArgs&);  // floats
@@ -145,6 +148,7 @@ struct Kernels {
 #define THAWKIT_DECLARE_KERNELS(isa)                \
   namespace isa {                                   \
   int lanes();                                      \
+  bool bfloat16_operands();                         \
   int64_t info_nce_workspace(const InfoNCEArgs&);   \
   void info_nce(const InfoNCEArgs&);                \
   int64_t pairs_workspace(const PairArgs&);         \
@@ -160,6 +164,7 @@ struct Kernels {
 THAWKIT_DECLARE_KERNELS(baseline)
 THAWKIT_DECLARE_KERNELS(avx2)
 THAWKIT_DECLARE_KERNELS(avx512)
+THAWKIT_DECLARE_KERNELS(avx512_bf16)
 THAWKIT_DECLARE_KERNELS(wide)  // sixteen lanes in AVX2 code, built for tests only
 
 // The table chosen for this CPU, or the one that THAWKIT_CPU_ISA names. Never null.

@@ -8,9 +8,36 @@ namespace THAWKIT_ISA {
 
 int lanes() { return kLanes; }
 
-int64_t info_nce_workspace(const InfoNCEArgs& a) { return InfoNCERun(a, 0).workspace_floats; }
+bool bfloat16_operands() {
+#if defined(THAWKIT_AVX512_BF16)
+  return true;
+#else
+  return false;
+#endif
+}
 
-void info_nce(const InfoNCEArgs& a) { info_nce_panels(a); }
+// call(storage type, operand)
+template <class Call>
+static auto with_operand(Dtype dtype, Dtype operand, Call call) {
+#if defined(THAWKIT_AVX512_BF16)
+  if (dtype == Dtype::kBFloat16) return call(bfloat16{}, BFloat16{});
+  if (operand == Dtype::kBFloat16) return call(float{}, BFloat16{});
+#else
+  (void)dtype, (void)operand;
+#endif
+  return call(float{}, Float32{});
+}
+
+int64_t info_nce_workspace(const InfoNCEArgs& a) {
+  return with_operand(a.dtype, a.operand, [&](auto storage, auto operand) {
+    return InfoNCERun<decltype(storage), decltype(operand)>(a, 0).workspace_floats;
+  });
+}
+
+void info_nce(const InfoNCEArgs& a) {
+  with_operand(a.dtype, a.operand,
+               [&](auto storage, auto operand) { info_nce_panels<decltype(storage), decltype(operand)>(a); });
+}
 
 int64_t pairs_workspace(const PairArgs& a) {
   switch (a.kind) {

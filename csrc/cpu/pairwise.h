@@ -7,8 +7,8 @@
 #include <sys/mman.h>
 #endif
 
-#include "cpu/gemm.h"
 #include "cpu/kernels.h"
+#include "cpu/operand.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
@@ -167,24 +167,58 @@ static inline void score_block(const Panel& panel, int64_t block, int64_t first_
   }
 }
 
-// out[rows x depth] += W[rows x (first, last)] K for columns of one block.
+// As above with A in parts, as pack_part leaves them, of `units` units.
+template <class Operand>
+static inline void score_parts(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
+                               const float* A, int64_t units, const float* transposed, int64_t first,
+                               int64_t last) {
+  const Parts parts(rows);
+  for (int64_t column = first; column < last; column += kTileCols) {
+    const float* packed = transposed + column * units;
+    const float* next = packed + units * kTileCols;
+    for (int64_t part = 0; part < parts.count; ++part) {
+      const int64_t height = parts.height(part), start = parts.start(part);
+      multiply_part<false, typename Operand::Step>(
+          height, units, Left{A + start * units, 1, height}, {packed, kTileCols, part == 0 ? next : nullptr},
+          panel.at(block, first_row + start) + (column - block * kBlockCols), kBlockStride);
+    }
+  }
+}
+
+// Between the epilogue and the products, for columns of one block: float32 weights become the operand's.
+// `first_row` is even.
+template <class Operand>
+static inline void round_weights(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
+                                 int64_t width) {
+  if constexpr (Operand::kRounds)
+    for (int64_t i = 0; i < rows; i += 2) {
+      float* const x = panel.at(block, first_row + i);
+      Operand::round_weights(x, x + kBlockStride, i + 1 < rows, width);
+    }
+}
+
+// out[rows x depth] += W[rows x (first, last)] K for columns of one block; `packed_rows` counts units.
+template <class Operand = Float32>
 static inline void times_rows(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
                               int64_t first, int64_t last, const float* packed, int64_t packed_rows,
                               int64_t depth, float* out) {
-  const float* W = panel.at(block, first_row) + (first - block * kBlockCols);
+  const auto W = Operand::weights(panel.at(block, first_row) + (first - block * kBlockCols), kBlockStride);
   for (int64_t d = 0; d < depth; d += kTileCols) {
-    const float* K = packed + (d / kTileCols * packed_rows + first) * kTileCols;
-    multiply<true>(rows, last - first, {W, kBlockStride, 1}, {K, kTileCols, K + packed_rows * kTileCols},
-                   out + d, depth, depth - d);
+    const float* K = packed + (d / kTileCols * packed_rows + first / Operand::kTogether) * kTileCols;
+    multiply<true, typename Operand::Step>(rows, units<Operand>(last - first), W,
+                                           {K, kTileCols, K + packed_rows * kTileCols}, out + d, depth,
+                                           depth - d);
   }
 }
 
 // out[key][d] += sum_row W[row, key] Q[row, d] for the tiles of keys first <= tile < last and all rows of the
-// panel, out being packed as unpack_transposed reads it, Q as pack_column leaves it. With the keys along the
-// vectors every step reads whole cache lines of W.
+// panel, out being packed as unpack_transposed reads it, Q as pack_column or pack_left_row leaves it. With
+// the keys along the vectors every step reads whole cache lines of W. `packed_rows` counts units.
+template <class Operand = Float32>
 static inline void transposed_times_rows(const Panel& panel, int64_t rows, int64_t first, int64_t last,
                                          const float* packed, int64_t packed_rows, int64_t depth,
                                          float* out) {
+  constexpr int64_t kStride = Operand::kTogether * kBlockStride;
   const Parts parts(depth);
   for (int64_t tile = first; tile < last; ++tile) {
     const float* W = &panel.entry(0, tile * kTileCols);
@@ -193,7 +227,8 @@ static inline void transposed_times_rows(const Panel& panel, int64_t rows, int64
       const int64_t height = parts.height(part), start = parts.start(part);
       const Left Q{packed + start * packed_rows, 1, height};
       float* const o = out + (tile * depth + start) * kTileCols;
-      multiply_part<true>(height, rows, Q, {W, kBlockStride, part == 0 ? next : nullptr}, o, kTileCols);
+      multiply_part<true, typename Operand::Step>(height, units<Operand>(rows), Q,
+                                                  {W, kStride, part == 0 ? next : nullptr}, o, kTileCols);
     }
   }
 }

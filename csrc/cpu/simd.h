@@ -32,6 +32,9 @@ namespace THAWKIT_ISA {
 #endif
 #if defined(__AVX512DQ__) && THAWKIT_VECTOR_BYTES == 64
 #define THAWKIT_AVX512 1
+#if defined(__AVX512BF16__)
+#define THAWKIT_AVX512_BF16 1
+#endif
 #elif defined(__AVX2__) && defined(__F16C__) && THAWKIT_VECTOR_BYTES == 32
 #define THAWKIT_AVX2 1
 #elif defined(__SSE2__) && THAWKIT_VECTOR_BYTES == 16

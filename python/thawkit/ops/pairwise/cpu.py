@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import cpu_kernels, empty, pointer, takes_only, threads
+from thawkit.ops._library import DTYPES, cpu_kernels, empty, pointer, takes_only, threads
 
 objection = takes_only("cpu")
 
@@ -23,6 +23,19 @@ _SMALLEST_SCALE = 1e-30
 
 def _rows(x: Tensor) -> Tensor:
     return x.to(torch.float32).contiguous()
+
+
+def kernel_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
+    """Return what the kernels take for tensors of ``dtype``, and what their products multiply.
+
+    bfloat16 is multiplied as it is where the CPU can, and float32 is rounded to it under
+    ``torch.set_float32_matmul_precision("medium")``, as torch's own products do it. Sums are float32.
+    """
+    if not cpu_kernels().cpu_bfloat16() or dtype == torch.float16:
+        return torch.float32, torch.float32
+    if dtype == torch.float32 and torch.get_float32_matmul_precision() != "medium":
+        return torch.float32, torch.float32
+    return dtype, torch.bfloat16
 
 
 def _floats(x: Tensor | None) -> Tensor | None:
@@ -50,22 +63,25 @@ def row_softmax(
     need_dbias: bool,
 ) -> tuple[Tensor, ...]:
     """Losses of the rows, their weighted sum, positive and largest logits (float32), and the gradients."""
-    q32, k32 = _rows(q), _rows(k)
-    (rows, depth), keys = q32.shape, k32.shape[0]
+    storage, operand = kernel_dtypes(q.dtype)
+    q_rows, k_rows = (x.to(storage).contiguous() for x in (q, k))
+    (rows, depth), keys = q.shape, k.shape[0]
     bias, row_weight = _floats(bias), _floats(row_weight)
     target, row_labels, key_labels = (
         x if x is None else x.contiguous() for x in (target, row_labels, key_labels)
     )
-    loss, positive, maximum = (q32.new_empty(rows) for _ in range(3))
-    total = q32.new_empty(())
+    total = q.new_empty((), dtype=torch.float32)
+    loss, positive, maximum = (total.new_empty(rows) for _ in range(3))
     scale_by_rows = need_dscale and bias is not None  # the logits hold the bias: not from them
-    dq = torch.empty_like(q32) if need_dq or scale_by_rows else empty(q32)
-    dk = torch.empty_like(k32) if need_dk or need_dbias else empty(k32)
-    dscale = q32.new_empty(rows) if need_dscale and not scale_by_rows else empty(q32)
-    dbias = q32.new_empty(keys) if need_dbias else empty(q32)
+    dq = torch.empty_like(q_rows) if need_dq or scale_by_rows else empty(q_rows)
+    dk = torch.empty_like(k_rows) if need_dk or need_dbias else empty(k_rows)
+    dscale = total.new_empty(rows) if need_dscale and not scale_by_rows else empty(total)
+    dbias = total.new_empty(keys) if need_dbias else empty(total)
     arguments = (
-        pointer(q32),
-        pointer(k32),
+        pointer(q_rows),
+        pointer(k_rows),
+        DTYPES[storage],
+        DTYPES[operand],
         rows,
         keys,
         depth,
@@ -91,7 +107,7 @@ def row_softmax(
         pointer(dscale),
     )
     if rows:
-        workspace = q32.new_empty(cpu_kernels().info_nce_workspace(*arguments, 0, threads()))
+        workspace = total.new_empty(cpu_kernels().info_nce_workspace(*arguments, 0, threads()))
         cpu_kernels().info_nce(*arguments, pointer(workspace), threads())
     else:
         total.zero_()
@@ -99,7 +115,8 @@ def row_softmax(
         dbias.zero_()
         dscale.zero_()
     if need_dscale:
-        dscale = (q32 * dq).sum() / _divisor(scale) if scale_by_rows else dscale.sum()
+        by_rows = (q_rows.float() * dq.float()).sum() / _divisor(scale) if scale_by_rows else None
+        dscale = dscale.sum() if by_rows is None else by_rows
     return (
         loss,
         total,
