@@ -466,7 +466,8 @@ struct PairRun {
     const Share some{tiles.first * kTileCols, smaller(tiles.last * kTileCols, columns)};
     if (!kSymmetric && a.dy) {
       for (int64_t tile = tiles.first; tile < tiles.last; ++tile)
-        unpack_transposed(column_sums, sums, column_sum, columns, a.depth, a.dy, nullptr, tile);
+        unpack_transposed(column_sums, sums, column_sum, columns, a.depth, a.dy + tile * kTileCols * a.depth,
+                          nullptr, tile);
       for (int64_t j = some.first; a.normalize && j < some.last; ++j)
         through_norm(a.dy + j * a.depth, a.y + j * a.depth, y_norm[j], a.depth);
     }
