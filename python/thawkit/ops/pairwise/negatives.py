@@ -54,8 +54,7 @@ def info_nce_with_negatives(
         positive = _logits(q, k[: q.shape[0], None], scale, normalize).squeeze(1)
         if negatives.shape[-2] == 0:
             log_sum = torch.full_like(positive, -torch.inf)
-        elif negatives.dim() == 2 and not torch.compiler.is_compiling():
-            # (row_softmax with targets looks at the scale's value, which would break a graph.)
+        elif negatives.dim() == 2:
             none = torch.full((q.shape[0],), -1, device=q.device)
             log_sum, _ = row_softmax(q, negatives, scale, target=none, normalize=normalize, reduce=False)
         else:
@@ -71,11 +70,11 @@ def info_nce_with_negatives(
 
 
 def _logits(q: Tensor, keys: Tensor, scale: Tensor, normalize: bool) -> Tensor:
-    """(N, M) logits of rows (N, D) with keys (M, D), or each with its own of (N, M, D)."""
+    """(N, M) logits of rows (N, D) with keys of their own (N, M, D)."""
     q, keys = lifted(q), lifted(keys)
     if normalize:
         q, keys = F.normalize(q, dim=-1), F.normalize(keys, dim=-1)
-    return scale.to(q.dtype) * (q @ keys.t() if keys.dim() == 2 else torch.einsum("nd,nmd->nm", q, keys))
+    return scale.to(q.dtype) * torch.einsum("nd,nmd->nm", q, keys)
 
 
 def _check_negatives(negatives: Tensor, q: Tensor) -> None:
