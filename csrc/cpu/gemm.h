@@ -56,6 +56,27 @@ struct Left {
   inline Left from(int64_t row) const { return {at + row * row_stride, row_stride, depth_stride}; }
 };
 
+// A[r, k] = at[k * step + r]: as packing leaves it. What the compiler knows of the strides spares it a
+// pointer for each row, of which there are more than registers.
+struct PackedLeft {
+  static constexpr int kTogether = 1;
+  const float* at;
+  int64_t step;
+
+  inline float operator()(int64_t row, int64_t k) const { return at[k * step + row]; }
+  inline PackedLeft from(int64_t row) const { return {at + row, step}; }
+};
+
+// A[r, k] = at[r * Stride + k]
+template <int64_t Stride>
+struct RowsLeft {
+  static constexpr int kTogether = 1;
+  const float* at;
+
+  inline float operator()(int64_t row, int64_t k) const { return at[row * Stride + k]; }
+  inline RowsLeft from(int64_t row) const { return {at + row * Stride}; }
+};
+
 // B[k, 0..kTileCols) = at[k * stride + ...]; `next` is where the panel after this one lies: its rows are
 // prefetched while this one is used for the first time.
 struct Right {

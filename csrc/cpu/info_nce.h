@@ -282,8 +282,7 @@ struct InfoNCERun {
       }
       const float* const query = as_floats(q + g * depth, depth, scratch_at(kTileCols));
       if (a.dk) {
-        if (has_positive)
-          Operand::set_weight(panel.at(t / kBlockCols, 0), kBlockStride, i, t % kBlockCols, -row.others);
+        if (has_positive) Operand::set_weight(panel.at(t / kBlockCols, 0), i, t % kBlockCols, -row.others);
         pack_query(i, query, factor * a.scale * (a.normalize ? q_norm[g] : 1.f), factor, i + 1 == own.last,
                    parts);
       }

@@ -9,6 +9,15 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
+// A panel of scores is stored as blocks of columns, each block row by row. A block of one thread's rows stays
+// in the second-level cache between the product that makes it, its epilogue and the product that uses it,
+// and the transposed product walks memory in steps of one short row instead of one long one.
+constexpr int64_t kBlockCols = 384;
+// Rows of a block are an odd number of cache lines apart, so that they do not share cache sets.
+constexpr int64_t kBlockStride = kBlockCols + 16;
+
+static_assert(kBlockCols % kTileCols == 0, "blocks are whole tiles");
+
 // ---- rows of either storage type as floats, and back
 
 static inline const float* as_floats(const float* row, int64_t, float*) { return row; }
@@ -39,7 +48,7 @@ struct Float32 {
   static constexpr int kTogether = 1;  // numbers of one unit
   static constexpr bool kRounds = false;
   typedef OneFloat Step;
-  typedef Left Weights;
+  typedef RowsLeft<kBlockStride> Weights;
 
   // Units of a row along its features: out[d] = factor * row[d].
   template <class Source>
@@ -52,10 +61,9 @@ struct Float32 {
 
   // Float32 weights of the row pair x, y of a block become what the products read; y may be missing.
   static inline void round_weights(float*, float*, bool, int64_t) {}
-  static inline Weights weights(const float* rows, int64_t stride) { return {rows, stride, 1}; }
-  // Changes what the transposed product sees.
-  static inline void set_weight(float* rows, int64_t stride, int64_t row, int64_t column, float value) {
-    rows[row * stride + column] = value;
+  // Changes what the transposed product sees in the block that starts at `rows`.
+  static inline void set_weight(float* rows, int64_t row, int64_t column, float value) {
+    rows[row * kBlockStride + column] = value;
   }
 };
 
@@ -75,12 +83,11 @@ struct OnePair {
 struct PairedWeights {
   static constexpr int kTogether = 2;
   const float* at;
-  int64_t stride;
 
   inline float operator()(int64_t row, int64_t k) const {
-    return at[(row | 1) * stride + (row & 1) * 8 + k + (k & ~int64_t(7))];
+    return at[(row | 1) * kBlockStride + (row & 1) * 8 + k + (k & ~int64_t(7))];
   }
-  inline PairedWeights from(int64_t row) const { return {at + row * stride, stride}; }
+  inline PairedWeights from(int64_t row) const { return {at + row * kBlockStride}; }
 };
 
 struct BFloat16 {
@@ -122,15 +129,9 @@ struct BFloat16 {
       _mm512_storeu_si512(x + j, _mm512_permutexvar_epi16(alternate, rounded));
     }
   }
-  static inline Weights weights(const float* rows, int64_t stride) { return {rows, stride}; }
-  static inline void set_weight(float* rows, int64_t stride, int64_t row, int64_t column, float value) {
-    const bfloat16 rounded = [&] {
-      bfloat16 lanes[kLanes];
-      store(lanes, splat(value));
-      return lanes[0];
-    }();
-    memcpy(reinterpret_cast<char*>(rows + (row & ~int64_t(1)) * stride + column) + 2 * (row & 1), &rounded,
-           sizeof rounded);
+  static inline void set_weight(float* rows, int64_t row, int64_t column, float value) {
+    float* const pair = rows + (row & ~int64_t(1)) * kBlockStride + column;
+    store_part(reinterpret_cast<bfloat16*>(pair) + (row & 1), splat(value), 1);
   }
 };
 

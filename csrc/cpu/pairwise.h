@@ -13,15 +13,6 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
-// A panel of scores is stored as blocks of columns, each block row by row. A block of one thread's rows stays
-// in the second-level cache between the product that makes it, its epilogue and the product that uses it,
-// and the transposed product walks memory in steps of one short row instead of one long one.
-constexpr int64_t kBlockCols = 384;
-// Rows of a block are an odd number of cache lines apart, so that they do not share cache sets.
-constexpr int64_t kBlockStride = kBlockCols + 16;
-
-static_assert(kBlockCols % kTileCols == 0, "blocks are whole tiles");
-
 struct Panel {
   float* scores;
   int64_t rows;       // capacity
@@ -179,7 +170,8 @@ static inline void score_parts(const Panel& panel, int64_t block, int64_t first_
     for (int64_t part = 0; part < parts.count; ++part) {
       const int64_t height = parts.height(part), start = parts.start(part);
       multiply_part<false, typename Operand::Step>(
-          height, units, Left{A + start * units, 1, height}, {packed, kTileCols, part == 0 ? next : nullptr},
+          height, units, PackedLeft{A + start * units, height},
+          {packed, kTileCols, part == 0 ? next : nullptr},
           panel.at(block, first_row + start) + (column - block * kBlockCols), kBlockStride);
     }
   }
@@ -202,7 +194,7 @@ template <class Operand = Float32>
 static inline void times_rows(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
                               int64_t first, int64_t last, const float* packed, int64_t packed_rows,
                               int64_t depth, float* out) {
-  const auto W = Operand::weights(panel.at(block, first_row) + (first - block * kBlockCols), kBlockStride);
+  const typename Operand::Weights W{panel.at(block, first_row) + (first - block * kBlockCols)};
   for (int64_t d = 0; d < depth; d += kTileCols) {
     const float* K = packed + (d / kTileCols * packed_rows + first / Operand::kTogether) * kTileCols;
     multiply<true, typename Operand::Step>(rows, units<Operand>(last - first), W,
@@ -225,7 +217,7 @@ static inline void transposed_times_rows(const Panel& panel, int64_t rows, int64
     const float* next = &panel.entry(0, (tile + 1 < last ? tile + 1 : tile) * kTileCols);
     for (int64_t part = 0; part < parts.count; ++part) {
       const int64_t height = parts.height(part), start = parts.start(part);
-      const Left Q{packed + start * packed_rows, 1, height};
+      const PackedLeft Q{packed + start * packed_rows, height};
       float* const o = out + (tile * depth + start) * kTileCols;
       multiply_part<true, typename Operand::Step>(height, units<Operand>(rows), Q,
                                                   {W, kStride, part == 0 ? next : nullptr}, o, kTileCols);
