@@ -290,7 +290,8 @@ struct InfoNCERun {
         float* const dq = query_sum(top, i);
         const float* const key =
             as_floats(k + (has_positive ? t : 0) * depth, depth, scratch_at(kTileCols + 1));
-        const float own_weight = has_positive ? row.others * (a.normalize ? k_norm[t] : 1.f) : 0.f;
+        const float own_weight =  // what stood in its place comes off too
+            has_positive ? (row.others + kTakenOut) * (a.normalize ? k_norm[t] : 1.f) : 0.f;
         const float f = factor * a.scale;
         for (int64_t d = 0; d < depth; ++d) dq[d] = f == 0.f ? 0.f : (dq[d] - own_weight * key[d]) * f;
         if (a.normalize) through_norm(dq, query, q_norm[g], depth);

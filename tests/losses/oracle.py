@@ -62,7 +62,10 @@ def _transposed(x: Tensor) -> Tensor:
 
 
 def assert_half_precision_is_lifted(function: Function, *inputs: Tensor) -> None:
-    """Half precision gives the float32 loss of the rounded inputs, and gradients in its own dtype."""
+    """Half precision gives the float32 loss of the rounded inputs, and gradients in its own dtype.
+
+    Scores are float32; the slopes of a bfloat16 product are rounded once, to 2^-9 of themselves.
+    """
     for dtype in (torch.bfloat16, torch.float16):
         halves = [x.to(dtype) for x in inputs]
         got = values_and_gradients(function, *halves)
@@ -70,7 +73,8 @@ def assert_half_precision_is_lifted(function: Function, *inputs: Tensor) -> None
         assert [x.dtype for x in got] == [torch.float32] + [dtype] * len(inputs)
         torch.testing.assert_close(got[0], expected[0], rtol=1e-6, atol=1e-6)
         for a, b in zip(got[1:], expected[1:], strict=True):
-            torch.testing.assert_close(a, b.to(dtype))
+            largest = b.abs().max().item() if b.numel() else 0.0
+            torch.testing.assert_close(a, b.to(dtype), rtol=0.016, atol=largest * 2**-8)
 
 
 def assert_autocast_changes_nothing(function: Function, *inputs: Tensor) -> None:

@@ -8,8 +8,11 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import reference
+from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import full_precision
+from thawkit.ops.pairwise.row_softmax import row_softmax
+
+OBJECTIONS = {"cpu": cpu.objection}
 
 IGNORED = -100  # torch's default
 
@@ -56,22 +59,162 @@ def linear_cross_entropy(
         raise ThawkitError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
     leading, positions = input.shape[:-1], linear_weight.shape[1:-1]
     checks.reduced("input", leading.numel() * positions.numel(), reduction)
-    choose("linear_cross_entropy", {}, input, linear_weight)
-
-    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    target = target.to(dtype if target.is_floating_point() else torch.int64)
+    backend = choose("linear_cross_entropy", OBJECTIONS, input, linear_weight)
+    compute = _on_the_engine if backend == "cpu" else _by_definition
     with full_precision(input):
-        loss = reference.linear_cross_entropy(
-            input.reshape(leading.numel(), input.shape[-1]).to(dtype),
-            linear_weight.to(dtype),
+        loss = compute(
+            input.reshape(leading.numel(), input.shape[-1]),
+            linear_weight,
             target.reshape(leading.numel(), *target.shape[len(leading) :]),
-            None if linear_bias is None else linear_bias.to(dtype),
-            None if weight is None else weight.detach().to(dtype),
+            linear_bias,
+            None if weight is None else weight.detach(),
             reduction,
             ignored,
             label_smoothing,
         )
     return loss.reshape(leading + positions) if reduction == "none" else loss
+
+
+def _by_definition(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignored: int,
+    label_smoothing: float,
+) -> Tensor:
+    dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    return reference.linear_cross_entropy(
+        input.to(dtype),
+        linear_weight.to(dtype),
+        target.to(dtype if target.is_floating_point() else torch.int64),
+        None if linear_bias is None else linear_bias.to(dtype),
+        None if weight is None else weight.to(dtype),
+        reduction,
+        ignored,
+        label_smoothing,
+    )
+
+
+def _on_the_engine(
+    input: Tensor,
+    linear_weight: Tensor,
+    target: Tensor,
+    linear_bias: Tensor | None,
+    weight: Tensor | None,
+    reduction: str,
+    ignored: int,
+    label_smoothing: float,
+) -> Tensor:
+    """Each position's classifier on its own: all but the log-sum-exp is linear in the logits."""
+    classes, features, rows = linear_weight.shape[0], linear_weight.shape[-1], input.shape[0]
+    if linear_weight.dtype != input.dtype:
+        input, linear_weight = input.float(), linear_weight.float()
+    matrices = linear_weight.reshape(classes, -1, features).unbind(1)
+    biases = [None] * len(matrices) if linear_bias is None else linear_bias.reshape(classes, -1).unbind(1)
+    probabilities = target.is_floating_point()
+    shape = (rows, classes, len(matrices)) if probabilities else (rows, len(matrices))
+    target = target.reshape(shape) if probabilities else target.long().reshape(shape)
+    weight = None if weight is None else weight.float()
+    if reduction != "mean":
+        count: Tensor | float = 1.0
+    elif probabilities:
+        count = float(rows * len(matrices))
+    else:
+        counted = target != ignored
+        count = (counted if weight is None else counted * weight[target.where(counted, 0)]).sum()
+    parts = []
+    for matrix, bias, part in zip(matrices, biases, target.unbind(-1), strict=True):
+        rows_of = _probability_rows if probabilities else _index_rows
+        parts.append(
+            rows_of(input, matrix, part, bias, weight, label_smoothing, reduction != "none", count, ignored)
+        )
+    return torch.stack(parts, 1) if reduction == "none" else torch.stack(parts).sum()
+
+
+def _index_rows(
+    input: Tensor,
+    matrix: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    smoothing: float,
+    reduce: bool,
+    count: Tensor | float,
+    ignored: int,
+) -> Tensor:
+    """``w_y (lse - s_y)``; smoothed, ``(1 - e) w_y (lse - s_y) + e / C sum_j w_j (lse - s_j)``.
+
+    The latter is ``((1 - e) w_y + e W / C) (lse - s_y) + e / C (W s_y - sum_j w_j s_j)``, W the sum of w.
+    """
+    classes = matrix.shape[0]
+    counted = target != ignored
+    known = target.where(counted, 0)
+    row_weight = counted.to(torch.float32)
+    if weight is not None:
+        row_weight = row_weight * weight[known]
+    everything = float(classes) if weight is None else weight.sum()
+    share = smoothing / classes
+    if smoothing:
+        row_weight = (1 - smoothing) * row_weight + share * everything * counted
+    loss, _ = row_softmax(
+        input,
+        matrix,
+        1.0,
+        target=target.where(counted, -1),
+        bias=bias,
+        row_weight=row_weight / count if reduce else None,
+        reduce=reduce,
+    )
+    if not reduce:
+        loss = (row_weight * loss).where(counted, 0)
+    if smoothing:
+        of_classes = torch.ones(classes) if weight is None else weight
+        queries = input.float()
+        level = everything * (queries * matrix[known].float()).sum(1) - queries @ (
+            of_classes @ matrix.float()
+        )
+        if bias is not None:
+            level = level + everything * bias[known].float() - of_classes @ bias.float()
+        rest = (share * level).where(counted, 0)
+        loss = loss + (rest.sum() / count if reduce else rest)
+    return loss
+
+
+def _probability_rows(
+    input: Tensor,
+    matrix: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    smoothing: float,
+    reduce: bool,
+    count: Tensor | float,
+    ignored: int,
+) -> Tensor:
+    """``sum_j t_j w_j (lse - s_j)``; the products with the targets are one product of matrices."""
+    target = target.float()
+    if smoothing:
+        target = (1 - smoothing) * target + smoothing / matrix.shape[0]
+    if weight is not None:
+        target = target * weight
+    row_weight = target.sum(1)
+    nobody = torch.full(target.shape[:1], -1)
+    level = (input.float() * (target @ matrix.float())).sum(1)
+    if bias is not None:
+        level = level + target @ bias.float()
+    loss, _ = row_softmax(
+        input,
+        matrix,
+        1.0,
+        target=nobody,
+        bias=bias,
+        row_weight=row_weight / count if reduce else None,
+        reduce=reduce,
+    )
+    return loss - level.sum() / count if reduce else row_weight * loss - level
 
 
 def _check_layer(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | None) -> None:

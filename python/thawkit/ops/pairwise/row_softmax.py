@@ -134,6 +134,8 @@ def row_softmax(
     """
     scale = checks.one_number("logit_scale", logit_scale, q)
     plain = target is None and bias is None and row_weight is None and columns == Columns()
+    if k is q:
+        k = k.view_as(k)  # torch.compile takes no Function whose arguments are one tensor
     backend = choose("row_softmax", _OBJECTIONS if plain else _CPU_OBJECTION, q, k)
     if bias is not None and scale.requires_grad and normalize and backend == "cpu":
         # the kernel's logits hold the bias: the scale's gradient comes from that of the rows, as normalized

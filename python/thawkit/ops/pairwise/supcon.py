@@ -1,14 +1,20 @@
-"""The supervised contrastive loss: checks, choice of backend."""
+"""The supervised contrastive loss: checks, and what of it the engine computes."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import reference
+from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
+from thawkit.ops.pairwise.row_softmax import Columns, row_softmax
+
+OBJECTIONS = {"cpu": cpu.objection}
 
 
 def supcon(
@@ -43,10 +49,63 @@ def supcon(
     temperature = checks.one_number("temperature", temperature, embeddings)
     checks.one_of("variant", variant, ("out", "in"))
     checks.reduced("embeddings", embeddings.shape[0], reduction)
-    choose("supcon", {}, embeddings)
+    backend = choose("supcon", OBJECTIONS, embeddings)
+    if backend == "reference" or (labels.dim() == 2 and variant == "in"):
+        # there the weights of pairs are inside the logarithm, and no sums over classes stand for them
+        with full_precision(embeddings):
+            rows, anchor = reference.supcon(lifted(embeddings), labels, temperature, variant, normalize)
+            return reduced_over(rows, reduction, anchor.sum())
     with full_precision(embeddings):
-        rows, anchor = reference.supcon(lifted(embeddings), labels, temperature, variant, normalize)
-        return reduced_over(rows, reduction, anchor.sum())
+        return _on_the_engine(embeddings, labels, 1 / lifted(temperature), variant, normalize, reduction)
+
+
+def _on_the_engine(
+    embeddings: Tensor, labels: Tensor, scale: Tensor, variant: str, normalize: bool, reduction: str
+) -> Tensor:
+    """Log-sum-exp over the others by the engine; what the positives add are sums over classes, O(N D)."""
+    if normalize:
+        embeddings = torch.nn.functional.normalize(lifted(embeddings), dim=1)
+    rows = embeddings.shape[0]
+    if labels.dim() == 1:
+        own = _numbered(labels)
+        positives = torch.zeros_like(own).index_add(0, own, torch.ones_like(own))[own] - 1
+    else:
+        shared = labels.to(torch.float32)
+        positives = shared @ shared.sum(0) - shared.square().sum(1)
+    anchor = positives > 0
+    reduce = reduction != "none"
+    count = anchor.sum().clamp_min(1) if reduction == "mean" else 1
+    row_weight = anchor / count
+    options: dict[str, Any] = {"target": torch.full((rows,), -1), "reduce": reduce}
+    if reduce:
+        options["row_weight"] = row_weight
+    others, _ = row_softmax(embeddings, embeddings, scale, columns=Columns(excluded=0), **options)
+    if variant == "in":
+        same = Columns(excluded=0, labels="keep same")
+        own = own.to(torch.int32)
+        near, _ = row_softmax(
+            embeddings, embeddings, scale, row_labels=own, key_labels=own, columns=same, **options
+        )
+        level = -positives.clamp_min(1).to(torch.float32).log()
+        level = (row_weight * level).sum() if reduce else level
+        loss = others - near - level
+    else:
+        z = embeddings.float()
+        if labels.dim() == 1:
+            sums = torch.zeros_like(z).index_add(0, own, z)[own] - z
+        else:
+            sums = shared @ (shared.t() @ z) - shared.square().sum(1, keepdim=True) * z
+        level = scale * (z * sums).sum(1) / positives.clamp_min(1)
+        loss = others - ((row_weight * level).sum() if reduce else level)
+    return loss if reduce else loss.where(anchor, 0)
+
+
+def _numbered(labels: Tensor) -> Tensor:
+    """(N,) the number of each row's class, 0 to N - 1; by a sort, whose size is known when compiling."""
+    ascending, order = labels.sort()
+    number = torch.zeros_like(order)
+    number[1:] = (ascending[1:] != ascending[:-1]).cumsum(0)
+    return torch.empty_like(order).scatter_(0, order, number)
 
 
 def _check_labels(labels: Tensor, embeddings: Tensor) -> None:
