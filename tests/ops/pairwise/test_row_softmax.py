@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from thawkit import ops
-from thawkit.ops.pairwise import row_softmax
+from thawkit.ops.pairwise import row_softmax, row_softmax_and_statistics
 from thawkit.ops.pairwise.row_softmax import LABELS, Columns
 
 
@@ -36,7 +36,7 @@ def run(tensors: dict[str, Tensor], backend: str, **options) -> list[Tensor]:
         tensors = {n: x.double() if x.is_floating_point() else x for n, x in tensors.items()}
     leaves = {n: tensors[n].clone().requires_grad_() for n in LEAVES if n in tensors}
     with ops.use_backend(backend):
-        loss, statistics = row_softmax(**{**tensors, **leaves}, **options)
+        loss, statistics = row_softmax_and_statistics(**{**tensors, **leaves}, **options)
         upstream = torch.linspace(0.5, 1.5, loss.numel(), dtype=loss.dtype).reshape(loss.shape)
         finite = torch.where(loss.isfinite(), loss * upstream, 0.0)
         gradients = torch.autograd.grad(finite.sum(), list(leaves.values()), allow_unused=True)
@@ -112,7 +112,7 @@ def test_a_row_of_weight_zero_has_no_gradient_whatever_it_holds():
 def test_offset_says_which_rows_of_the_keys_are_the_positives():
     tensors = problem(5, 12, 7, 1)
     q, k = tensors["q"], tensors["k"]
-    got, statistics = row_softmax(q, k, 1.0, columns=Columns(offset=4))
+    got, statistics = row_softmax_and_statistics(q, k, 1.0, columns=Columns(offset=4))
     expected = torch.nn.functional.cross_entropy(q @ k.T, torch.arange(4, 9), reduction="sum")
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(statistics.log_sum_exp, (q @ k.T).logsumexp(1))
@@ -123,7 +123,7 @@ def test_scale_of_zero_takes_the_reference_for_what_the_kernel_cannot():
     tensors = problem(5, 12, 7, 1)
     tensors["logit_scale"] = torch.tensor(0.0)
     with ops.use_backend(None):
-        loss, _ = row_softmax(**tensors)
+        loss = row_softmax(**tensors)
     assert loss.isfinite()
 
 
@@ -131,7 +131,7 @@ def test_scale_of_zero_takes_the_reference_for_what_the_kernel_cannot():
 def test_half_precision_keys_get_gradients_of_their_dtype(dtype):
     tensors = problem(20, 30, 8, 0)
     q, k = (tensors[n].to(dtype).requires_grad_() for n in ("q", "k"))
-    loss, _ = row_softmax(q, k, 0.5, target=tensors["target"], bias=tensors["bias"])
+    loss = row_softmax(q, k, 0.5, target=tensors["target"], bias=tensors["bias"])
     dq, dk = torch.autograd.grad(loss, (q, k))
     assert loss.dtype == torch.float32
     assert dq.dtype == dk.dtype == dtype
@@ -142,7 +142,7 @@ def test_gradcheck_and_double_backward():
     leaves = [tensors[n].double().requires_grad_() for n in LEAVES]
 
     def function(q, k, scale, bias, weight):
-        return row_softmax(q, k, scale, bias=bias, row_weight=weight, target=tensors["target"])[0]
+        return row_softmax(q, k, scale, bias=bias, row_weight=weight, target=tensors["target"])
 
     assert torch.autograd.gradcheck(function, leaves)
     assert torch.autograd.gradgradcheck(function, leaves)

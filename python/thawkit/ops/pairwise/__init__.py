@@ -9,7 +9,12 @@ from thawkit.ops.pairwise.mmd import mmd
 from thawkit.ops.pairwise.negatives import info_nce_with_negatives
 from thawkit.ops.pairwise.nt_xent import nt_xent
 from thawkit.ops.pairwise.pairs import OBJECTIONS as _PAIRS_OBJECTIONS
-from thawkit.ops.pairwise.row_softmax import RowStatistics, info_nce, row_softmax
+from thawkit.ops.pairwise.row_softmax import (
+    RowStatistics,
+    info_nce,
+    row_softmax,
+    row_softmax_and_statistics,
+)
 from thawkit.ops.pairwise.siglip import siglip
 from thawkit.ops.pairwise.supcon import supcon
 from thawkit.ops.pairwise.triplet import triplet_margin
@@ -25,6 +30,7 @@ __all__ = [
     "mmd",
     "nt_xent",
     "row_softmax",
+    "row_softmax_and_statistics",
     "siglip",
     "supcon",
     "triplet_margin",

@@ -38,6 +38,10 @@ def kernel_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
     return dtype, torch.bfloat16
 
 
+def _packed(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def _floats(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(torch.float32).contiguous()
 
@@ -61,22 +65,23 @@ def row_softmax(
     need_dk: bool,
     need_dscale: bool,
     need_dbias: bool,
-) -> tuple[Tensor, ...]:
+    need_statistics: bool,
+) -> tuple[Tensor | None, ...]:
     """Losses of the rows, their weighted sum, positive and largest logits (float32), and the gradients."""
     storage, operand = kernel_dtypes(q.dtype)
-    q_rows, k_rows = (x.to(storage).contiguous() for x in (q, k))
+    q_rows, k_rows = q.to(storage).contiguous(), k.to(storage).contiguous()
     (rows, depth), keys = q.shape, k.shape[0]
     bias, row_weight = _floats(bias), _floats(row_weight)
-    target, row_labels, key_labels = (
-        x if x is None else x.contiguous() for x in (target, row_labels, key_labels)
-    )
+    target, row_labels, key_labels = _packed(target), _packed(row_labels), _packed(key_labels)
     total = q.new_empty((), dtype=torch.float32)
-    loss, positive, maximum = (total.new_empty(rows) for _ in range(3))
+    loss = total.new_empty(rows)
+    positive = torch.empty_like(loss) if need_statistics else None
+    maximum = torch.empty_like(loss) if need_statistics else None
     scale_by_rows = need_dscale and bias is not None  # the logits hold the bias: not from them
-    dq = torch.empty_like(q_rows) if need_dq or scale_by_rows else empty(q_rows)
-    dk = torch.empty_like(k_rows) if need_dk or need_dbias else empty(k_rows)
-    dscale = total.new_empty(rows) if need_dscale and not scale_by_rows else empty(total)
-    dbias = total.new_empty(keys) if need_dbias else empty(total)
+    dq = torch.empty_like(q_rows) if need_dq or scale_by_rows else None
+    dk = torch.empty_like(k_rows) if need_dk or need_dbias else None
+    dscale = torch.empty_like(loss) if need_dscale and not scale_by_rows else None
+    dbias = total.new_empty(keys) if need_dbias else None
     arguments = (
         pointer(q_rows),
         pointer(k_rows),
@@ -110,20 +115,20 @@ def row_softmax(
         workspace = total.new_empty(cpu_kernels().info_nce_workspace(*arguments, 0, threads()))
         cpu_kernels().info_nce(*arguments, pointer(workspace), threads())
     else:
-        total.zero_()
-        dk.zero_()
-        dbias.zero_()
-        dscale.zero_()
-    if need_dscale:
-        by_rows = (q_rows.float() * dq.float()).sum() / _divisor(scale) if scale_by_rows else None
-        dscale = dscale.sum() if by_rows is None else by_rows
+        for sum_over_rows in (total, dk, dbias):
+            if sum_over_rows is not None:
+                sum_over_rows.zero_()
+    if scale_by_rows and dq is not None:
+        dscale = (q_rows.float() * dq.float()).sum() / _divisor(scale)
+    elif dscale is not None:
+        dscale = dscale.sum()
     return (
         loss,
         total,
         positive,
         maximum,
-        dq.to(q.dtype) if need_dq else empty(q),
-        dk.to(k.dtype) if need_dk else empty(k),
+        dq.to(q.dtype) if dq is not None and need_dq else None,
+        dk.to(k.dtype) if dk is not None and need_dk else None,
         dscale,
         dbias,
     )
@@ -176,17 +181,17 @@ def pair_loss(
     need_dy: bool,
     need_dscale: bool,
     need_dbias: bool,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     """Losses of the rows, their weighted sum (float32), and the gradients of the latter."""
     x32, y32 = _rows(x), None if y is None else _rows(y)
     rows, depth = x32.shape
     columns = rows if y32 is None else y32.shape[0]
     row_weight = _floats(row_weight)
     loss, total = x32.new_empty(rows), x32.new_zeros(())
-    dx = torch.empty_like(x32) if need_dx else empty(x32)
-    dy = torch.empty_like(y32) if need_dy and y32 is not None else empty(x32)
-    dscale = x32.new_zeros(()) if need_dscale else empty(x32)
-    dbias = x32.new_zeros(()) if need_dbias else empty(x32)
+    dx = torch.empty_like(x32) if need_dx else None
+    dy = torch.empty_like(y32) if need_dy and y32 is not None else None
+    dscale = x32.new_zeros(()) if need_dscale else None
+    dbias = x32.new_zeros(()) if need_dbias else None
     arguments = (
         kind,
         pointer(x32),
@@ -210,4 +215,11 @@ def pair_loss(
     if rows:
         workspace = x32.new_empty(cpu_kernels().pairs_workspace(*arguments, 0, threads()))
         cpu_kernels().pairs(*arguments, pointer(workspace), threads())
-    return loss, total, dx.to(x.dtype), dy.to(x.dtype), dscale, dbias
+    return (
+        loss,
+        total,
+        None if dx is None else dx.to(x.dtype),
+        None if dy is None else dy.to(x.dtype),
+        dscale,
+        dbias,
+    )

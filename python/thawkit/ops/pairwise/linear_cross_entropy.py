@@ -159,7 +159,7 @@ def _index_rows(
     share = smoothing / classes
     if smoothing:
         row_weight = (1 - smoothing) * row_weight + share * everything * counted
-    loss, _ = row_softmax(
+    loss = row_softmax(
         input,
         matrix,
         1.0,
@@ -205,7 +205,7 @@ def _probability_rows(
     level = (input.float() * (target @ matrix.float())).sum(1)
     if bias is not None:
         level = level + target @ bias.float()
-    loss, _ = row_softmax(
+    loss = row_softmax(
         input,
         matrix,
         1.0,

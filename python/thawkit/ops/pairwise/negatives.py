@@ -56,7 +56,7 @@ def info_nce_with_negatives(
             log_sum = torch.full_like(positive, -torch.inf)
         elif negatives.dim() == 2:
             none = torch.full((q.shape[0],), -1, device=q.device)
-            log_sum, _ = row_softmax(q, negatives, scale, target=none, normalize=normalize, reduce=False)
+            log_sum = row_softmax(q, negatives, scale, target=none, normalize=normalize, reduce=False)
         else:
             log_sum = _logits(q, negatives, scale, normalize).logsumexp(1)
         # Without in-batch negatives log(1 + exp(log_sum - positive)). They alone make the loss

@@ -90,7 +90,7 @@ def info_nce(
         )
     checks.reduced("q", q.shape[0], reduction)
     weight = 1.0 / q.shape[0] if reduction == "mean" else 1.0
-    return row_softmax(q, k, logit_scale, normalize=normalize, weight=weight, reduce=reduction != "none")[0]
+    return row_softmax(q, k, logit_scale, normalize=normalize, weight=weight, reduce=reduction != "none")
 
 
 def row_softmax(
@@ -107,7 +107,7 @@ def row_softmax(
     weight: float = 1.0,
     normalize: bool = False,
     reduce: bool = True,
-) -> tuple[Tensor, RowStatistics]:
+) -> Tensor:
     """Cross-entropy of each row's softmax over the rows of ``k``: ``logsumexp_j s_ij - s_it``.
 
     ``s = logit_scale q k^T + bias``. With ``reduce`` the gradients come out of the forward pass; without it
@@ -130,10 +130,32 @@ def row_softmax(
 
     Returns:
         A scalar, or with ``reduce=False`` the (N,) losses, unweighted: float64 for float64 inputs, else
-        float32. And :class:`RowStatistics`.
+        float32.
     """
+    return row_softmax_and_statistics(
+        q, k, logit_scale, target, bias, row_labels, key_labels, columns, row_weight, weight, normalize,
+        reduce, False,
+    )[0]  # fmt: skip
+
+
+def row_softmax_and_statistics(
+    q: Tensor,
+    k: Tensor,
+    logit_scale: Tensor | float,
+    target: Tensor | None = None,
+    bias: Tensor | None = None,
+    row_labels: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    columns: Columns = Columns(),
+    row_weight: Tensor | None = None,
+    weight: float = 1.0,
+    normalize: bool = False,
+    reduce: bool = True,
+    statistics: bool = True,
+) -> tuple[Tensor, RowStatistics | None]:
+    """Return what :func:`row_softmax` does, and what the same pass knows besides."""
     scale = checks.one_number("logit_scale", logit_scale, q)
-    plain = target is None and bias is None and row_weight is None and columns == Columns()
+    plain = target is None and bias is None and row_weight is None and not statistics and columns == Columns()
     if k is q:
         k = k.view_as(k)  # torch.compile takes no Function whose arguments are one tensor
     backend = choose("row_softmax", _OBJECTIONS if plain else _CPU_OBJECTION, q, k)
@@ -146,15 +168,12 @@ def row_softmax(
         )
         stats = RowStatistics(loss.detach(), *(x.detach() for x in rest))
         total = _reduced(loss, row_weight, weight) if reduce else loss
-    else:
-        if not torch.is_grad_enabled():
-            q, k, scale = q.detach(), k.detach(), scale.detach()
-        total, *rest = _RowSoftmax.apply(
-            q, k, scale, bias, row_weight,
-            (target, row_labels, key_labels, columns, weight, normalize, reduce, backend),
-        )  # fmt: skip
-        stats = RowStatistics(*rest)
-    return total, stats
+        return total, stats
+    if not torch.is_grad_enabled():
+        q, k, scale = q.detach(), k.detach(), scale.detach()
+    options = target, row_labels, key_labels, columns, weight, normalize, reduce, statistics, backend
+    results = _RowSoftmax.apply(q, k, scale, bias, row_weight, options)
+    return (results[0], RowStatistics(*results[1:])) if statistics else (results, None)
 
 
 def _reduced(loss: Tensor, row_weight: Tensor | None, weight: float) -> Tensor:
@@ -180,13 +199,13 @@ def _kernel(
     margin: float,
     need: list[bool],
     backend: str,
-) -> tuple[Tensor, ...]:
+) -> tuple[Tensor | None, ...]:
     if backend != "cpu":
-        need_dq, need_dk, need_dscale, _ = need
+        need_dq, need_dk, need_dscale, *_ = need
         loss, total, dq, dk, dscale = KERNELS[backend].info_nce(
             q, k, scale, row_weight, weight, normalize, need_dq, need_dk, need_dscale
         )
-        return loss, total, empty(loss), empty(loss), dq, dk, dscale, empty(loss)
+        return loss, total, None, None, dq, dk, dscale, None
     return cpu.row_softmax(
         q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize, offset, excluded,
         labels, margin, *need,
@@ -194,9 +213,9 @@ def _kernel(
 
 
 def _fake(q: Tensor, k: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, (need_dq, need_dk, need_dscale, need_dbias), backend = rest
+    *_, (need_dq, need_dk, need_dscale, need_dbias, need_statistics), _ = rest
     loss = q.new_empty(q.shape[0], dtype=torch.float32)
-    by_product = torch.empty_like if backend == "cpu" else empty
+    by_product = torch.empty_like if need_statistics else empty
     return (
         loss,
         loss.new_empty(()),
@@ -212,7 +231,7 @@ def _fake(q: Tensor, k: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]
 _operator = define(
     "row_softmax(Tensor q, Tensor k, Tensor scale, Tensor? target, Tensor? bias, Tensor? row_labels, "
     "Tensor? key_labels, Tensor? row_weight, float weight, bool normalize, int offset, int excluded, "
-    "int labels, float margin, bool[4] need, str backend) "
+    "int labels, float margin, bool[5] need, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel,
     _fake,
@@ -231,9 +250,9 @@ class _RowSoftmax(torch.autograd.Function):
         bias: Tensor | None,
         row_weight: Tensor | None,
         options: tuple,
-    ) -> tuple[Tensor, ...]:
-        target, row_labels, key_labels, columns, weight, normalize, reduce, backend = options
-        need = list(ctx.needs_input_grad[:4]) if reduce else [False] * 4
+    ) -> Tensor | tuple[Tensor, ...]:
+        target, row_labels, key_labels, columns, weight, normalize, reduce, statistics, backend = options
+        need = [*ctx.needs_input_grad[:4], statistics] if reduce else [False] * 4 + [statistics]
         loss, total, positive, maximum, *gradients = _operator(
             q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize,
             *_numbers(columns), need, backend,
@@ -245,9 +264,11 @@ class _RowSoftmax(torch.autograd.Function):
         ctx.save_for_backward(
             q, k, scale, bias, row_weight, target, row_labels, key_labels, weighed, *gradients
         )
-        statistics = loss.detach(), positive, maximum
-        ctx.mark_non_differentiable(*statistics)
-        return total if reduce else loss, *statistics
+        if not statistics:
+            return total if reduce else loss
+        by_products = loss.detach(), positive, maximum
+        ctx.mark_non_differentiable(*by_products)
+        return total if reduce else loss, *by_products
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
@@ -269,7 +290,7 @@ class _RowSoftmax(torch.autograd.Function):
             gradients = list(
                 _operator(
                     q, k, scale, target, bias, row_labels, key_labels, g, 1.0, ctx.normalize,
-                    *_numbers(ctx.columns), need, ctx.backend,
+                    *_numbers(ctx.columns), [*need, False], ctx.backend,
                 )[4:]
             )  # fmt: skip
         dq, dk, dscale, dbias = (x if needed else None for x, needed in zip(gradients, need, strict=True))

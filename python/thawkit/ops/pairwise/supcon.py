@@ -79,11 +79,11 @@ def _on_the_engine(
     options: dict[str, Any] = {"target": torch.full((rows,), -1), "reduce": reduce}
     if reduce:
         options["row_weight"] = row_weight
-    others, _ = row_softmax(embeddings, embeddings, scale, columns=Columns(excluded=0), **options)
+    others = row_softmax(embeddings, embeddings, scale, columns=Columns(excluded=0), **options)
     if variant == "in":
         same = Columns(excluded=0, labels="keep same")
         own = own.to(torch.int32)
-        near, _ = row_softmax(
+        near = row_softmax(
             embeddings, embeddings, scale, row_labels=own, key_labels=own, columns=same, **options
         )
         level = -positives.clamp_min(1).to(torch.float32).log()
