@@ -178,9 +178,18 @@ static void pack_transposed(const float* K, int64_t rows, int64_t depth, const f
     const float* k = K + block * kTileCols * depth;
     float f[kTileCols];
     for (int64_t j = 0; j < present; ++j) f[j] = factor ? factor[block * kTileCols + j] : 1.f;
-    for (int64_t d = 0; d < depth; ++d) {
-      for (int64_t j = 0; j < present; ++j) p[d * kTileCols + j] = k[j * depth + d] * f[j];
-      for (int64_t j = present; j < kTileCols; ++j) p[d * kTileCols + j] = 0.f;
+    // Through a small copy, of whole cache lines: of rows a power of two apart few fit the cache at once.
+    constexpr int64_t kPiece = 32, kStride = kPiece + 1;
+    float piece[kTileCols * kStride];
+    for (int64_t start = 0; start < depth; start += kPiece) {
+      const int64_t width = smaller(kPiece, depth - start);
+      for (int64_t j = 0; j < present; ++j)
+        for (int64_t d = 0; d < width; ++d) piece[j * kStride + d] = k[j * depth + start + d] * f[j];
+      for (int64_t d = 0; d < width; ++d) {
+        float* const out = p + (start + d) * kTileCols;
+        for (int64_t j = 0; j < present; ++j) out[j] = piece[j * kStride + d];
+        for (int64_t j = present; j < kTileCols; ++j) out[j] = 0.f;
+      }
     }
   }
 }
