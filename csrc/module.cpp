@@ -57,13 +57,15 @@ InfoNCEArgs info_nce_args(Pointer q, Pointer k, int dtype, int operand, int64_t 
           threads};
 }
 
-PairArgs pair_args(int kind, Pointer x, Pointer y, int64_t rows, int64_t columns, int64_t depth, float scale,
-                   float bias, int64_t offset, bool normalize, Pointer row_weight, float weight, Pointer loss,
-                   Pointer total, Pointer dx, Pointer dy, Pointer dscale, Pointer dbias, Pointer workspace,
-                   int threads) {
+PairArgs pair_args(int kind, Pointer x, Pointer y, int dtype, int operand, int64_t rows, int64_t columns,
+                   int64_t depth, float scale, float bias, int64_t offset, bool normalize, Pointer row_weight,
+                   float weight, Pointer loss, Pointer total, Pointer dx, Pointer dy, Pointer dscale,
+                   Pointer dbias, Pointer workspace, int threads) {
   return {static_cast<PairLoss>(kind),
-          as<const float>(x),
-          as<const float>(y),
+          as<void>(x),
+          as<void>(y),
+          static_cast<Dtype>(dtype),
+          static_cast<Dtype>(operand),
           rows,
           columns,
           depth,
@@ -75,8 +77,8 @@ PairArgs pair_args(int kind, Pointer x, Pointer y, int64_t rows, int64_t columns
           weight,
           as<float>(loss),
           as<float>(total),
-          as<float>(dx),
-          as<float>(dy),
+          as<void>(dx),
+          as<void>(dy),
           as<float>(dscale),
           as<float>(dbias),
           as<float>(workspace),

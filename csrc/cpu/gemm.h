@@ -46,16 +46,6 @@ struct OneFloat {
   static inline Floats add(Floats sum, float a, Floats b) { return sum + a * b; }
 };
 
-// A[r, k] = at[r * row_stride + k * depth_stride], read in place.
-struct Left {
-  static constexpr int kTogether = 1;
-  const float* at;
-  int64_t row_stride, depth_stride;
-
-  inline float operator()(int64_t row, int64_t k) const { return at[row * row_stride + k * depth_stride]; }
-  inline Left from(int64_t row) const { return {at + row * row_stride, row_stride, depth_stride}; }
-};
-
 // A[r, k] = at[k * step + r]: as packing leaves it. What the compiler knows of the strides spares it a
 // pointer for each row, of which there are more than registers.
 struct PackedLeft {
@@ -130,7 +120,7 @@ static inline void tile_of(int64_t rows, int64_t depth, A left, Right B, float* 
 }
 
 // C[rows x kTileCols] (+)= A[rows x depth] * B for one part's rows.
-template <bool Accumulate, class Step = OneFloat, class A = Left>
+template <bool Accumulate, class Step, class A>
 static inline void multiply_part(int64_t rows, int64_t depth, A left, Right B, float* C, int64_t ldc) {
   if (B.next)
     tile_of<kTileRows, Accumulate, true, Step>(rows, depth, left, B, C, ldc);
@@ -139,7 +129,7 @@ static inline void multiply_part(int64_t rows, int64_t depth, A left, Right B, f
 }
 
 // As above for any number of rows.
-template <bool Accumulate, class Step = OneFloat, class A = Left>
+template <bool Accumulate, class Step, class A>
 static void multiply_full(int64_t rows, int64_t depth, A left, Right B, float* C, int64_t ldc) {
   const Parts parts(rows, A::kTogether);
   for (int64_t part = 0; part < parts.count; ++part) {
@@ -150,7 +140,7 @@ static void multiply_full(int64_t rows, int64_t depth, A left, Right B, float* C
 }
 
 // As above for a panel of which only `cols` columns exist in C: computed beside it, then copied.
-template <bool Accumulate, class Step = OneFloat, class A = Left>
+template <bool Accumulate, class Step, class A>
 static void multiply(int64_t rows, int64_t depth, A left, Right B, float* C, int64_t ldc, int64_t cols) {
   if (cols >= kTileCols) {
     multiply_full<Accumulate, Step>(rows, depth, left, B, C, ldc);
@@ -166,87 +156,6 @@ static void multiply(int64_t rows, int64_t depth, A left, Right B, float* C, int
         c = Accumulate ? c + beside[r * kTileCols + j] : beside[r * kTileCols + j];
       }
   }
-}
-
-// packed[block][d][j] = factor[r] * K[r][d] with r = block * kTileCols + j, rows past the end are 0: B of
-// S = Q Kt. Blocks first <= block < last. A null factor is 1.
-static void pack_transposed(const float* K, int64_t rows, int64_t depth, const float* factor, float* packed,
-                            int64_t first, int64_t last) {
-  for (int64_t block = first; block < last; ++block) {
-    float* p = packed + block * depth * kTileCols;
-    const int64_t present = smaller(kTileCols, rows - block * kTileCols);
-    const float* k = K + block * kTileCols * depth;
-    float f[kTileCols];
-    for (int64_t j = 0; j < present; ++j) f[j] = factor ? factor[block * kTileCols + j] : 1.f;
-    // Through a small copy, of whole cache lines: of rows a power of two apart few fit the cache at once.
-    constexpr int64_t kPiece = 32, kStride = kPiece + 1;
-    float piece[kTileCols * kStride];
-    for (int64_t start = 0; start < depth; start += kPiece) {
-      const int64_t width = smaller(kPiece, depth - start);
-      for (int64_t j = 0; j < present; ++j)
-        for (int64_t d = 0; d < width; ++d) piece[j * kStride + d] = k[j * depth + start + d] * f[j];
-      for (int64_t d = 0; d < width; ++d) {
-        float* const out = p + (start + d) * kTileCols;
-        for (int64_t j = 0; j < present; ++j) out[j] = piece[j * kStride + d];
-        for (int64_t j = present; j < kTileCols; ++j) out[j] = 0.f;
-      }
-    }
-  }
-}
-
-// One row of B for the product W K: packed[block][row][j] = factor * source[block * kTileCols + j].
-static inline void pack_row(const float* source, int64_t depth, float factor, float* packed, int64_t rows,
-                            int64_t row) {
-  for (int64_t block = 0; block * kTileCols < depth; ++block) {
-    float* p = packed + (block * rows + row) * kTileCols;
-    const float* s = source + block * kTileCols;
-    const int64_t present = smaller(kTileCols, depth - block * kTileCols);
-    if (present == kTileCols) {
-      store(p, load(s) * factor);
-      store(p + kLanes, load(s + kLanes) * factor);
-      continue;
-    }
-    for (int64_t j = 0; j < present; ++j) p[j] = s[j] * factor;
-    for (int64_t j = present; j < kTileCols; ++j) p[j] = 0.f;
-  }
-}
-
-template <int Rows>
-static inline void scale_short(const float* source, int64_t count, float factor, float* out) {
-  if constexpr (Rows > 0) {
-    if (count == Rows) {
-#pragma GCC unroll 16
-      for (int r = 0; r < Rows; ++r) out[r] = source[r] * factor;
-    } else {
-      scale_short<Rows - 1>(source, count, factor, out);
-    }
-  }
-}
-
-// One row of Q as a column of A for the product Qt W:
-//   packed[part][row][r] = factor * source[start(part) + r]
-static inline void pack_column(const float* source, const Parts& parts, float factor, float* packed,
-                               int64_t rows, int64_t row) {
-  for (int64_t part = 0; part < parts.count; ++part) {
-    const int64_t height = parts.height(part), start = parts.start(part);
-    scale_short<kTileRows>(source + start, height, factor, packed + start * rows + row * height);
-  }
-}
-
-// The product Qt W leaves the gradient of the keys as [block][d][j], block * kTileCols + j being the key: as
-// pack_transposed has it, in `sums` parts `apart` floats apart. One block of their sum, row by row from `out`
-// on; where `last` is given, its place for the block's first key takes the feature after the `depth` of
-// `out`.
-static void unpack_transposed(float* packed, int64_t sums, int64_t apart, int64_t rows, int64_t depth,
-                              float* out, float* last, int64_t block) {
-  const int64_t floats = (depth + (last != nullptr)) * kTileCols;
-  float* const p = packed + block * floats;
-  for (int64_t part = 1; part < sums; ++part)
-    for (int64_t i = 0; i < floats; i += kLanes) store(p + i, load(p + i) + load(p + part * apart + i));
-  const int64_t present = smaller(kTileCols, rows - block * kTileCols);
-  for (int64_t d = 0; d < depth; ++d)
-    for (int64_t j = 0; j < present; ++j) out[j * depth + d] = p[d * kTileCols + j];
-  for (int64_t j = 0; last && j < present; ++j) last[j] = p[depth * kTileCols + j];
 }
 
 }  // namespace THAWKIT_ISA

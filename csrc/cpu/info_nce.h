@@ -70,18 +70,6 @@ static inline void cut_segment(float* x, int64_t width, float most) {
   }
 }
 
-static inline float inverse_norm(const float* x, int64_t depth) {
-  const float norm = __builtin_sqrtf(dot(x, x, depth));
-  return 1.f / (norm < 1e-12f ? 1e-12f : norm);  // torch.nn.functional.normalize's eps
-}
-
-// Gradient with respect to x of f(x / |x|), from g = f'(x / |x|), in place.
-static inline void through_norm(float* g, const float* x, float inverse, int64_t depth) {
-  // below eps the norm is a constant
-  const float along = inverse < 1e12f ? dot(g, x, depth) * inverse * inverse : 0.f;
-  for (int64_t d = 0; d < depth; ++d) g[d] = (g[d] - along * x[d]) * inverse;
-}
-
 // Everything that a thread needs to know, so that the phases below can be functions. Storage is the type of
 // q, k and their gradients, Operand what the products multiply.
 template <class Storage, class Operand>
@@ -93,14 +81,14 @@ struct InfoNCERun {
   const bool gradient;
   const int64_t blocks, padded_keys;
   const int64_t sum_depth, key_sum;  // the bias is one more feature of the keys, which all queries have as 1
-  const int64_t depth_units, key_units, scratch_row;
+  const int64_t depth_units;
   const Teams teams;
   int64_t workspace_floats;
-  float *transposed, *keys_rows, *key_sums, *q_norm, *k_norm, *bias;  // of all teams
+  float *transposed, *keys_rows, *key_sums, *q_norm, *k_norm, *key_rest, *bias;  // of all teams
   int32_t* labels;
   Panel panel;
-  float *own_key_sum, *queries, *queries_packed, *query_sums, *query_factor;
-  float* scratch;  // the thread's own: a tile of rows and two more
+  float *own_key_sum, *queries, *queries_packed, *query_sums, *query_rest;
+  Scratch scratch;
   SoftmaxRow* statistics;
   double* totals;  // of each thread
 
@@ -118,14 +106,13 @@ struct InfoNCERun {
         sum_depth(a.depth + (a.dbias != nullptr)),
         key_sum(round_up(a.dk ? padded_keys * sum_depth : 0, Workspace::kLine)),
         depth_units(units<Operand>(a.depth)),
-        key_units(units<Operand>(a.keys)),
-        scratch_row(round_up(sum_depth + 1, Workspace::kLine)),
         teams(a.rows, a.keys, Operand::kTogether, key_sum, threads_of(a, gradient)) {
     Workspace workspace(a.workspace);
     transposed = workspace.take(padded_keys * depth_units);
-    keys_rows = workspace.take(a.dq ? round_up(a.depth, kTileCols) * key_units : 0);
+    keys_rows = workspace.take(a.dq ? round_up(a.depth, kTileCols) * units<Operand>(a.keys) : 0);
     q_norm = workspace.take(a.normalize ? a.rows : 0);
     k_norm = workspace.take(a.normalize ? a.keys : 0);
+    key_rest = a.normalize && Operand::kRounds ? workspace.take(padded_keys) : nullptr;
     bias = workspace.take(a.bias ? padded_keys : 0);
     labels = reinterpret_cast<int32_t*>(workspace.take(a.labels != Labels::kIgnored ? padded_keys : 0));
     totals = reinterpret_cast<double*>(workspace.take(2 * teams.threads));
@@ -135,15 +122,12 @@ struct InfoNCERun {
     queries = workspace.take(teams.panel * depth_units, teams, team);
     queries_packed = workspace.take(a.dk ? units<Operand>(teams.panel) * sum_depth : 0, teams, team);
     query_sums = workspace.take(a.dq && !kWide ? teams.panel * a.depth : 0, teams, team);
-    query_factor = workspace.take(Operand::kRounds ? teams.panel : 0, teams, team);
-    scratch = workspace.take((kTileCols + 2) * scratch_row * teams.threads);
-    if (scratch) scratch += (kTileCols + 2) * scratch_row * omp_get_thread_num();
+    query_rest = workspace.take(teams.panel, teams, team);
+    scratch = workspace.scratch(a.depth, teams.threads);
     statistics = reinterpret_cast<SoftmaxRow*>(
         workspace.take(teams.panel * static_cast<int64_t>(sizeof(SoftmaxRow) / sizeof(float)), teams, team));
     workspace_floats = workspace.total();
   }
-
-  float* scratch_at(int64_t row) const { return scratch + row * scratch_row; }
 
   // Where the gradient of a query is summed.
   float* query_sum(int64_t top, int64_t i) const {
@@ -155,21 +139,11 @@ struct InfoNCERun {
   // The keys, normalised, in both packed forms, and what else there is of each.
   void pack_keys(int thread, int threads) const {
     const Share tiles = share_of(padded_keys / kTileCols, thread, threads, 1);
-    for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
-      const int64_t first = tile * kTileCols, present = smaller(kTileCols, a.keys - first);
-      for (int64_t j = 0; j < present; ++j) {
-        const Storage* const key = k + (first + j) * a.depth;
-        if (a.normalize)
-          k_norm[first + j] = inverse_norm(as_floats(key, a.depth, scratch_at(kTileCols)), a.depth);
-        Operand::along(key, a.depth, a.normalize ? k_norm[first + j] : 1.f, scratch_at(j));
-      }
-      pack_tile(scratch, scratch_row, present, depth_units, transposed + first * depth_units);
-      for (int64_t j = 0; a.dq && j < present; j += Operand::kTogether)
-        pack_right_row(
-            Operand::across(scratch_at(j), scratch_row, present - j, a.depth, scratch_at(kTileCols)), a.depth,
-            keys_rows, key_units, (first + j) / Operand::kTogether);
-    }
     const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, a.keys)};
+    for (int64_t j = rows.first; a.normalize && j < rows.last; ++j)
+      k_norm[j] = inverse_norm(k + j * a.depth, a.depth);
+    pack_columns<Operand>(k, a.keys, a.depth, a.normalize ? k_norm : nullptr, transposed, key_rest,
+                          a.dq ? keys_rows : nullptr, tiles.first, tiles.last, scratch);
     for (int64_t j = rows.first; a.bias && j < tiles.last * kTileCols; ++j)
       bias[j] = j < a.keys ? a.bias[j] * kLog2E : 0.f;
     for (int64_t j = rows.first; a.labels != Labels::kIgnored && j < tiles.last * kTileCols; ++j)
@@ -178,28 +152,20 @@ struct InfoNCERun {
 
   // The thread's rows of logits and their maxima; the positive is taken out.
   void score(int64_t top, Share own) const {
-    const Parts parts(own.last - own.first);
-    for (int64_t part = 0; part < parts.count; ++part) {
-      const int64_t start = own.first + parts.start(part), height = parts.height(part);
-      for (int64_t r = 0; r < height; ++r) {
-        const int64_t g = top + start + r;
-        const Storage* const query = q + g * a.depth;
-        float factor = a.scale * kLog2E;
-        if (a.normalize)
-          factor *= q_norm[g] = inverse_norm(as_floats(query, a.depth, scratch_at(kTileCols)), a.depth);
-        if constexpr (Operand::kRounds) query_factor[start + r] = factor;
-        Operand::along(query, a.depth, Operand::kRounds ? 1.f : factor, scratch_at(r));
-        statistics[start + r] = {kNothing, kNothing, 0.f, 0.f};
-      }
-      pack_part(scratch, scratch_row, height, depth_units, queries + start * depth_units);
+    for (int64_t i = own.first; i < own.last; ++i) {
+      query_rest[i] = a.scale * kLog2E;
+      if (a.normalize) query_rest[i] *= q_norm[top + i] = inverse_norm(q + (top + i) * a.depth, a.depth);
+      statistics[i] = {kNothing, kNothing, 0.f, 0.f};
     }
+    pack_rows<Operand>(q + (top + own.first) * a.depth, own.last - own.first, a.depth, query_rest + own.first,
+                       queries + own.first * depth_units, scratch);
     for (int64_t block = 0; block < blocks; ++block) {
       const int64_t first = block * kBlockCols, width = smaller(kBlockCols, padded_keys - first);
-      score_parts<Operand>(panel, block, own.first, own.last - own.first, queries + own.first * depth_units,
+      score_block<Operand>(panel, block, own.first, own.last - own.first, queries + own.first * depth_units,
                            depth_units, transposed, first, first + width);
       for (int64_t i = own.first; i < own.last; ++i) {
         float* x = panel.at(block, i);
-        if constexpr (Operand::kRounds) scale_row(x, x, width, query_factor[i]);
+        complete_scores<Operand>(x, width, query_rest[i], key_rest ? key_rest + first : nullptr);
         keep_what_counts(x, first, width, top + i, statistics[i]);
         const float m = segment_maximum(x, width);
         statistics[i].maximum = statistics[i].maximum > m ? statistics[i].maximum : m;
@@ -249,10 +215,10 @@ struct InfoNCERun {
         const int64_t positive = positive_of(top + i) - first;
         if (0 <= positive && positive < width) x[positive] = kTakenOut;
       }
-      if (dq || a.dk) round_weights<Operand>(panel, block, own.first, rows, width);
+      if (dq || a.dk) round_weights<Operand>(panel, block, own.first, rows, first, first + width);
       if (dq)
         times_rows<Operand>(panel, block, own.first, rows, first, smaller(first + kBlockCols, a.keys),
-                            keys_rows, key_units, a.depth, dq);
+                            keys_rows, units<Operand>(a.keys), a.depth, dq);
     }
   }
 
@@ -260,7 +226,7 @@ struct InfoNCERun {
   double finish(int64_t top, Share own) const {
     double total = 0;
     const int64_t depth = a.depth;
-    const Parts parts(sum_depth);
+    const TransposedRows<Operand> packed(sum_depth, panel.rows, queries_packed, scratch);
     for (int64_t i = own.first; i < own.last; ++i) {
       const SoftmaxRow& row = statistics[i];
       const int64_t g = top + i, t = positive_of(g);
@@ -280,39 +246,26 @@ struct InfoNCERun {
         const float above = has_positive ? gap : row.maximum * kLn2;
         a.dscale[g] = factor * (row.weighted * kLn2 + row.others * above) / a.scale;
       }
-      const float* const query = as_floats(q + g * depth, depth, scratch_at(kTileCols));
+      const Storage* const query = q + g * depth;
       if (a.dk) {
         if (has_positive) Operand::set_weight(panel.at(t / kBlockCols, 0), i, t % kBlockCols, -row.others);
-        pack_query(i, query, factor * a.scale * (a.normalize ? q_norm[g] : 1.f), factor, i + 1 == own.last,
-                   parts);
+        packed.add(i, query, depth, factor * a.scale * (a.normalize ? q_norm[g] : 1.f), factor,
+                   i + 1 == own.last);
       }
       if (a.dq) {
         float* const dq = query_sum(top, i);
-        const float* const key =
-            as_floats(k + (has_positive ? t : 0) * depth, depth, scratch_at(kTileCols + 1));
         const float own_weight =  // what stood in its place comes off too
             has_positive ? (row.others + kTakenOut) * (a.normalize ? k_norm[t] : 1.f) : 0.f;
         const float f = factor * a.scale;
-        for (int64_t d = 0; d < depth; ++d) dq[d] = f == 0.f ? 0.f : (dq[d] - own_weight * key[d]) * f;
+        if (f == 0.f)
+          zero(dq, depth);
+        else
+          less_row(dq, k + (has_positive ? t : 0) * depth, depth, own_weight, f);
         if (a.normalize) through_norm(dq, query, q_norm[g], depth);
-        if constexpr (!kWide) store_row(static_cast<Storage*>(a.dq) + g * depth, dq, depth);
+        if constexpr (!kWide) scale_row(static_cast<Storage*>(a.dq) + g * depth, dq, depth, 1.f);
       }
     }
     return total;
-  }
-
-  // Row i of the panel, as the transposed product takes it.
-  void pack_query(int64_t i, const float* query, float factor, float bias_factor, bool last,
-                  const Parts& parts) const {
-    constexpr int64_t kTogether = Operand::kTogether;
-    float* const row = scratch_at(kTileCols + 1);
-    scale_row(row, query, a.depth, factor);
-    if (a.dbias) row[a.depth] = bias_factor;
-    Operand::along(row, sum_depth, 1.f, scratch_at(i % kTogether));
-    if (i % kTogether + 1 < kTogether && !last) return;
-    const float* const together =
-        Operand::across(scratch, scratch_row, i % kTogether + 1, sum_depth, scratch_at(kTogether));
-    pack_left_row(together, parts, queries_packed, units<Operand>(panel.rows), i / kTogether);
   }
 
   // The thread's tiles of keys take the whole panel's part of their gradient.
@@ -326,15 +279,13 @@ struct InfoNCERun {
     const Share tiles = share_of(padded_keys / kTileCols, thread, threads, 1);
     for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
       const int64_t first = tile * kTileCols;
-      float* const dk = kWide ? static_cast<float*>(a.dk) + first * a.depth : scratch;
+      float* const dk = kWide ? static_cast<float*>(a.dk) + first * a.depth : scratch.rows;
       unpack_transposed(key_sums, sums, key_sum, a.keys, a.depth, dk, a.dbias ? a.dbias + first : nullptr,
                         tile);
       for (int64_t j = first; j < smaller(first + kTileCols, a.keys); ++j) {
         float* const row = dk + (j - first) * a.depth;
-        const Storage* const key = k + j * a.depth;
-        if (a.normalize)
-          through_norm(row, as_floats(key, a.depth, scratch_at(kTileCols)), k_norm[j], a.depth);
-        if constexpr (!kWide) store_row(static_cast<Storage*>(a.dk) + j * a.depth, row, a.depth);
+        if (a.normalize) through_norm(row, k + j * a.depth, k_norm[j], a.depth);
+        if constexpr (!kWide) scale_row(static_cast<Storage*>(a.dk) + j * a.depth, row, a.depth, 1.f);
       }
     }
   }

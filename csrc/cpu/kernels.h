@@ -61,8 +61,10 @@ enum class PairLoss : int { kClip = 0, kSigLip = 1, kNTXent = 2 };
 // and, where the pointers are not null, the gradients of the total. scale is not 0.
 struct PairArgs {
   PairLoss kind;
-  const float* x;
-  const float* y;  // not read for kNTXent
+  const void* x;
+  const void* y;  // not read for kNTXent
+  Dtype dtype;    // of x, y, dx and dy, as above
+  Dtype operand;
   int64_t rows, columns, depth;
   float scale, bias;
   int64_t offset;
@@ -71,8 +73,8 @@ struct PairArgs {
   float weight;
   float* loss;  // [rows]
   float* total;
-  float* dx;      // [rows, depth] or null
-  float* dy;      // [columns, depth] or null
+  void* dx;       // [rows, depth] or null
+  void* dy;       // [columns, depth] or null
   float* dscale;  // one number or null
   float* dbias;   // one number or null
   float* workspace;

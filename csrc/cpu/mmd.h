@@ -71,7 +71,8 @@ struct MMDRun {
   float *row_sums, *column_sums;
   double *totals, *centre_sum;  // the former of each thread
   Panel panel;
-  float *gamma, *exponents, *own_column_sum, *panel_columns;
+  float *gamma, *exponents, *own_column_sum, *panel_rows, *panel_columns;
+  Scratch scratch;
 
   static int threads_of(const MMDArgs& a) {
     const double count = double(a.n + a.m);
@@ -103,7 +104,9 @@ struct MMDRun {
     column_sums = workspace.take(column_sum * teams.count);
     own_column_sum = column_sums + column_sum * team;
     panel = {workspace.take(panel_floats(teams.panel, count), teams, team), teams.panel};
+    panel_rows = workspace.take(teams.panel * a.depth, teams, team);
     panel_columns = workspace.take(column_sum ? teams.panel * a.depth : 0, teams, team);
+    scratch = workspace.scratch(a.depth, teams.threads);
     gamma = workspace.take(a.bandwidths);
     exponents = workspace.take(a.bandwidths);
     workspace_floats = workspace.total();
@@ -135,9 +138,9 @@ struct MMDRun {
       float* const own = z + i * a.depth;
       for (int64_t d = 0; d < a.depth; ++d) own[d] = row[d] - centre[d];
       norms[i] = dot(own, own, a.depth);
-      if (gradient) pack_row(own, a.depth, 1.f, packed, count, i);
     }
-    pack_transposed(z, count, a.depth, nullptr, transposed, tiles.first, tiles.last);
+    pack_columns<Float32>(z, count, a.depth, nullptr, transposed, nullptr, gradient ? packed : nullptr,
+                          tiles.first, tiles.last, scratch);
     if (gradient) zero(dz + rows.first * a.depth, (rows.last - rows.first) * a.depth);
   }
 
@@ -168,16 +171,18 @@ struct MMDRun {
     const int64_t after = top + height, own_rows = own.last - own.first;
     double total = 0;
     if (own_rows <= 0) return 0;
+    pack_rows<Float32>(z + (top + own.first) * a.depth, own_rows, a.depth, nullptr,
+                       panel_rows + own.first * a.depth, scratch);
     if (column_sum && after < count) {
-      const Parts parts(a.depth);
+      const TransposedRows<Float32> columns(a.depth, panel.rows, panel_columns, scratch);
       for (int64_t i = own.first; i < own.last; ++i)
-        pack_column(z + (top + i) * a.depth, parts, 1.f, panel_columns, panel.rows, i);
+        columns.add(i, z + (top + i) * a.depth, a.depth, 1.f, 0.f, i + 1 == own.last);
     }
     for (int64_t block = top / kBlockCols; block < blocks; ++block) {
       const int64_t start = block * kBlockCols, end = smaller(start + kBlockCols, count);
       const int64_t first = start < top ? top : start;
-      score_block(panel, block, own.first, own_rows, z + (top + own.first) * a.depth, a.depth, a.depth,
-                  transposed, first, smaller(start + kBlockCols, width));
+      score_block<Float32>(panel, block, own.first, own_rows, panel_rows + own.first * a.depth, a.depth,
+                           transposed, first, smaller(start + kBlockCols, width));
       const int64_t seam =
           after < first ? first : smaller(after, end);  // [first, seam) inside, [seam, end) right
       for (int64_t i = own.first; i < own.last; ++i) {
@@ -195,8 +200,8 @@ struct MMDRun {
         sums[g] += inside.weight + right.weight;
       }
       if (gradient)
-        times_rows(panel, block, own.first, own_rows, first, end, packed, count, a.depth,
-                   dz + (top + own.first) * a.depth);
+        times_rows<Float32>(panel, block, own.first, own_rows, first, end, packed, count, a.depth,
+                            dz + (top + own.first) * a.depth);
     }
     return total;
   }
@@ -205,8 +210,8 @@ struct MMDRun {
   void columns(int64_t top, int64_t height, const Member& member) const {
     const int64_t first = (top + height) / kTileCols;
     const Share tiles = share_of(width / kTileCols - first, member.thread, member.threads, 1);
-    transposed_times_rows(panel, height, first + tiles.first, first + tiles.last, panel_columns, panel.rows,
-                          a.depth, own_column_sum);
+    transposed_times_rows<Float32>(panel, height, first + tiles.first, first + tiles.last, panel_columns,
+                                   panel.rows, a.depth, own_column_sum);
   }
 
   // d value / d z_i = -4 (sum_j W_ij z_i - sum_j W_ij z_j)

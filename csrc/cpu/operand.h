@@ -18,23 +18,6 @@ constexpr int64_t kBlockStride = kBlockCols + 16;
 
 static_assert(kBlockCols % kTileCols == 0, "blocks are whole tiles");
 
-// ---- rows of either storage type as floats, and back
-
-static inline const float* as_floats(const float* row, int64_t, float*) { return row; }
-static inline const float* as_floats(const bfloat16* row, int64_t count, float* scratch) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(scratch + i, load(row + i));
-  if (i < count) store_part(scratch + i, load_part(row + i, count - i), count - i);
-  return scratch;
-}
-
-template <class To>
-static inline void store_row(To* out, const float* row, int64_t count) {
-  int64_t i = 0;
-  for (; i + kLanes <= count; i += kLanes) store(out + i, load(row + i));
-  if (i < count) store_part(out + i, load_part(row + i, count - i), count - i);
-}
-
 template <class To, class From>
 static inline void scale_row(To* out, const From* row, int64_t count, float factor) {
   int64_t i = 0;
@@ -42,24 +25,26 @@ static inline void scale_row(To* out, const From* row, int64_t count, float fact
   if (i < count) store_part(out + i, load_part(row + i, count - i) * factor, count - i);
 }
 
-// ---- the two kinds
-
 struct Float32 {
   static constexpr int kTogether = 1;  // numbers of one unit
   static constexpr bool kRounds = false;
   typedef OneFloat Step;
   typedef RowsLeft<kBlockStride> Weights;
 
+  // The part of a factor that goes into the operands of the scores; the rest multiplies the scores.
+  static inline float before_scores(float factor) { return factor; }
   // Units of a row along its features: out[d] = factor * row[d].
-  template <class Source>
-  static inline void along(const Source* row, int64_t depth, float factor, float* out) {
+  template <class Storage>
+  static inline void along(const Storage* row, int64_t depth, float factor, float* out) {
     scale_row(out, row, depth, factor);
   }
+  // One more feature behind the `depth` of such a row.
+  static inline void append(float* out, int64_t depth, float value) { out[depth] = value; }
   // Units of kTogether rows across them, one a feature, from what `along` made of each; `apart` is the
   // distance of the rows. There can be fewer rows.
   static inline const float* across(const float* rows, int64_t, int64_t, int64_t, float*) { return rows; }
 
-  // Float32 weights of the row pair x, y of a block become what the products read; y may be missing.
+  // Float32 weights of rows x and y of a block become what the products read; y may be missing.
   static inline void round_weights(float*, float*, bool, int64_t) {}
   // Changes what the transposed product sees in the block that starts at `rows`.
   static inline void set_weight(float* rows, int64_t row, int64_t column, float value) {
@@ -71,10 +56,9 @@ struct Float32 {
 
 struct OnePair {
   static inline Floats add(Floats sum, float a, Floats b) {
-    return bit_cast<Floats>(
-        _mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(splat_bits(a)), bit_cast<__m512bh>(b)));
+    return bit_cast<Floats>(_mm512_dpbf16_ps(bit_cast<__m512>(sum), bit_cast<__m512bh>(_mm512_set1_ps(a)),
+                                             bit_cast<__m512bh>(b)));
   }
-  static inline __m512 splat_bits(float a) { return _mm512_set1_ps(a); }
 };
 
 // The weights of rows 2 i and 2 i + 1 share the place of their scores: the row of 2 i holds pairs along the
@@ -96,11 +80,21 @@ struct BFloat16 {
   typedef OnePair Step;
   typedef PairedWeights Weights;
 
-  template <class Source>
-  static inline void along(const Source* row, int64_t depth, float factor, float* out) {
+  // A power of two, so that bfloat16 rows are not rounded again; the rest is in [1, 2).
+  static inline float before_scores(float factor) {
+    const int32_t power = bit_cast<int32_t>(factor) & static_cast<int32_t>(0xff800000);
+    return bit_cast<float>(power & 0x7f800000 ? power : power | 0x00800000);
+  }
+  template <class Storage>
+  static inline void along(const Storage* row, int64_t depth, float factor, float* out) {
     bfloat16* const o = reinterpret_cast<bfloat16*>(out);
     scale_row(o, row, depth, factor);
     if (depth % 2) o[depth].bits = 0;
+  }
+  static inline void append(float* out, int64_t depth, float value) {
+    bfloat16* const o = reinterpret_cast<bfloat16*>(out);
+    store_part(o + depth, splat(value), 1);
+    if (depth % 2 == 0) o[depth + 1].bits = 0;
   }
   static inline const float* across(const float* rows, int64_t apart, int64_t count, int64_t depth,
                                     float* out) {
@@ -137,60 +131,9 @@ struct BFloat16 {
 
 #endif
 
-// ---- packing of units
-
 template <class Operand>
 static inline int64_t units(int64_t count) {
   return ceil_div(count, Operand::kTogether);
-}
-
-template <int Count>
-static inline void copy_short(const float* source, int64_t count, float* out) {
-  if constexpr (Count > 0) {
-    if (count == Count)
-      memcpy(out, source, Count * sizeof(float));
-    else
-      copy_short<Count - 1>(source, count, out);
-  }
-}
-
-// A tile of B for S = Q Kt: packed[u][j] = row j's unit u, `present` rows `apart` floats apart, others 0.
-static inline void pack_tile(const float* rows, int64_t apart, int64_t present, int64_t units,
-                             float* packed) {
-  for (int64_t u = 0; u < units; ++u) {
-    for (int64_t j = 0; j < present; ++j) copy_short<1>(rows + j * apart + u, 1, packed + u * kTileCols + j);
-    for (int64_t j = present; j < kTileCols; ++j) packed[u * kTileCols + j] = 0.f;
-  }
-}
-
-// One part of A for S = Q Kt: packed[u][r] = row r's unit u.
-static inline void pack_part(const float* rows, int64_t apart, int64_t height, int64_t units, float* packed) {
-  for (int64_t u = 0; u < units; ++u)
-    for (int64_t r = 0; r < height; ++r) copy_short<1>(rows + r * apart + u, 1, packed + u * height + r);
-}
-
-// One row of units across as a row of B for W K: packed[tile][row][j] = row[tile * kTileCols + j].
-static inline void pack_right_row(const float* units, int64_t depth, float* packed, int64_t rows,
-                                  int64_t row) {
-  for (int64_t d = 0; d < depth; d += kTileCols) {
-    float* p = packed + (d / kTileCols * rows + row) * kTileCols;
-    const int64_t present = smaller(kTileCols, depth - d);
-    if (present == kTileCols) {
-      copy_short<kTileCols>(units + d, kTileCols, p);
-      continue;
-    }
-    memcpy(p, units + d, static_cast<size_t>(present) * sizeof(float));
-    for (int64_t j = present; j < kTileCols; ++j) p[j] = 0.f;
-  }
-}
-
-// One row of units across as a column of A for Qt W: packed[part][row][r] = row[start(part) + r].
-static inline void pack_left_row(const float* units, const Parts& parts, float* packed, int64_t rows,
-                                 int64_t row) {
-  for (int64_t part = 0; part < parts.count; ++part) {
-    const int64_t height = parts.height(part), start = parts.start(part);
-    copy_short<kTileRows>(units + start, height, packed + start * rows + row * height);
-  }
 }
 
 }  // namespace THAWKIT_ISA

@@ -48,27 +48,29 @@ struct SegmentSums {
   float loss, slope, slope_logit;  // of the entries
 };
 
-template <PairLoss Loss>
+// Storage is the type of x, y and their gradients, Operand what the products multiply.
+template <PairLoss Loss, class Storage, class Operand>
 struct PairRun {
+  static constexpr bool kWide = sizeof(Storage) == sizeof(float);  // gradients are summed where they end
   static constexpr bool kSymmetric = Loss == PairLoss::kNTXent;
   static constexpr bool kStatistics = Loss != PairLoss::kSigLip;
 
   const PairArgs& a;
+  const Storage *const x, *const y;
   const bool gradient, want_dy;
   const int64_t columns, blocks, padded, line, column_sum;
   const Teams teams;
   const bool alone;  // every thread has its own panels and sums
   int64_t workspace_floats;
-  float *rows_unit, *transposed, *packed, *x_norm, *y_norm, *column_sums;  // of all teams
+  float *transposed, *packed, *x_norm, *y_norm, *column_rest, *dx_sums, *column_sums;  // of all teams
   float *row_maxima, *row_sums, *column_maxima, *partial_sums, *positives;
   float *row_log, *column_log, *row_slope, *column_slope, *column_weight;
   double* totals;  // value, slope and slope times logit of each thread
   Panel panel;
-  float *own_column_sum, *panel_columns, *tile_maxima, *tile_sums;
+  float *own_column_sum, *panel_rows, *row_rest, *panel_columns, *tile_maxima, *tile_sums;
+  Scratch scratch;
   float middle = 0.f;
   bool near = false;
-
-  const float* y() const { return kSymmetric ? a.x : a.y; }
 
   static int threads_of(const PairArgs& a) {
     const double pairs = double(a.rows) * a.columns * (kSymmetric ? 0.5 : 1);
@@ -78,6 +80,8 @@ struct PairRun {
 
   PairRun(const PairArgs& args, int team)
       : a(args),
+        x(static_cast<const Storage*>(a.x)),
+        y(kSymmetric ? x : static_cast<const Storage*>(a.y)),
         gradient(a.dx || a.dy || a.dscale || a.dbias),
         want_dy(kSymmetric ? a.dx != nullptr : a.dy != nullptr),
         columns(a.columns),
@@ -85,14 +89,15 @@ struct PairRun {
         padded(round_up(columns, kTileCols)),
         line(round_up(padded + kLanes, Workspace::kLine)),
         column_sum(round_up(want_dy ? padded * a.depth : 0, Workspace::kLine)),
-        teams(a.rows, columns, kSymmetric ? kTileCols : 1, column_sum, threads_of(a)),
+        teams(a.rows, columns, kSymmetric ? kTileCols : Operand::kTogether, column_sum, threads_of(a)),
         alone(teams.count == teams.threads) {
     Workspace workspace(a.workspace);
-    rows_unit = workspace.take(a.rows * a.depth);
-    transposed = workspace.take(padded * a.depth);
-    packed = workspace.take(a.dx ? round_up(a.depth, kTileCols) * columns : 0);
+    transposed = workspace.take(padded * units<Operand>(a.depth));
+    packed = workspace.take(a.dx ? round_up(a.depth, kTileCols) * units<Operand>(columns) : 0);
     x_norm = workspace.take(a.normalize ? a.rows : 0);
     y_norm = kSymmetric ? x_norm : workspace.take(a.normalize ? columns : 0);
+    column_rest = Operand::kRounds && a.normalize ? workspace.take(padded) : nullptr;
+    dx_sums = kWide ? static_cast<float*>(a.dx) : workspace.take(a.dx ? a.rows * a.depth : 0);
     totals = reinterpret_cast<double*>(workspace.take(6 * teams.threads));
     const int64_t each = kStatistics ? line : 0, row_line = round_up(a.rows + kLanes, Workspace::kLine);
     row_maxima = workspace.take(kStatistics ? row_line : 0);
@@ -110,9 +115,12 @@ struct PairRun {
     // A thread that has its own sums uses a block up at once; a team keeps the panel for the columns'
     // product.
     panel = {workspace.take(panel_floats(teams.panel, alone ? 1 : columns), teams, team), teams.panel};
-    panel_columns = workspace.take(want_dy ? teams.panel * a.depth : 0, teams, team);
+    panel_rows = workspace.take(teams.panel * units<Operand>(a.depth), teams, team);
+    row_rest = workspace.take(teams.panel, teams, team);
+    panel_columns = workspace.take(want_dy ? units<Operand>(teams.panel) * a.depth : 0, teams, team);
     tile_maxima = workspace.take(teams.panel + kLanes, teams, team);
     tile_sums = workspace.take(teams.panel + kLanes, teams, team);
+    scratch = workspace.scratch(a.depth, teams.threads);
     workspace_floats = workspace.total();
   }
 
@@ -128,32 +136,37 @@ struct PairRun {
   void measure(int thread, int threads) const {
     if (!a.normalize) return;
     const Share rows = share_of(a.rows, thread, threads, 1);
-    for (int64_t i = rows.first; i < rows.last; ++i) x_norm[i] = inverse_norm(a.x + i * a.depth, a.depth);
+    for (int64_t i = rows.first; i < rows.last; ++i) x_norm[i] = inverse_norm(x + i * a.depth, a.depth);
     if constexpr (!kSymmetric) {
       const Share own = share_of(columns, thread, threads, 1);
-      for (int64_t j = own.first; j < own.last; ++j) y_norm[j] = inverse_norm(a.y + j * a.depth, a.depth);
+      for (int64_t j = own.first; j < own.last; ++j) y_norm[j] = inverse_norm(y + j * a.depth, a.depth);
     }
   }
 
-  // Rows times the scale, in units of log2(e); columns in both packed forms.
+  // The columns in both packed forms, and where sums begin.
   void pack(int thread, int threads) const {
     const Share rows = share_of(a.rows, thread, threads, 1);
     for (int64_t i = rows.first; i < rows.last; ++i) {
-      const float factor = a.scale * kLog2E * (a.normalize ? x_norm[i] : 1.f);
-      for (int64_t d = 0; d < a.depth; ++d) rows_unit[i * a.depth + d] = a.x[i * a.depth + d] * factor;
       if (kStatistics) row_maxima[i] = kFar;
       row_sums[i] = 0.f;
     }
-    if (a.dx) zero(a.dx + rows.first * a.depth, (rows.last - rows.first) * a.depth);
+    if (a.dx) zero(dx_sums + rows.first * a.depth, (rows.last - rows.first) * a.depth);
     for (int64_t j = 0; kStatistics && j < line; ++j) {
       column_maxima[thread * line + j] = kFar;
       partial_sums[thread * line + j] = 0.f;
     }
     const Share tiles = share_of(padded / kTileCols, thread, threads, 1);
-    for (int64_t j = tiles.first * kTileCols; a.dx && j < smaller(tiles.last * kTileCols, columns); ++j)
-      pack_row(y() + j * a.depth, a.depth, a.normalize ? y_norm[j] : 1.f, packed, columns, j);
-    pack_transposed(y(), columns, a.depth, a.normalize ? y_norm : nullptr, transposed, tiles.first,
-                    tiles.last);
+    pack_columns<Operand>(y, columns, a.depth, a.normalize ? y_norm : nullptr, transposed, column_rest,
+                          a.dx ? packed : nullptr, tiles.first, tiles.last, scratch);
+  }
+
+  float factor_of(int64_t row) const { return a.scale * (a.normalize ? x_norm[row] : 1.f); }
+
+  // The thread's rows of a panel times the scale, in units of log2(e).
+  void take_rows(int64_t top, Share own) const {
+    for (int64_t i = own.first; i < own.last; ++i) row_rest[i] = factor_of(top + i) * kLog2E;
+    pack_rows<Operand>(x + (top + own.first) * a.depth, own.last - own.first, a.depth, row_rest + own.first,
+                       panel_rows + own.first * units<Operand>(a.depth), scratch);
   }
 
   // A block of the panel from its column `first` on. Of a symmetric matrix, columns before `seam` lie inside
@@ -180,9 +193,12 @@ struct PairRun {
   // The thread's logits of a block, in units of log2(e); positives, padding and a row's product with itself
   // are taken out.
   void score(const Block& b, int64_t top, Share own, bool keep_positives) const {
-    score_block(panel_of(b.number), b.number, own.first, own.last - own.first,
-                rows_unit + (top + own.first) * a.depth, a.depth, a.depth, transposed, b.first, b.end);
+    const int64_t depth_units = units<Operand>(a.depth);
+    score_block<Operand>(panel_of(b.number), b.number, own.first, own.last - own.first,
+                         panel_rows + own.first * depth_units, depth_units, transposed, b.first, b.end);
     for (int64_t i = own.first; i < own.last; ++i) {
+      complete_scores<Operand>(scores_of(b, i), b.width(), row_rest[i],
+                               column_rest ? column_rest + b.first : nullptr);
       float* const x = scores_of(b, i) - b.first;
       const int64_t row = top + i, positive = positive_of(row);
       if (b.first <= positive && positive < b.end) {
@@ -421,30 +437,34 @@ struct PairRun {
   }
 
   void times_columns(const Block& b, int64_t top, Share own) const {
-    times_rows(panel_of(b.number), b.number, own.first, own.last - own.first, b.first,
-               smaller(b.end, columns), packed, columns, a.depth, a.dx + (top + own.first) * a.depth);
+    times_rows<Operand>(panel_of(b.number), b.number, own.first, own.last - own.first, b.first,
+                        smaller(b.end, columns), packed, units<Operand>(columns), a.depth,
+                        dx_sums + (top + own.first) * a.depth);
   }
 
   // The block's columns from the seam on take the panel's part of their gradient; a share of the tiles.
   void times_panel(const Block& b, int64_t height, const Member& member) const {
     const int64_t first = b.seam / kTileCols;
     const Share tiles = share_of(b.end / kTileCols - first, member.thread, member.threads, 1);
-    transposed_times_rows(panel_of(b.number), height, first + tiles.first, first + tiles.last, panel_columns,
-                          panel.rows, a.depth, own_column_sum);
+    transposed_times_rows<Operand>(panel_of(b.number), height, first + tiles.first, first + tiles.last,
+                                   panel_columns, units<Operand>(panel.rows), a.depth, own_column_sum);
   }
 
   void pack_panel(int64_t top, Share own) const {
-    const Parts parts(a.depth);
+    const TransposedRows<Operand> rows(a.depth, panel.rows, panel_columns, scratch);
     for (int64_t i = own.first; i < own.last; ++i)
-      pack_column(rows_unit + (top + i) * a.depth, parts, kLn2, panel_columns, panel.rows, i);
+      rows.add(i, x + (top + i) * a.depth, a.depth, factor_of(top + i), 0.f, i + 1 == own.last);
   }
 
   void second_pass(int64_t top, int64_t height, Share own, const Member& member, double* sums) const {
+    take_rows(top, own);
     if (want_dy) pack_panel(top, own);
     for (int64_t number = first_block(top); number < blocks; ++number) {
       const Block b = block_of(number, top, height);
       score(b, top, own, false);
       slopes(b, top, own, sums);
+      if (a.dx || want_dy)
+        round_weights<Operand>(panel_of(number), number, own.first, own.last - own.first, b.first, b.end);
       if (a.dx) times_columns(b, top, own);
       if (want_dy && alone) times_panel(b, height, member);
     }
@@ -465,35 +485,43 @@ struct PairRun {
     const Share tiles = share_of(padded / kTileCols, thread, threads, 1);
     const Share some{tiles.first * kTileCols, smaller(tiles.last * kTileCols, columns)};
     if (!kSymmetric && a.dy) {
-      for (int64_t tile = tiles.first; tile < tiles.last; ++tile)
-        unpack_transposed(column_sums, sums, column_sum, columns, a.depth, a.dy + tile * kTileCols * a.depth,
-                          nullptr, tile);
-      for (int64_t j = some.first; a.normalize && j < some.last; ++j)
-        through_norm(a.dy + j * a.depth, a.y + j * a.depth, y_norm[j], a.depth);
+      for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
+        const int64_t first = tile * kTileCols;
+        float* const dy = kWide ? static_cast<float*>(a.dy) + first * a.depth : scratch.rows;
+        unpack_transposed(column_sums, sums, column_sum, columns, a.depth, dy, nullptr, tile);
+        for (int64_t j = first; j < smaller(first + kTileCols, columns); ++j)
+          finish_row(static_cast<Storage*>(a.dy), dy + (j - first) * a.depth, y, y_norm, j);
+      }
     }
     const Share rows = kSymmetric ? some : share_of(a.rows, thread, threads, 1);
     for (int64_t i = rows.first; a.dx && i < rows.last; ++i) {
-      float* const g = a.dx + i * a.depth;
+      float* const g = dx_sums + i * a.depth;
       for (int64_t d = 0; d < a.depth; ++d) g[d] *= a.scale;
       for (int t = 0; kSymmetric && t < sums; ++t) {
         const float* right =
             column_sums + t * column_sum + i / kTileCols * kTileCols * a.depth + i % kTileCols;
         for (int64_t d = 0; d < a.depth; ++d) g[d] += right[d * kTileCols];
       }
-      if (a.normalize) through_norm(g, a.x + i * a.depth, x_norm[i], a.depth);
+      finish_row(static_cast<Storage*>(a.dx), g, x, x_norm, i);
     }
+  }
+
+  void finish_row(Storage* out, float* sum, const Storage* rows, const float* norm, int64_t i) const {
+    if (a.normalize) through_norm(sum, rows + i * a.depth, norm[i], a.depth);
+    if constexpr (!kWide) scale_row(out + i * a.depth, sum, a.depth, 1.f);
   }
 };
 
-template <PairLoss Loss>
+template <PairLoss Loss, class Storage, class Operand>
 static void pair_panels(const PairArgs& a) {
-  PairRun<Loss> all(a, 0);
+  typedef PairRun<Loss, Storage, Operand> Run;
+  Run all(a, 0);
   prefer_huge_pages(a.workspace, all.workspace_floats * 4);
   for (int t = 0; t < 3 * all.teams.threads; ++t) all.totals[t] = 0;
 #pragma omp parallel num_threads(all.teams.threads)
   {
     const Member member(all.teams);
-    PairRun<Loss> run(a, member.team);
+    Run run(a, member.team);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     run.measure(thread, threads);
 #pragma omp barrier
@@ -506,13 +534,15 @@ static void pair_panels(const PairArgs& a) {
         work(top, height, share_of(height, member.thread, member.threads, kTileRows));
       }
     };
-    if constexpr (PairRun<Loss>::kStatistics) {
+    if constexpr (Run::kStatistics) {
       panels([&](int64_t top, int64_t height, Share own) {
+        run.take_rows(top, own);
         for (int64_t number = run.first_block(top); number < run.blocks && own.first < own.last; ++number) {
           const auto block = run.block_of(number, top, height);
           run.score(block, top, own, true);
           run.sum_block(block, top, own, thread);
         }
+        member.wait();  // the next panel can be shared out otherwise
       });
 #pragma omp barrier
       run.merge_columns(thread, threads);
@@ -521,7 +551,7 @@ static void pair_panels(const PairArgs& a) {
 #pragma omp barrier
       run.choose_powers();
     }
-    if (run.gradient || !PairRun<Loss>::kStatistics) {
+    if (run.gradient || !Run::kStatistics) {
       panels([&](int64_t top, int64_t height, Share own) {
         run.second_pass(top, height, own, member, run.totals + 3 * thread);
       });

@@ -40,26 +40,34 @@ void info_nce(const InfoNCEArgs& a) {
 }
 
 int64_t pairs_workspace(const PairArgs& a) {
-  switch (a.kind) {
-    case PairLoss::kClip:
-      return PairRun<PairLoss::kClip>(a, 0).workspace_floats;
-    case PairLoss::kSigLip:
-      return PairRun<PairLoss::kSigLip>(a, 0).workspace_floats;
-    case PairLoss::kNTXent:
-      return PairRun<PairLoss::kNTXent>(a, 0).workspace_floats;
-  }
-  return 0;
+  return with_operand(a.dtype, a.operand, [&](auto storage, auto operand) -> int64_t {
+    typedef decltype(storage) Storage;
+    typedef decltype(operand) Operand;
+    switch (a.kind) {
+      case PairLoss::kClip:
+        return PairRun<PairLoss::kClip, Storage, Operand>(a, 0).workspace_floats;
+      case PairLoss::kSigLip:
+        return PairRun<PairLoss::kSigLip, Storage, Operand>(a, 0).workspace_floats;
+      case PairLoss::kNTXent:
+        return PairRun<PairLoss::kNTXent, Storage, Operand>(a, 0).workspace_floats;
+    }
+    return 0;
+  });
 }
 
 void pairs(const PairArgs& a) {
-  switch (a.kind) {
-    case PairLoss::kClip:
-      return pair_panels<PairLoss::kClip>(a);
-    case PairLoss::kSigLip:
-      return pair_panels<PairLoss::kSigLip>(a);
-    case PairLoss::kNTXent:
-      return pair_panels<PairLoss::kNTXent>(a);
-  }
+  with_operand(a.dtype, a.operand, [&](auto storage, auto operand) {
+    typedef decltype(storage) Storage;
+    typedef decltype(operand) Operand;
+    switch (a.kind) {
+      case PairLoss::kClip:
+        return pair_panels<PairLoss::kClip, Storage, Operand>(a);
+      case PairLoss::kSigLip:
+        return pair_panels<PairLoss::kSigLip, Storage, Operand>(a);
+      case PairLoss::kNTXent:
+        return pair_panels<PairLoss::kNTXent, Storage, Operand>(a);
+    }
+  });
 }
 
 int64_t mmd_workspace(const MMDArgs& a) { return MMDRun(a, 0).workspace_floats; }

@@ -8,7 +8,7 @@
 #endif
 
 #include "cpu/kernels.h"
-#include "cpu/operand.h"
+#include "cpu/packing.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
@@ -124,7 +124,7 @@ static inline void prefer_huge_pages(void* memory, int64_t bytes) {
 
 // Hands out pieces of one allocation, each on a cache line.
 struct Workspace {
-  static constexpr int64_t kLine = 16;
+  static constexpr int64_t kLine = kLineFloats;
   float* next;
   int64_t taken;
 
@@ -143,24 +143,19 @@ struct Workspace {
     float* here = take(round_up(floats, kLine) * teams.count);
     return here ? here + round_up(floats, kLine) * team : nullptr;
   }
+  // Every thread's own; that of the thread that asks.
+  Scratch scratch(int64_t depth, int threads) {
+    const int64_t stride = Scratch::stride_of(depth), each = Scratch::kRows * stride;
+    float* const here = take(each * threads);
+    return {here ? here + each * omp_get_thread_num() : nullptr, stride};
+  }
   int64_t total() const { return taken + kLine; }
 };
 
 // The tiles of one block of scores, columns `first` (a multiple of a tile) to `last`: S[rows x (first, last)]
-// = A[rows x depth] Kt, A contiguous.
-static inline void score_block(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
-                               const float* A, int64_t stride, int64_t depth, const float* transposed,
-                               int64_t first, int64_t last) {
-  for (int64_t column = first; column < last; column += kTileCols) {
-    const float* packed = transposed + column * depth;
-    multiply_full<false>(rows, depth, {A, stride, 1}, {packed, kTileCols, packed + depth * kTileCols},
-                         panel.at(block, first_row) + (column - block * kBlockCols), kBlockStride);
-  }
-}
-
-// As above with A in parts, as pack_part leaves them, of `units` units.
+// = A Kt, A in parts as pack_rows leaves them, of `units` units.
 template <class Operand>
-static inline void score_parts(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
+static inline void score_block(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
                                const float* A, int64_t units, const float* transposed, int64_t first,
                                int64_t last) {
   const Parts parts(rows);
@@ -177,20 +172,20 @@ static inline void score_parts(const Panel& panel, int64_t block, int64_t first_
   }
 }
 
-// Between the epilogue and the products, for columns of one block: float32 weights become the operand's.
+// Between the epilogue and the products, for whole tiles of one block: float32 weights become the operand's.
 // `first_row` is even.
 template <class Operand>
 static inline void round_weights(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
-                                 int64_t width) {
+                                 int64_t first, int64_t last) {
   if constexpr (Operand::kRounds)
     for (int64_t i = 0; i < rows; i += 2) {
-      float* const x = panel.at(block, first_row + i);
-      Operand::round_weights(x, x + kBlockStride, i + 1 < rows, width);
+      float* const x = panel.at(block, first_row + i) + (first - block * kBlockCols);
+      Operand::round_weights(x, x + kBlockStride, i + 1 < rows, last - first);
     }
 }
 
 // out[rows x depth] += W[rows x (first, last)] K for columns of one block; `packed_rows` counts units.
-template <class Operand = Float32>
+template <class Operand>
 static inline void times_rows(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
                               int64_t first, int64_t last, const float* packed, int64_t packed_rows,
                               int64_t depth, float* out) {
@@ -206,7 +201,7 @@ static inline void times_rows(const Panel& panel, int64_t block, int64_t first_r
 // out[key][d] += sum_row W[row, key] Q[row, d] for the tiles of keys first <= tile < last and all rows of the
 // panel, out being packed as unpack_transposed reads it, Q as pack_column or pack_left_row leaves it. With
 // the keys along the vectors every step reads whole cache lines of W. `packed_rows` counts units.
-template <class Operand = Float32>
+template <class Operand>
 static inline void transposed_times_rows(const Panel& panel, int64_t rows, int64_t first, int64_t last,
                                          const float* packed, int64_t packed_rows, int64_t depth,
                                          float* out) {

@@ -202,7 +202,8 @@ static inline void store_part(T* p, Floats v, int64_t count) {
   memcpy(p, lanes, static_cast<size_t>(count) * sizeof(T));
 }
 
-static inline float dot(const float* a, const float* b, int64_t n) {
+template <class A, class B>
+static inline float dot(const A* a, const B* b, int64_t n) {
   Floats s0 = {}, s1 = {};
   int64_t i = 0;
   for (; i + 2 * kLanes <= n; i += 2 * kLanes) {

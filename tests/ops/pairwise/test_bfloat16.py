@@ -1,4 +1,4 @@
-"""The row-wise softmax losses on bfloat16 operands: no further from float64 than torch's own bfloat16."""
+"""The pairwise losses on bfloat16 operands: no further from float64 than torch's own bfloat16."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.ops.pairwise.test_row_softmax import problem, run
 from thawkit import ops
 from thawkit.losses import functional as F
 from thawkit.ops._library import cpu_kernels
-from thawkit.ops.pairwise import cpu
+from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.row_softmax import LABELS, Columns
 
 ROUNDING = 2.0**-8  # of bfloat16, from one number to the next, relative
@@ -51,18 +51,52 @@ def test_no_further_from_the_truth_than_torch(sizes, normalize):
     theirs = values_and_gradients(own, q, k)
     ours = values_and_gradients(lambda q, k: F.info_nce(q, k, logit_scale=scale, normalize=normalize), q, k)
     assert [x.dtype for x in ours] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert relative_error(ours[0], truth[0]) < 5e-6  # the scores are not rounded
     for mine, other, exact in zip(ours, theirs, truth, strict=True):
         if exact.abs().max() > 1e-6:  # one key: no gradient but what rounding makes
             assert relative_error(mine, exact) <= relative_error(other, exact) + ROUNDING
 
 
-def test_scores_are_not_rounded():
-    """Logits next to each other in float32, the same number in bfloat16."""
-    q = torch.ones(1, 2, dtype=torch.bfloat16)
-    k = torch.tensor([[64.0, 0.0], [64.0, 0.0625]], dtype=torch.bfloat16)
+def own_pair_loss(kind, scale, normalize):
+    """The definition, in the arithmetic of its inputs."""
+    scale, bias = torch.tensor(scale), torch.tensor(-3.0)
+    if kind == "siglip":
+        return lambda x, y: reference.siglip(x, y, scale, bias, normalize).mean()
+    if kind == "clip":
+        return lambda x, y: reference.clip(x, y, scale, normalize).mean()
+    return lambda x, y: reference.nt_xent(x, y, 1 / scale, normalize).mean()
+
+
+def our_pair_loss(kind, scale, normalize):
+    if kind == "siglip":
+        return lambda x, y: F.siglip(x, y, logit_scale=scale, logit_bias=-3.0, normalize=normalize)
+    if kind == "clip":
+        return lambda x, y: F.clip(x, y, logit_scale=scale, normalize=normalize)
+    return lambda x, y: F.nt_xent(x, y, temperature=1 / scale, normalize=normalize)
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "nt_xent"])
+@pytest.mark.parametrize("sizes", [(2, 2, 3), (13, 13, 5), (97, 97, 64), (391, 391, 33), (500, 500, 127)])
+def test_losses_of_all_pairs_are_no_further_from_the_truth_than_torch(kind, sizes, normalize):
+    x, y = clip_like(*sizes, dtype=torch.bfloat16)
+    scale = 8.0 if normalize else 0.5
+    own, loss = (make(kind, scale, normalize) for make in (own_pair_loss, our_pair_loss))
+    truth, theirs = values_and_gradients(own, x.double(), y.double()), values_and_gradients(own, x, y)
+    ours = values_and_gradients(loss, x, y)
+    assert [t.dtype for t in ours] == [torch.float32, torch.bfloat16, torch.bfloat16]
+    assert relative_error(ours[0], truth[0]) < 5e-6
+    for mine, other, exact in zip(ours, theirs, truth, strict=True):
+        assert relative_error(mine, exact) <= relative_error(other, exact) + ROUNDING
+
+
+@pytest.mark.parametrize("length", [1e-11, 1e17])
+def test_short_and_long_rows(length):
+    q, k = ((length * x).bfloat16() for x in clip_like(20, 30, 9))
     with torch.no_grad():
-        loss = F.info_nce(q, k, logit_scale=1.0, normalize=False)
-    assert loss.item() == pytest.approx(math.log1p(math.exp(0.0625)), rel=1e-5)
+        got = F.info_nce(q, k, logit_scale=7.0)
+        truth = torch_own(7.0, True, 20)(q.double(), k.double())
+    assert relative_error(got, truth) < 5e-6
 
 
 @pytest.mark.parametrize("labels", LABELS)

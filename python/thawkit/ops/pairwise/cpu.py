@@ -183,19 +183,24 @@ def pair_loss(
     need_dbias: bool,
 ) -> tuple[Tensor | None, ...]:
     """Losses of the rows, their weighted sum (float32), and the gradients of the latter."""
-    x32, y32 = _rows(x), None if y is None else _rows(y)
-    rows, depth = x32.shape
-    columns = rows if y32 is None else y32.shape[0]
+    storage, operand = kernel_dtypes(x.dtype)
+    x_rows = x.to(storage).contiguous()
+    y_rows = None if y is None else y.to(storage).contiguous()
+    rows, depth = x_rows.shape
+    columns = rows if y_rows is None else y_rows.shape[0]
     row_weight = _floats(row_weight)
-    loss, total = x32.new_empty(rows), x32.new_zeros(())
-    dx = torch.empty_like(x32) if need_dx else None
-    dy = torch.empty_like(y32) if need_dy and y32 is not None else None
-    dscale = x32.new_zeros(()) if need_dscale else None
-    dbias = x32.new_zeros(()) if need_dbias else None
+    total = x.new_zeros((), dtype=torch.float32)
+    loss = total.new_empty(rows)
+    dx = torch.empty_like(x_rows) if need_dx else None
+    dy = torch.empty_like(y_rows) if need_dy and y_rows is not None else None
+    dscale = total.new_zeros(()) if need_dscale else None
+    dbias = total.new_zeros(()) if need_dbias else None
     arguments = (
         kind,
-        pointer(x32),
-        pointer(y32),
+        pointer(x_rows),
+        pointer(y_rows),
+        DTYPES[storage],
+        DTYPES[operand],
         rows,
         columns,
         depth,
@@ -213,7 +218,7 @@ def pair_loss(
         pointer(dbias),
     )
     if rows:
-        workspace = x32.new_empty(cpu_kernels().pairs_workspace(*arguments, 0, threads()))
+        workspace = total.new_empty(cpu_kernels().pairs_workspace(*arguments, 0, threads()))
         cpu_kernels().pairs(*arguments, pointer(workspace), threads())
     return (
         loss,
