@@ -51,6 +51,29 @@ def losses(name: str, limit: str, limit_title: str, memory_peer: str) -> str:
     return "\n\n".join(parts)
 
 
+def contrastive() -> str:
+    parts = []
+    for document in results("contrastive"):
+        lines = [
+            "| loss | size | thawkit | fastest peer | faster by | other peers | share of the FMA peak | "
+            "ours / torch's bare products | extra memory, ours / fastest peer |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        for row in document["rows"]:
+            ms, memory, fastest = row["ms"], row["extra_mib"], row["fastest_peer"]
+            others = ", ".join(f"{peer} {x:.3g}×" for peer, x in row["speedup"].items() if peer != fastest)
+            bare = row["of_bare_products"]
+            lines.append(
+                f"| {row['loss']} | {row['size']}{' bf16' if row['dtype'] == 'bfloat16' else ''} | "
+                f"{ms['thawkit']:.3g} ms | {fastest}, {ms[fastest]:.3g} ms | "
+                f"{row['speedup_over_fastest_peer']:.2f}× | {others or '–'} | "
+                f"{100 * row['share_of_fma_peak']:.0f} % | {f'{bare:.2f}' if bare else '–'} | "
+                f"{memory['thawkit']:.4g} / {memory[fastest]:.4g} MiB |"
+            )
+        parts.append("\n".join([*lines, "", source(document)]))
+    return "\n\n".join(parts)
+
+
 def frozen() -> str:
     parts = []
     for document in results("frozen"):
@@ -73,7 +96,8 @@ def frozen() -> str:
 
 
 TABLES = {
-    "pairwise": lambda: losses("pairwise", "share_of_fma_peak", "share of the FMA peak", "eager"),
+    "contrastive": contrastive,
+    "mmd": lambda: losses("mmd", "share_of_fma_peak", "share of the FMA peak", "eager"),
     "focal": lambda: losses("focal", "share_of_copy_bandwidth", "share of the copy bandwidth", "torchvision"),
     "frozen": frozen,
 }

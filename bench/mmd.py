@@ -1,59 +1,15 @@
-"""InfoNCE and MMD, forward and backward: against torch's best forms, its bare products and the FMA peak.
+"""MMD, forward and backward: against torch's best forms, its bare products and the FMA peak.
 
-Peers: eager torch; torch.compile; torch's own chunked ``linear_cross_entropy`` (InfoNCE only: it says the
-same thing in one line). Limits: the products alone at the FMA peak, and torch's own products alone.
+Peers: eager torch (the form with ``cdist``) and torch.compile of it. Limits: the products alone at the FMA
+peak, and torch's own products alone.
 """
 
 from __future__ import annotations
 
 import torch
 from common import FmaPeak, Report, extra_bytes, parser, timed
-from torch.nn import functional as F
 
 from thawkit.losses import functional as L
-
-SCALE = 14.0
-
-
-def info_nce(report: Report, rows: int, features: int, rounds: int, compiled: bool) -> None:
-    q = F.normalize(torch.randn(rows, features), dim=1).requires_grad_()
-    k = F.normalize(torch.randn(rows, features), dim=1).requires_grad_()
-    target = torch.arange(rows)
-    scores, out = torch.empty(rows, rows), torch.empty(rows, features)
-    raw_q, raw_k = q.detach(), k.detach()
-
-    def gradients(loss: torch.Tensor):
-        return torch.autograd.grad(loss, (q, k))
-
-    def eager_loss(q, k):
-        return F.cross_entropy(q @ k.t() * SCALE, target)
-
-    def bare_products():
-        torch.mm(raw_q, raw_k.t(), out=scores)
-        torch.mm(scores, raw_k, out=out)
-        torch.mm(scores.t(), raw_q, out=out)
-
-    functions = {
-        "thawkit": lambda: gradients(L.info_nce(q, k, logit_scale=SCALE, normalize=False)),
-        "eager": lambda: gradients(eager_loss(q, k)),
-        "bare products": bare_products,
-    }
-    if hasattr(F, "linear_cross_entropy"):
-        options = torch.nn.LinearCrossEntropyOptions()
-        functions["torch chunked"] = lambda: gradients(
-            F.linear_cross_entropy(q * SCALE, k, target, options=options)
-        )
-    if compiled:
-        step = torch.compile(eager_loss)
-        functions["torch.compile"] = lambda: gradients(step(q, k))
-    error = max(
-        ((a - b).norm() / b.norm()).item()
-        for a, b in zip(functions["thawkit"](), functions["eager"](), strict=True)
-    )
-    memory = {name: extra_bytes(functions[name]) for name in ("thawkit", "eager")}
-    measure(
-        report, "info_nce", f"{rows}x{features}", functions, rounds, 6 * rows * rows * features, memory, error
-    )
 
 
 def mmd(report: Report, rows: int, features: int, rounds: int, compiled: bool) -> None:
@@ -117,11 +73,7 @@ def measure(report, loss, size, functions, rounds, flops, memory, error) -> None
 def main() -> None:
     options = parser(__doc__.splitlines()[0]).parse_args()
     torch.manual_seed(0)
-    report = Report("pairwise", options)
-    sizes = [(256, 128), (1024, 128), (4096, 128), (8192, 128), (8192, 512)]
-    for rows, features in sizes[:2] if options.quick else sizes:
-        rounds = options.rounds * (20 if rows <= 1024 else 1)
-        info_nce(report, rows, features, rounds, compiled=not options.quick)
+    report = Report("mmd", options)
     mmd(
         report,
         *((256, 64) if options.quick else (4096, 256)),
