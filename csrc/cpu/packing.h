@@ -6,6 +6,16 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
+static inline Floats load_up_to(const float* p, int64_t count) {
+  return count >= kLanes ? load(p) : load_part(p, count);
+}
+static inline void store_up_to(float* p, Floats v, int64_t count) {
+  if (count >= kLanes)
+    store(p, v);
+  else
+    store_part(p, v, count);
+}
+
 // Rows on the way into a packed form: a tile of them and one more, for one thread.
 struct Scratch {
   static constexpr int64_t kRows = kTileCols + 1;
@@ -55,9 +65,20 @@ static inline void copy_short(const float* source, int64_t count, float* out) {
 // out[u * width + r] = rows[r][u], 0 for the rows that are not present.
 static inline void interleave(const Scratch& scratch, int64_t present, int64_t width, int64_t units,
                               float* out) {
-  for (int64_t u = 0; u < units; ++u) {
-    for (int64_t r = 0; r < present; ++r) memcpy(out + u * width + r, scratch.row(r) + u, sizeof(float));
-    for (int64_t r = present; r < width; ++r) out[u * width + r] = 0.f;
+  for (int64_t u = 0; u < units; u += kLanes) {
+    const int64_t some = smaller(kLanes, units - u);
+    for (int64_t r = 0; r < width; r += kLanes) {
+      Floats square[kLanes];
+      for (int i = 0; i < kLanes; ++i)
+        square[i] = r + i < present ? load_up_to(scratch.row(r + i) + u, some) : Floats{};
+      transpose(square);
+      for (int64_t i = 0; i < some; ++i) {
+        float* const o = out + (u + i) * width + r;
+        // What reaches beyond a row that is shorter than a vector is written again with the next one.
+        const bool whole = r + kLanes <= width || (r == 0 && (units - u - i) * width >= kLanes);
+        store_up_to(o, square[i], whole ? kLanes : smaller(kLanes, width - r));
+      }
+    }
   }
 }
 
@@ -172,8 +193,16 @@ static void unpack_transposed(float* packed, int64_t sums, int64_t apart, int64_
   for (int64_t part = 1; part < sums; ++part)
     for (int64_t i = 0; i < floats; i += kLanes) store(p + i, load(p + i) + load(p + part * apart + i));
   const int64_t present = smaller(kTileCols, rows - block * kTileCols);
-  for (int64_t d = 0; d < depth; ++d)
-    for (int64_t j = 0; j < present; ++j) out[j * depth + d] = p[d * kTileCols + j];
+  for (int64_t d = 0; d < depth; d += kLanes) {
+    const int64_t some = smaller(kLanes, depth - d);
+    for (int64_t j = 0; j < present; j += kLanes) {
+      Floats square[kLanes];
+      for (int i = 0; i < kLanes; ++i) square[i] = i < some ? load(p + (d + i) * kTileCols + j) : Floats{};
+      transpose(square);
+      for (int64_t i = 0; i < smaller(kLanes, present - j); ++i)
+        store_up_to(out + (j + i) * depth + d, square[i], some);
+    }
+  }
   for (int64_t j = 0; last && j < present; ++j) last[j] = p[depth * kTileCols + j];
 }
 

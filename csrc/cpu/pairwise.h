@@ -199,8 +199,8 @@ static inline void times_rows(const Panel& panel, int64_t block, int64_t first_r
 }
 
 // out[key][d] += sum_row W[row, key] Q[row, d] for the tiles of keys first <= tile < last and all rows of the
-// panel, out being packed as unpack_transposed reads it, Q as pack_column or pack_left_row leaves it. With
-// the keys along the vectors every step reads whole cache lines of W. `packed_rows` counts units.
+// panel, out being packed as unpack_transposed reads it, Q as TransposedRows leaves it. With the keys along
+// the vectors every step reads whole cache lines of W. `packed_rows` counts units.
 template <class Operand>
 static inline void transposed_times_rows(const Panel& panel, int64_t rows, int64_t first, int64_t last,
                                          const float* packed, int64_t packed_rows, int64_t depth,

@@ -215,6 +215,39 @@ static inline float dot(const A* a, const B* b, int64_t n) {
   return sum(s0 + s1);
 }
 
+// ---- a square of lanes across its diagonal
+
+// Lane l of a where bit Step of l is not set, else lane l - Step of b, and the other half of both.
+template <int Step>
+static inline void exchange(Floats& a, Floats& b) {
+#if defined(__clang__)
+  Floats low, high;
+  for (int l = 0; l < kLanes; ++l) {
+    low[l] = l & Step ? b[l - Step] : a[l];
+    high[l] = l & Step ? b[l] : a[l + Step];
+  }
+#else
+  Ints low_lanes = {}, high_lanes = {};
+  for (int l = 0; l < kLanes; ++l) {
+    low_lanes[l] = l & Step ? kLanes + l - Step : l;
+    high_lanes[l] = l & Step ? kLanes + l : l + Step;
+  }
+  const Floats low = __builtin_shuffle(a, b, low_lanes), high = __builtin_shuffle(a, b, high_lanes);
+#endif
+  a = low;
+  b = high;
+}
+
+template <int Step = kLanes / 2>
+static inline __attribute__((always_inline)) void transpose(Floats (&rows)[kLanes]) {
+  if constexpr (Step > 0) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kLanes; ++i)
+      if (!(i & Step)) exchange<Step>(rows[i], rows[i + Step]);
+    transpose<Step / 2>(rows);
+  }
+}
+
 // ---- one bit a lane
 
 static inline uint32_t to_bits(Ints mask) {
