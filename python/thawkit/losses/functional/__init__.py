@@ -4,7 +4,14 @@ from thawkit.losses.functional.classifier import linear_cross_entropy
 from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
 from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.losses.functional.mmd import mmd
-from thawkit.losses.functional.similarity import clip, info_nce, nt_xent, siglip, supcon
+from thawkit.losses.functional.similarity import (
+    clip,
+    info_nce,
+    info_nce_statistics,
+    nt_xent,
+    siglip,
+    supcon,
+)
 
 __all__ = [
     "clip",
@@ -12,6 +19,7 @@ __all__ = [
     "cosine_contrastive",
     "focal_loss",
     "info_nce",
+    "info_nce_statistics",
     "linear_cross_entropy",
     "mmd",
     "nt_xent",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import pairwise as _pairwise
 
-__all__ = ["clip", "info_nce", "nt_xent", "siglip", "supcon"]
+__all__ = ["clip", "info_nce", "info_nce_statistics", "nt_xent", "siglip", "supcon"]
 
 
 def info_nce(
@@ -19,6 +21,11 @@ def info_nce(
     logit_scale: Tensor | float = 1 / 0.07,
     normalize: bool = True,
     reduction: str = "mean",
+    labels: Tensor | None = None,
+    false_negative_margin: float | None = None,
+    sample_weight: Tensor | None = None,
+    hard_negative_beta: float = 0.0,
+    soft_targets: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE (van den Oord et al. 2018): each query against its own key and all others.
 
@@ -40,20 +47,87 @@ def info_nce(
         logit_scale: inverse temperature; a tensor gets a gradient.
         normalize: divide each row by its Euclidean norm first, which makes the similarity a cosine.
         reduction: ``none``, ``mean`` or ``sum``.
+        labels: (M,) classes of the keys, the first N being those of the queries too: keys of a query's own
+            class are no negatives.
+        false_negative_margin: keys whose similarity to the query is above its positive's by more than this
+            are no negatives.
+        sample_weight: (N,) factors of the losses, 0 for a query to be ignored; the mean divides by their sum.
+        hard_negative_beta: above 0, negatives weigh ``exp(beta s_ij)``, on average 1 (Robinson et al. 2021,
+            eq. 4, without its correction for false negatives).
+        soft_targets: (N, M) probabilities of the keys instead of one positive a query; they get a gradient.
 
     Returns:
         Scalar or (N,) loss: float64 for float64 inputs, else float32.
 
     Raises:
-        ThawkitError: shapes, dtypes or devices do not fit.
+        ThawkitError: shapes, dtypes or devices do not fit, or options exclude each other.
     """
+    options = {
+        "labels": labels,
+        "false_negative_margin": false_negative_margin,
+        "sample_weight": sample_weight,
+        "hard_negative_beta": hard_negative_beta or None,
+        "soft_targets": soft_targets,
+    }
+    given = {name for name, value in options.items() if value is not None}
     if negatives is None:
         if not in_batch:
             raise ThawkitError("negatives must be given where in_batch is false, got None")
-        return _pairwise.info_nce(q, k, logit_scale, normalize=normalize, reduction=reduction)
+        common: dict[str, Any] = {"normalize": normalize, "reduction": reduction}
+        if soft_targets is not None:
+            _alone("soft_targets", given)
+            return _pairwise.info_nce_with_soft_targets(q, k, logit_scale, soft_targets, **common)
+        if hard_negative_beta:
+            _alone("hard_negative_beta", given - {"labels"})
+            return _pairwise.info_nce_with_hard_negatives(
+                q, k, logit_scale, hard_negative_beta, labels=labels, **common
+            )
+        return _pairwise.info_nce(
+            q,
+            k,
+            logit_scale,
+            labels=labels,
+            false_negative_margin=false_negative_margin,
+            sample_weight=sample_weight,
+            **common,
+        )
+    _alone("negatives", given | {"negatives"})
     return _pairwise.info_nce_with_negatives(
         q, k, negatives, logit_scale, in_batch=in_batch, normalize=normalize, reduction=reduction
     )
+
+
+def info_nce_statistics(
+    q: Tensor,
+    k: Tensor,
+    *,
+    logit_scale: Tensor | float = 1 / 0.07,
+    normalize: bool = True,
+    reduction: str = "mean",
+) -> tuple[Tensor, _pairwise.RowStatistics]:
+    """InfoNCE, and what the same pass knows of each query: log-sum-exp, the positive's logit, top-1.
+
+    Args:
+        q: (N, D) queries.
+        k: (M, D) keys, M >= N; ``k[i]`` is the positive of ``q[i]``.
+        logit_scale: inverse temperature; a tensor gets a gradient.
+        normalize: divide each row by its Euclidean norm first.
+        reduction: ``none``, ``mean`` or ``sum``.
+
+    Returns:
+        The loss as :func:`info_nce` gives it, and the statistics, (N,) each and without gradients:
+        ``statistics.top1.float().mean()`` is the batch's retrieval accuracy.
+
+    Raises:
+        ThawkitError: shapes, dtypes or devices do not fit.
+    """
+    return _pairwise.info_nce_statistics(q, k, logit_scale, normalize=normalize, reduction=reduction)
+
+
+def _alone(name: str, given: set[str]) -> None:
+    others = sorted(given - {name})
+    if others:
+        raise ThawkitError(f"{name} cannot be combined with {', '.join(others)}")
 
 
 def clip(

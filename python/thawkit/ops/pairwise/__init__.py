@@ -3,18 +3,19 @@
 from thawkit.ops.pairwise import row_softmax as _row_softmax
 from thawkit.ops.pairwise.clip import clip
 from thawkit.ops.pairwise.contrastive_pairs import contrastive, cosine_contrastive
+from thawkit.ops.pairwise.info_nce import (
+    info_nce,
+    info_nce_statistics,
+    info_nce_with_hard_negatives,
+    info_nce_with_soft_targets,
+)
 from thawkit.ops.pairwise.linear_cross_entropy import linear_cross_entropy
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
 from thawkit.ops.pairwise.negatives import info_nce_with_negatives
 from thawkit.ops.pairwise.nt_xent import nt_xent
 from thawkit.ops.pairwise.pairs import OBJECTIONS as _PAIRS_OBJECTIONS
-from thawkit.ops.pairwise.row_softmax import (
-    RowStatistics,
-    info_nce,
-    row_softmax,
-    row_softmax_and_statistics,
-)
+from thawkit.ops.pairwise.row_softmax import RowStatistics, row_softmax, row_softmax_and_statistics
 from thawkit.ops.pairwise.siglip import siglip
 from thawkit.ops.pairwise.supcon import supcon
 from thawkit.ops.pairwise.triplet import triplet_margin
@@ -25,7 +26,10 @@ __all__ = [
     "contrastive",
     "cosine_contrastive",
     "info_nce",
+    "info_nce_statistics",
+    "info_nce_with_hard_negatives",
     "info_nce_with_negatives",
+    "info_nce_with_soft_targets",
     "linear_cross_entropy",
     "mmd",
     "nt_xent",

@@ -30,3 +30,11 @@ def reduced_over(rows: Tensor, reduction: str, count: Tensor | int) -> Tensor:
     if reduction == "sum":
         return rows.sum()
     return rows.sum() / (count.clamp_min(1).to(rows.dtype) if isinstance(count, Tensor) else max(count, 1))
+
+
+def numbered(labels: Tensor) -> Tensor:
+    """Return the number of each row's class, from 0 on; by a sort, whose size is known when compiling."""
+    ascending, order = labels.sort()
+    number = torch.zeros_like(order)
+    number[1:] = (ascending[1:] != ascending[:-1]).cumsum(0)
+    return torch.empty_like(order).scatter_(0, order, number)

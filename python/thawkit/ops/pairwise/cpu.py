@@ -99,7 +99,7 @@ def row_softmax(
         pointer(row_labels),
         pointer(key_labels),
         labels,
-        margin,
+        margin * abs(_divisor(scale)),
         pointer(row_weight),
         weight,
         pointer(loss),

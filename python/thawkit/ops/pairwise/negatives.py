@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.pairwise.common import full_precision, lifted, reduced
-from thawkit.ops.pairwise.row_softmax import info_nce, row_softmax
+from thawkit.ops.pairwise.info_nce import info_nce
+from thawkit.ops.pairwise.row_softmax import row_softmax
 
 
 def info_nce_with_negatives(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as normalized
 
-from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import define, empty, scaled
 from thawkit.ops.dispatch import choose
@@ -55,42 +54,13 @@ class Columns:
         offset: without ``target``, the positive of row i is column i + offset.
         excluded: leave column i + excluded out of row i; None: no such column.
         labels: ``drop same`` leaves columns of the row's own label out, ``keep same`` all others.
-        margin: leave columns out whose logit is above the positive's plus this.
+        margin: leave columns out whose similarity is above the positive's by more than this.
     """
 
     offset: int = 0
     excluded: int | None = None
     labels: str = "ignored"
     margin: float = math.inf
-
-
-def info_nce(
-    q: Tensor, k: Tensor, logit_scale: Tensor | float, *, normalize: bool = True, reduction: str = "mean"
-) -> Tensor:
-    """InfoNCE loss (van den Oord et al. 2018, eq. 4): ``k[i]`` is the positive of ``q[i]``.
-
-    Args:
-        q: (N, D) queries.
-        k: (M, D) keys of the same dtype, M >= N; the keys past N are negatives only.
-        logit_scale: inverse temperature, a number or a tensor of one element, which gets a gradient.
-        normalize: divide each row by its Euclidean norm first.
-        reduction: ``none`` gives (N,) losses, ``mean`` and ``sum`` a scalar.
-
-    Returns:
-        The loss: float64 for float64 inputs, else float32.
-
-    Raises:
-        ThawkitError: shapes, dtypes or devices do not fit, or there is nothing to take the mean of.
-    """
-    checks.row_pair("q", q, "k", k)
-    if k.shape[0] < q.shape[0]:
-        raise ThawkitError(
-            f"k must have at least as many rows as q, whose positives they are, "
-            f"got {k.shape[0]} < {q.shape[0]}"
-        )
-    checks.reduced("q", q.shape[0], reduction)
-    weight = 1.0 / q.shape[0] if reduction == "mean" else 1.0
-    return row_softmax(q, k, logit_scale, normalize=normalize, weight=weight, reduce=reduction != "none")
 
 
 def row_softmax(
@@ -179,7 +149,7 @@ def row_softmax_and_statistics(
 def _reduced(loss: Tensor, row_weight: Tensor | None, weight: float) -> Tensor:
     if row_weight is None:
         return loss.sum() * weight
-    return (loss.where(row_weight != 0, 0.0) * row_weight).sum()
+    return (loss.where((row_weight != 0) | loss.isfinite(), 0.0) * row_weight).sum()
 
 
 def _kernel(
@@ -300,7 +270,8 @@ class _RowSoftmax(torch.autograd.Function):
             dbias = dbias.to(bias.dtype)
         dweight = None
         if weighed is not None:
-            dweight = (weighed * g).where(row_weight != 0, 0.0).to(row_weight.dtype)
+            usable = (row_weight != 0) | weighed.isfinite()
+            dweight = (weighed * g).where(usable, 0.0).to(row_weight.dtype)
         return dq, dk, dscale, dbias, dweight, None
 
 

@@ -11,7 +11,7 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
-from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
+from thawkit.ops.pairwise.common import full_precision, lifted, numbered, reduced_over
 from thawkit.ops.pairwise.row_softmax import Columns, row_softmax
 
 OBJECTIONS = {"cpu": cpu.objection}
@@ -67,7 +67,7 @@ def _on_the_engine(
         embeddings = torch.nn.functional.normalize(lifted(embeddings), dim=1)
     rows = embeddings.shape[0]
     if labels.dim() == 1:
-        own = _numbered(labels)
+        own = numbered(labels)
         positives = torch.zeros_like(own).index_add(0, own, torch.ones_like(own))[own] - 1
     else:
         shared = labels.to(torch.float32)
@@ -98,14 +98,6 @@ def _on_the_engine(
         level = scale * (z * sums).sum(1) / positives.clamp_min(1)
         loss = others - ((row_weight * level).sum() if reduce else level)
     return loss if reduce else loss.where(anchor, 0)
-
-
-def _numbered(labels: Tensor) -> Tensor:
-    """(N,) the number of each row's class, 0 to N - 1; by a sort, whose size is known when compiling."""
-    ascending, order = labels.sort()
-    number = torch.zeros_like(order)
-    number[1:] = (ascending[1:] != ascending[:-1]).cumsum(0)
-    return torch.empty_like(order).scatter_(0, order, number)
 
 
 def _check_labels(labels: Tensor, embeddings: Tensor) -> None:

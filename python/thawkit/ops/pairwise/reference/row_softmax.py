@@ -61,7 +61,7 @@ def row_softmax(
     own_column = number == target[:, None]
     maximum = logits.detach().masked_fill(out & ~own_column, -torch.inf)
     maximum = maximum.amax(1) if k.shape[0] else positive.detach()
-    out |= (logits > (positive + columns.margin)[:, None]) & has_positive[:, None]
+    out |= (logits > (positive + columns.margin * scale.detach().abs())[:, None]) & has_positive[:, None]
     out &= ~own_column
     logits = logits.masked_fill(out, -torch.inf)
     nothing = out.all(1)
