@@ -15,6 +15,17 @@ from thawkit.losses import functional as F
 from thawkit.ops.dispatch import choose, forced_backend
 
 
+def test_transforms_of_torch_func_go_by_the_reference():
+    q, k = torch.randn(6, 4), torch.randn(6, 4)
+    got = torch.func.grad(lambda q: F.info_nce(q, k))(q)
+    q.requires_grad_()
+    torch.testing.assert_close(got, torch.autograd.grad(F.info_nce(q, k), q)[0])
+    several = torch.func.vmap(lambda q: F.clip(q, k))(torch.randn(3, 6, 4))
+    assert several.shape == (3,)
+    with ops.use_backend("cpu"), pytest.raises(ThawkitError, match=r"inside a transform of torch\.func"):
+        torch.func.grad(lambda q: F.info_nce(q, k))(q)
+
+
 def test_cpu_kernels_are_chosen_for_float32_and_the_reference_for_float64():
     kernels = {"cpu": lambda *t: "" if t[0].dtype == torch.float32 else "is for float32"}
     assert choose("op", kernels, torch.zeros(1)) == "cpu"

@@ -24,6 +24,9 @@ from thawkit.errors import ThawkitError
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 
+# What torch.func.grad, vmap and the like are doing; private to torch, so feature-tested.
+_transformed = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None)
+
 _forced: ContextVar[str | None] = ContextVar("thawkit_backend", default=None)
 
 # What a kernel cannot take, in words; an empty string where it can.
@@ -55,7 +58,7 @@ def forced_backend() -> str | None:
 
 
 def choose(operator: str, kernels: Mapping[str, Objection], *tensors: Tensor) -> str:
-    """Return the backend for these arguments.
+    """Return the backend for these arguments: inside a transform of torch.func, the reference.
 
     Args:
         operator: name for messages.
@@ -66,8 +69,13 @@ def choose(operator: str, kernels: Mapping[str, Objection], *tensors: Tensor) ->
         ThawkitError: a backend was forced that cannot take the arguments; the message says why.
     """
     forced = forced_backend()
-    if forced == "reference":
+    if forced == "reference" or (forced is None and _transformed() is not None):
         return "reference"
+    if _transformed() is not None:
+        raise ThawkitError(
+            f"{operator}: backend {forced!r} was forced, but only 'reference' runs inside a transform of "
+            f"torch.func"
+        )
     if forced is not None:
         objection = unavailable(forced) or (
             kernels[forced](*tensors) if forced in kernels else "has no such kernel yet"
