@@ -78,16 +78,22 @@ def timed(functions: Mapping[str, Callable[[], Any]], rounds: int, limit_s: floa
 class FmaPeak:
     """FLOP/s of register-only fused multiply-adds on all of torch's threads, as one of the functions timed.
 
+    Of what the CPU's products of ``dtype`` multiply: bfloat16 only where the kernels multiply it.
+
     Called in turn with the others, so that the limit is taken from the same minutes as the figures.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        from thawkit.ops._library import DTYPES
+        from thawkit.ops.pairwise.cpu import kernel_dtypes
+
+        self.operand = DTYPES[kernel_dtypes(dtype)[1]]
         self.rates: list[float] = []
 
     def __call__(self) -> None:
         from thawkit import _C
 
-        self.rates.append(_C.fma_peak(torch.get_num_threads(), 0.02))
+        self.rates.append(_C.fma_peak(torch.get_num_threads(), 0.02, self.operand))
 
     def value(self) -> float:
         """Return the median rate, in FLOP/s."""

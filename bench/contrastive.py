@@ -243,7 +243,7 @@ def measure(report: Report, case: Case, rounds: int, compiled: bool) -> None:
         for a, b in zip(functions["thawkit"](), reference(), strict=True)
     )
     memory = {name: extra_bytes(function) for name, function in functions.items()}
-    peak = FmaPeak()
+    peak = FmaPeak(case.leaves[0].dtype)
     seconds = timed({**functions, "bare products": case.bare_products, "fma peak": peak}, rounds, limit_s=40)
     del seconds["fma peak"]
     bare = seconds.pop("bare products")

@@ -177,7 +177,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cpu_isas", [] { return available_isas(); });
   m.def("cpu_problem", [] { return kernels_problem(); });
   m.def(
-      "fma_peak", [](int threads, double seconds) { return kernels().fma_peak(threads, seconds); },
+      "fma_peak",
+      [](int threads, double seconds, int operand) {
+        return kernels().fma_peak(threads, seconds, static_cast<Dtype>(operand));
+      },
       py::call_guard<py::gil_scoped_release>());
 
   define(m, "info_nce", info_nce_args, [](const InfoNCEArgs& a) { kernels().info_nce(a); });

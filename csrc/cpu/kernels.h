@@ -143,24 +143,24 @@ struct Kernels {
   void (*mmd)(const MMDArgs&);
   void (*sigmoid_focal)(const FocalArgs&);
   void (*packed_relu)(const PackedReluArgs&);
-  void (*packed_relu_backward)(const PackedReluArgs&);  // x = g, y = dx
-  double (*fma_peak)(int threads, double seconds);      // FLOP/s of register-only multiply-adds
+  void (*packed_relu_backward)(const PackedReluArgs&);             // x = g, y = dx
+  double (*fma_peak)(int threads, double seconds, Dtype operand);  // FLOP/s of multiply-adds in registers
 };
 
-#define THAWKIT_DECLARE_KERNELS(isa)                \
-  namespace isa {                                   \
-  int lanes();                                      \
-  bool bfloat16_operands();                         \
-  int64_t info_nce_workspace(const InfoNCEArgs&);   \
-  void info_nce(const InfoNCEArgs&);                \
-  int64_t pairs_workspace(const PairArgs&);         \
-  void pairs(const PairArgs&);                      \
-  int64_t mmd_workspace(const MMDArgs&);            \
-  void mmd(const MMDArgs&);                         \
-  void sigmoid_focal(const FocalArgs&);             \
-  void packed_relu(const PackedReluArgs&);          \
-  void packed_relu_backward(const PackedReluArgs&); \
-  double fma_peak(int threads, double seconds);     \
+#define THAWKIT_DECLARE_KERNELS(isa)                           \
+  namespace isa {                                              \
+  int lanes();                                                 \
+  bool bfloat16_operands();                                    \
+  int64_t info_nce_workspace(const InfoNCEArgs&);              \
+  void info_nce(const InfoNCEArgs&);                           \
+  int64_t pairs_workspace(const PairArgs&);                    \
+  void pairs(const PairArgs&);                                 \
+  int64_t mmd_workspace(const MMDArgs&);                       \
+  void mmd(const MMDArgs&);                                    \
+  void sigmoid_focal(const FocalArgs&);                        \
+  void packed_relu(const PackedReluArgs&);                     \
+  void packed_relu_backward(const PackedReluArgs&);            \
+  double fma_peak(int threads, double seconds, Dtype operand); \
   }
 
 THAWKIT_DECLARE_KERNELS(baseline)

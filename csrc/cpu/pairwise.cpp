@@ -79,7 +79,8 @@ void mmd(const MMDArgs& a) {
     mmd_panels<false>(a);
 }
 
-double fma_peak(int threads, double seconds) {
+template <class Operand>
+static double peak_of(int threads, double seconds) {
   constexpr int kChains = kVectorBytes == 64 ? 24 : 12;
   constexpr int64_t kSteps = 20000;
   double flops = 0, elapsed = 0;
@@ -92,9 +93,10 @@ double fma_peak(int threads, double seconds) {
     while (omp_get_wtime() - start < seconds) {
       for (int64_t k = 0; k < kSteps; ++k) {
 #pragma GCC unroll 24
-        for (int i = 0; i < kChains; ++i) a[i] = a[i] * b + c;
+        for (int i = 0; i < kChains; ++i)
+          a[i] = Operand::kRounds ? Operand::Step::add(a[i], 1e-9f, b) : a[i] * b + c;
       }
-      flops += 2.0 * kSteps * kChains * kLanes;
+      flops += 2.0 * Operand::kTogether * kSteps * kChains * kLanes;
     }
     float keep = 0;
     for (int i = 0; i < kChains; ++i) keep += sum(a[i]);
@@ -102,6 +104,11 @@ double fma_peak(int threads, double seconds) {
   }
   elapsed = omp_get_wtime() - start;
   return flops / elapsed;
+}
+
+double fma_peak(int threads, double seconds, Dtype operand) {
+  return with_operand(Dtype::kFloat32, operand,
+                      [&](auto, auto kind) { return peak_of<decltype(kind)>(threads, seconds); });
 }
 
 }  // namespace THAWKIT_ISA
