@@ -35,7 +35,7 @@ def draw(path: Path) -> None:
     faster.margins(x=0.25)
     share.barh(names, [100 * r["share_of_fma_peak"] for r in rows], color="#7aa86b")
     share.axvline(100, color="#888", linewidth=1)
-    share.set_xlabel("share of the float32 FMA peak, per cent")
+    share.set_xlabel("share of the FMA peak of its dtype, per cent")
     figure.suptitle(
         f"{document['cpu']}, {document['threads']} threads, torch {document['torch']}", fontsize=9
     )
