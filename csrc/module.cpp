@@ -108,6 +108,23 @@ MMDArgs mmd_args(Pointer x, Pointer y, int64_t n, int64_t m, int64_t depth, Poin
           threads};
 }
 
+TopKArgs top_k_args(Pointer queries, Pointer gallery, int64_t rows, int64_t keys, int64_t depth, int64_t k,
+                    int similarity, Pointer excluded, Pointer values, Pointer indices, Pointer workspace,
+                    int threads) {
+  return {as<const float>(queries),
+          as<const float>(gallery),
+          rows,
+          keys,
+          depth,
+          k,
+          static_cast<Similarity>(similarity),
+          as<const int64_t>(excluded),
+          as<float>(values),
+          as<int64_t>(indices),
+          as<float>(workspace),
+          threads};
+}
+
 FocalArgs focal_args(Pointer x, Pointer t, int64_t n, float alpha, float gamma, Pointer loss, Pointer grad,
                      Pointer upstream, float factor, Pointer total, int dtype, int threads) {
   return {as<void>(x),
@@ -190,6 +207,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define(m, "pairs_workspace", pair_args, [](const PairArgs& a) { return kernels().pairs_workspace(a); });
   define(m, "mmd", mmd_args, [](const MMDArgs& a) { kernels().mmd(a); });
   define(m, "mmd_workspace", mmd_args, [](const MMDArgs& a) { return kernels().mmd_workspace(a); });
+  define(m, "top_k", top_k_args, [](const TopKArgs& a) { kernels().top_k(a); });
+  define(m, "top_k_workspace", top_k_args, [](const TopKArgs& a) { return kernels().top_k_workspace(a); });
   define(m, "sigmoid_focal", focal_args, [](const FocalArgs& a) { kernels().sigmoid_focal(a); });
   define(m, "packed_relu", packed_relu_args, [](const PackedReluArgs& a) { kernels().packed_relu(a); });
   define(m, "packed_relu_backward", packed_relu_args,

@@ -57,7 +57,7 @@ static inline void softmax_segment(float* x, int64_t width, SoftmaxRow& row) {
 // Columns whose label is (or is not) `own` do not count.
 static inline void mask_segment(float* x, const int32_t* labels, int64_t width, int32_t own, bool drop_same) {
   for (int64_t j = 0; j < width; j += kLanes) {
-    const Ints same = *reinterpret_cast<const Ints*>(labels + j) == splat(own);
+    const Ints same = load(labels + j) == splat(own);
     store(x + j, drop_same ? select(same, splat(kNothing), load(x + j))
                            : select(same, load(x + j), splat(kNothing)));
   }

@@ -102,6 +102,24 @@ struct MMDArgs {
   int threads;
 };
 
+enum class Similarity : int { kDot = 0, kCosine = 1, kEuclidean = 2 };
+
+// The k largest similarities of each of the queries [rows, depth] to the gallery [keys, depth], descending,
+// equal ones in the order of the gallery. Euclidean similarity is minus the squared distance, NaN where the
+// square of a row's norm is not finite. Of query i the gallery's row excluded[i] is left out, and so is
+// whatever has the similarity NaN; places that remain hold -inf and index -1. k >= 1, keys < 2^31.
+struct TopKArgs {
+  const float* queries;
+  const float* gallery;
+  int64_t rows, keys, depth, k;
+  Similarity similarity;
+  const int64_t* excluded;  // [rows] or null
+  float* values;            // [rows, k]
+  int64_t* indices;         // [rows, k]
+  float* workspace;
+  int threads;
+};
+
 // Sigmoid focal loss over n logits x with targets t in [0, 1] (Lin et al. 2017, torchvision's form).
 //   writes their sum to *total, loss[n] and grad[n], each where not null; grad comes times upstream[i] or,
 //   where that is null, times `factor`. alpha < 0: no class weighting.
@@ -141,6 +159,8 @@ struct Kernels {
   void (*pairs)(const PairArgs&);
   int64_t (*mmd_workspace)(const MMDArgs&);  // floats
   void (*mmd)(const MMDArgs&);
+  int64_t (*top_k_workspace)(const TopKArgs&);  // floats
+  void (*top_k)(const TopKArgs&);
   void (*sigmoid_focal)(const FocalArgs&);
   void (*packed_relu)(const PackedReluArgs&);
   void (*packed_relu_backward)(const PackedReluArgs&);             // x = g, y = dx
@@ -157,6 +177,8 @@ struct Kernels {
   void pairs(const PairArgs&);                                 \
   int64_t mmd_workspace(const MMDArgs&);                       \
   void mmd(const MMDArgs&);                                    \
+  int64_t top_k_workspace(const TopKArgs&);                    \
+  void top_k(const TopKArgs&);                                 \
   void sigmoid_focal(const FocalArgs&);                        \
   void packed_relu(const PackedReluArgs&);                     \
   void packed_relu_backward(const PackedReluArgs&);            \

@@ -2,6 +2,7 @@
 #include "cpu/info_nce.h"
 #include "cpu/mmd.h"
 #include "cpu/pairs.h"
+#include "cpu/top_k.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
@@ -78,6 +79,10 @@ void mmd(const MMDArgs& a) {
   else
     mmd_panels<false>(a);
 }
+
+int64_t top_k_workspace(const TopKArgs& a) { return TopKRun(a, 0).workspace_floats; }
+
+void top_k(const TopKArgs& a) { top_k_panels(a); }
 
 template <class Operand>
 static double peak_of(int threads, double seconds) {

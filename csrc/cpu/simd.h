@@ -108,6 +108,9 @@ static inline float max_lane(Floats a) {
 static inline Floats load(const float* p) { return *reinterpret_cast<const Floats*>(p); }
 static inline void store(float* p, Floats v) { *reinterpret_cast<Floats*>(p) = v; }
 
+static inline Ints load(const int32_t* p) { return *reinterpret_cast<const Ints*>(p); }
+static inline void store(int32_t* p, Ints v) { *reinterpret_cast<Ints*>(p) = v; }
+
 typedef uint16_t Halves __attribute__((vector_size(kVectorBytes / 2), aligned(2)));
 
 static inline Floats load(const bfloat16* p) {
@@ -265,6 +268,29 @@ static inline uint32_t to_bits(Ints mask) {
 }
 
 static inline bool all(Ints mask) { return to_bits(mask) == (1ull << kLanes) - 1; }
+
+static inline uint32_t at_least_bits(Floats a, Floats b) {
+#if defined(THAWKIT_AVX512)  // GCC 12 takes the comparison through a vector
+  return _mm512_cmp_ps_mask(bit_cast<__m512>(a), bit_cast<__m512>(b), _CMP_GE_OQ);
+#else
+  return to_bits(a >= b);
+#endif
+}
+
+static inline Ints lane_numbers() {
+  Ints numbers;
+  for (int i = 0; i < kLanes; ++i) numbers[i] = i;
+  return numbers;
+}
+
+// The lanes whose bits are set, next to each other; what stands in the rest of the kLanes places is lost.
+static inline void store_compressed(int32_t* p, Ints v, uint32_t bits) {
+#if defined(THAWKIT_AVX512)  // through a register: compressing into memory is slow on AMD CPUs
+  _mm512_storeu_si512(p, _mm512_maskz_compress_epi32(static_cast<__mmask16>(bits), bit_cast<__m512i>(v)));
+#else
+  for (; bits; bits &= bits - 1) *p++ = v[__builtin_ctz(bits)];
+#endif
+}
 
 static inline Ints from_bits(uint32_t bits) {
   Ints weight;

@@ -4,6 +4,7 @@ from thawkit.losses.functional.classifier import linear_cross_entropy
 from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
 from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.losses.functional.mmd import mmd
+from thawkit.losses.functional.retrieval import RetrievalMetrics, retrieval_metrics
 from thawkit.losses.functional.similarity import (
     clip,
     info_nce,
@@ -14,6 +15,7 @@ from thawkit.losses.functional.similarity import (
 )
 
 __all__ = [
+    "RetrievalMetrics",
     "clip",
     "contrastive",
     "cosine_contrastive",
@@ -23,6 +25,7 @@ __all__ = [
     "linear_cross_entropy",
     "mmd",
     "nt_xent",
+    "retrieval_metrics",
     "siglip",
     "sigmoid_focal_loss",
     "supcon",

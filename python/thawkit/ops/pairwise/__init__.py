@@ -18,6 +18,8 @@ from thawkit.ops.pairwise.pairs import OBJECTIONS as _PAIRS_OBJECTIONS
 from thawkit.ops.pairwise.row_softmax import RowStatistics, row_softmax, row_softmax_and_statistics
 from thawkit.ops.pairwise.siglip import siglip
 from thawkit.ops.pairwise.supcon import supcon
+from thawkit.ops.pairwise.top_k import OBJECTIONS as _TOP_K_OBJECTIONS
+from thawkit.ops.pairwise.top_k import top_k
 from thawkit.ops.pairwise.triplet import triplet_margin
 
 __all__ = [
@@ -37,6 +39,7 @@ __all__ = [
     "row_softmax_and_statistics",
     "siglip",
     "supcon",
+    "top_k",
     "triplet_margin",
 ]
 
@@ -44,4 +47,5 @@ BACKENDS = {
     "row_softmax": tuple(_row_softmax.KERNELS),
     "pair_loss": tuple(_PAIRS_OBJECTIONS),
     "mmd": tuple(_MMD_OBJECTIONS),
+    "top_k": tuple(_TOP_K_OBJECTIONS),
 }

@@ -228,3 +228,33 @@ def pair_loss(
         dscale,
         dbias,
     )
+
+
+_SIMILARITIES = {"dot": 0, "cosine": 1, "euclidean": 2}  # the compiled kernels' Similarity
+
+
+def top_k(
+    queries: Tensor, gallery: Tensor, k: int, similarity: str, excluded: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The k largest similarities of each query (float32) and their indices (int64)."""
+    q32, g32 = _rows(queries), _rows(gallery)
+    (rows, depth), keys = q32.shape, g32.shape[0]
+    values, indices = q32.new_empty(rows, k), q32.new_empty(rows, k, dtype=torch.int64)
+    if excluded is not None:
+        excluded = excluded.contiguous()
+    arguments = (
+        pointer(q32),
+        pointer(g32),
+        rows,
+        keys,
+        depth,
+        k,
+        _SIMILARITIES[similarity],
+        pointer(excluded),
+        pointer(values),
+        pointer(indices),
+    )
+    if rows:
+        workspace = q32.new_empty(cpu_kernels().top_k_workspace(*arguments, 0, threads()))
+        cpu_kernels().top_k(*arguments, pointer(workspace), threads())
+    return values, indices

@@ -6,6 +6,7 @@ from thawkit.ops.pairwise.reference.margin import contrastive, cosine_contrastiv
 from thawkit.ops.pairwise.reference.mmd import mean_squared_distance, mmd
 from thawkit.ops.pairwise.reference.row_softmax import row_softmax
 from thawkit.ops.pairwise.reference.similarity import clip, nt_xent, siglip, supcon
+from thawkit.ops.pairwise.reference.top_k import top_k
 
 __all__ = [
     "clip",
@@ -19,5 +20,6 @@ __all__ = [
     "siglip",
     "squared_distances",
     "supcon",
+    "top_k",
     "triplet_margin",
 ]
