@@ -29,7 +29,7 @@ def triplet_margin(
         mining: ``all``: every triplet (Hermans et al. 2017, eq. 6; 1703.07737). ``hard``: of each anchor the
             farthest positive and the nearest negative (eq. 5). ``semihard``: of each anchor and positive the
             nearest negative that is farther than the positive, or the farthest where none is (Schroff et al.
-            2015, sec. 3.2; 1503.03832).
+            2015, sec. 3.2; 1503.03832). Of equally far rows the first is taken.
         distance: ``euclidean`` or ``cosine``.
 
     Returns:
@@ -41,6 +41,9 @@ def triplet_margin(
     negative = ~positive
     if ref is None:
         positive = positive.masked_fill(torch.eye(len(d), dtype=torch.bool, device=d.device), False)
+    if d.shape[1] == 0:
+        nothing = d.sum(1)
+        return nothing, nothing.long(), nothing.long()
     mine = {"all": _all_triplets, "hard": _hardest_triplets, "semihard": _semihard_triplets}[mining]
     return mine(d, positive, negative, margin.to(d.dtype))
 
@@ -68,8 +71,6 @@ def _hardest_triplets(
     d: Tensor, positive: Tensor, negative: Tensor, margin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     mined = positive.any(1) & negative.any(1)
-    if d.shape[1] == 0:
-        return d.sum(1), mined.long(), mined.long()
     farthest = d.where(positive, -torch.inf).max(1).values
     nearest = d.where(negative, torch.inf).min(1).values
     rows = F.relu(farthest - nearest + margin).where(mined, 0)
@@ -79,11 +80,13 @@ def _hardest_triplets(
 def _semihard_triplets(
     d: Tensor, positive: Tensor, negative: Tensor, margin: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    negatives = negative.sum(1, keepdim=True)
-    mined = positive & (negatives > 0)
-    ascending, order = d.detach().where(negative, torch.inf).sort(dim=1)
+    mined = positive & negative.any(1, keepdim=True)
+    from_negatives = d.detach().where(negative, torch.inf)
+    ascending, order = from_negatives.sort(dim=1, stable=True)
     farther = torch.searchsorted(ascending, d.detach().contiguous(), right=True)
-    chosen = order.gather(1, farther.minimum(negatives - 1).clamp_min(0))
+    nearest = order.gather(1, farther.clamp_max(d.shape[1] - 1))
+    farthest = d.detach().where(negative, -torch.inf).argmax(1, keepdim=True)
+    chosen = nearest.where(farther < (from_negatives < torch.inf).sum(1, keepdim=True), farthest)
     losses = F.relu(d - d.gather(1, chosen) + margin).where(mined, 0)
     return losses.sum(1), mined.sum(1), (losses > 0).sum(1)
 
