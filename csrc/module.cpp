@@ -125,6 +125,36 @@ TopKArgs top_k_args(Pointer queries, Pointer gallery, int64_t rows, int64_t keys
           threads};
 }
 
+MarginArgs margin_args(int kind, bool cosine, bool self, Pointer x, Pointer y, int64_t rows, int64_t columns,
+                       int64_t depth, Pointer order, Pointer first, Pointer last, float margin,
+                       float negative_margin, Pointer row_weight, float weight, int mean, Pointer loss,
+                       Pointer total, Pointer dx, Pointer dy, Pointer dmargins, Pointer workspace,
+                       int threads) {
+  return {static_cast<MarginLoss>(kind),
+          cosine,
+          self,
+          as<const float>(x),
+          as<const float>(y),
+          rows,
+          columns,
+          depth,
+          as<const int64_t>(order),
+          as<const int64_t>(first),
+          as<const int64_t>(last),
+          margin,
+          negative_margin,
+          as<const float>(row_weight),
+          weight,
+          static_cast<MarginMean>(mean),
+          as<float>(loss),
+          as<float>(total),
+          as<float>(dx),
+          as<float>(dy),
+          as<float>(dmargins),
+          as<float>(workspace),
+          threads};
+}
+
 FocalArgs focal_args(Pointer x, Pointer t, int64_t n, float alpha, float gamma, Pointer loss, Pointer grad,
                      Pointer upstream, float factor, Pointer total, int dtype, int threads) {
   return {as<void>(x),
@@ -209,6 +239,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define(m, "mmd_workspace", mmd_args, [](const MMDArgs& a) { return kernels().mmd_workspace(a); });
   define(m, "top_k", top_k_args, [](const TopKArgs& a) { kernels().top_k(a); });
   define(m, "top_k_workspace", top_k_args, [](const TopKArgs& a) { return kernels().top_k_workspace(a); });
+  define(m, "margin", margin_args, [](const MarginArgs& a) { kernels().margin(a); });
+  define(m, "margin_workspace", margin_args,
+         [](const MarginArgs& a) { return kernels().margin_workspace(a); });
   define(m, "sigmoid_focal", focal_args, [](const FocalArgs& a) { kernels().sigmoid_focal(a); });
   define(m, "packed_relu", packed_relu_args, [](const PackedReluArgs& a) { kernels().packed_relu(a); });
   define(m, "packed_relu_backward", packed_relu_args,

@@ -120,6 +120,41 @@ struct TopKArgs {
   int threads;
 };
 
+enum class MarginLoss : int { kAll = 0, kHard = 1, kSemiHard = 2, kContrastive = 3 };
+
+// What the sum of the losses is divided by, at least 1: nothing, the triplets, or those that cost something.
+enum class MarginMean : int { kNone = 0, kMined = 1, kActive = 2 };
+
+// Losses on the distances d_ij of rows x [rows, depth] and y [columns, depth], which belong to classes.
+//   kAll, kHard, kSemiHard: loss[i] = sum max(d_ip - d_in + margin, 0) over the triplets mined, p of the
+//     class of x[i] and n of another one
+//   kContrastive, for `self` only: loss[i] = 1/2 sum_j max(d_ij - margin, 0)^2 within the class of x[i] and
+//     max(negative_margin - d_ij, 0)^2 outside
+//   *total = sum_i weight_i * loss[i] / mean, weight_i being row_weight[i] or, where that is null, `weight`
+// and, where the pointers are not null, the gradients of the total.
+struct MarginArgs {
+  MarginLoss kind;
+  bool cosine;  // d = 1 - cosine, else the Euclidean distance
+  bool self;    // y is x, and no row meets itself
+  const float* x;
+  const float* y;  // not read where self
+  int64_t rows, columns, depth;
+  const int64_t* order;  // [columns]: y by class
+  const int64_t* first;  // [rows]: where the class of x[i] (x[order[i]] where self) begins in the order
+  const int64_t* last;   // [rows]: and ends
+  float margin, negative_margin;
+  const float* row_weight;
+  float weight;
+  MarginMean mean;
+  float* loss;  // [rows]
+  float* total;
+  float* dx;        // [rows, depth] or null
+  float* dy;        // [columns, depth] or null
+  float* dmargins;  // [2], of both margins
+  float* workspace;
+  int threads;
+};
+
 // Sigmoid focal loss over n logits x with targets t in [0, 1] (Lin et al. 2017, torchvision's form).
 //   writes their sum to *total, loss[n] and grad[n], each where not null; grad comes times upstream[i] or,
 //   where that is null, times `factor`. alpha < 0: no class weighting.
@@ -161,6 +196,8 @@ struct Kernels {
   void (*mmd)(const MMDArgs&);
   int64_t (*top_k_workspace)(const TopKArgs&);  // floats
   void (*top_k)(const TopKArgs&);
+  int64_t (*margin_workspace)(const MarginArgs&);  // floats
+  void (*margin)(const MarginArgs&);
   void (*sigmoid_focal)(const FocalArgs&);
   void (*packed_relu)(const PackedReluArgs&);
   void (*packed_relu_backward)(const PackedReluArgs&);             // x = g, y = dx
@@ -179,6 +216,8 @@ struct Kernels {
   void mmd(const MMDArgs&);                                    \
   int64_t top_k_workspace(const TopKArgs&);                    \
   void top_k(const TopKArgs&);                                 \
+  int64_t margin_workspace(const MarginArgs&);                 \
+  void margin(const MarginArgs&);                              \
   void sigmoid_focal(const FocalArgs&);                        \
   void packed_relu(const PackedReluArgs&);                     \
   void packed_relu_backward(const PackedReluArgs&);            \

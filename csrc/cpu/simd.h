@@ -91,6 +91,19 @@ static inline Floats abs(Floats a) { return bit_cast<Floats>(bit_cast<Ints>(a) &
 static inline Floats flip_sign(Floats a, Ints sign) { return bit_cast<Floats>(bit_cast<Ints>(a) ^ sign); }
 static inline Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 
+static inline Floats sqrt(Floats a) {
+#if defined(THAWKIT_AVX512)
+  return bit_cast<Floats>(_mm512_sqrt_ps(bit_cast<__m512>(a)));
+#elif defined(THAWKIT_AVX2)
+  return bit_cast<Floats>(_mm256_sqrt_ps(bit_cast<__m256>(a)));
+#elif defined(THAWKIT_SSE2)
+  return bit_cast<Floats>(_mm_sqrt_ps(bit_cast<__m128>(a)));
+#else
+  for (int i = 0; i < kLanes; ++i) a[i] = __builtin_sqrtf(a[i]);
+  return a;
+#endif
+}
+
 static inline float sum(Floats a) {
   float s = 0;
   for (int i = 0; i < kLanes; ++i) s += a[i];

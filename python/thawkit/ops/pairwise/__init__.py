@@ -10,6 +10,7 @@ from thawkit.ops.pairwise.info_nce import (
     info_nce_with_soft_targets,
 )
 from thawkit.ops.pairwise.linear_cross_entropy import linear_cross_entropy
+from thawkit.ops.pairwise.margin import OBJECTIONS as _MARGIN_OBJECTIONS
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
 from thawkit.ops.pairwise.negatives import info_nce_with_negatives
@@ -46,6 +47,7 @@ __all__ = [
 BACKENDS = {
     "row_softmax": tuple(_row_softmax.KERNELS),
     "pair_loss": tuple(_PAIRS_OBJECTIONS),
+    "margin_loss": tuple(_MARGIN_OBJECTIONS),
     "mmd": tuple(_MMD_OBJECTIONS),
     "top_k": tuple(_TOP_K_OBJECTIONS),
 }

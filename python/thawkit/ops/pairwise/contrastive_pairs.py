@@ -9,7 +9,8 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import reference
-from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced, reduced_over
+from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced
+from thawkit.ops.pairwise.margin import margin_loss
 
 
 def contrastive(
@@ -46,11 +47,10 @@ def contrastive(
     negative_margin = checks.one_number("negative_margin", negative_margin, embeddings)
     checks.one_of("distance", distance, DISTANCES)
     checks.reduced("embeddings", embeddings.shape[0], reduction)
-    choose("contrastive", {}, embeddings)
-    with full_precision(embeddings):
-        rows = reference.contrastive(lifted(embeddings), labels, positive_margin, negative_margin, distance)
-        pairs = embeddings.shape[0] * (embeddings.shape[0] - 1) // 2
-        return reduced_over(rows, reduction, pairs)
+    return margin_loss(
+        "contrastive", embeddings, None, positive_margin, negative_margin, labels, None,
+        kind="contrastive", distance=distance, reduction=reduction,
+    )  # fmt: skip
 
 
 def cosine_contrastive(

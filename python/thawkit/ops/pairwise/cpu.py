@@ -258,3 +258,65 @@ def top_k(
         workspace = q32.new_empty(cpu_kernels().top_k_workspace(*arguments, 0, threads()))
         cpu_kernels().top_k(*arguments, pointer(workspace), threads())
     return values, indices
+
+
+def margin_loss(
+    x: Tensor,
+    y: Tensor | None,
+    margin: Tensor,
+    negative_margin: Tensor | None,
+    labels: Tensor,
+    y_labels: Tensor | None,
+    row_weight: Tensor | None,
+    weight: float,
+    kind: int,
+    distance: int,
+    mean: int,
+    need_dx: bool,
+    need_dy: bool,
+    need_dmargins: bool,
+) -> tuple[Tensor | None, ...]:
+    """Losses of the rows, their weighted sum or mean (float32), and the gradients of the latter."""
+    x_rows, y_rows, row_weight = _rows(x), _floats(y), _floats(row_weight)
+    (rows, depth), columns = x_rows.shape, x_rows.shape[0] if y_rows is None else y_rows.shape[0]
+    by_class, order = (labels if y_labels is None else y_labels).to(torch.int64).sort(stable=True)
+    row_labels = by_class if y_labels is None else labels.to(torch.int64).contiguous()
+    first = torch.searchsorted(by_class, row_labels)
+    last = torch.searchsorted(by_class, row_labels, right=True)
+    total = x.new_zeros((), dtype=torch.float32)
+    loss, dmargins = total.new_zeros(rows), total.new_zeros(2)
+    dx = torch.zeros_like(x_rows) if need_dx else None
+    dy = torch.zeros_like(y_rows) if need_dy and y_rows is not None else None
+    arguments = (
+        kind,
+        distance == 1,
+        y is None,
+        pointer(x_rows),
+        pointer(y_rows),
+        rows,
+        columns,
+        depth,
+        pointer(order),
+        pointer(first),
+        pointer(last),
+        float(margin),
+        0.0 if negative_margin is None else float(negative_margin),
+        pointer(row_weight),
+        weight,
+        mean,
+        pointer(loss),
+        pointer(total),
+        pointer(dx),
+        pointer(dy),
+        pointer(dmargins),
+    )
+    if rows and columns:
+        workspace = total.new_empty(cpu_kernels().margin_workspace(*arguments, 0, threads()))
+        cpu_kernels().margin(*arguments, pointer(workspace), threads())
+    return (
+        loss,
+        total,
+        None if dx is None else dx.to(x.dtype),
+        None if dy is None or y is None else dy.to(y.dtype),
+        dmargins if need_dmargins else None,
+    )

@@ -1,4 +1,4 @@
-"""The triplet loss: checks, choice of backend."""
+"""The triplet loss: checks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import reference
-from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced_over
+from thawkit.ops.pairwise.common import DISTANCES
+from thawkit.ops.pairwise.margin import margin_loss
 
 MININGS = ("all", "hard", "semihard")
 REDUCTIONS = ("none", "mean", "mean_nonzero", "sum")
@@ -52,13 +51,10 @@ def triplet_margin(
     checks.one_of("distance", distance, DISTANCES)
     _check_ref(embeddings, ref, ref_labels)
     checks.reduced("embeddings", embeddings.shape[0], reduction, REDUCTIONS)
-    choose("triplet_margin", {}, embeddings)
-    with full_precision(embeddings):
-        others = None if ref is None else lifted(ref)
-        rows, mined, active = reference.triplet_margin(
-            lifted(embeddings), labels, others, ref_labels, margin, mining, distance
-        )
-        return reduced_over(rows, reduction, (active if reduction == "mean_nonzero" else mined).sum())
+    return margin_loss(
+        "triplet_margin", embeddings, ref, margin, None, labels, ref_labels,
+        kind=mining, distance=distance, reduction=reduction,
+    )  # fmt: skip
 
 
 def _check_ref(embeddings: Tensor, ref: Tensor | None, ref_labels: Tensor | None) -> None:
