@@ -69,9 +69,10 @@ def choose(operator: str, kernels: Mapping[str, Objection], *tensors: Tensor) ->
         ThawkitError: a backend was forced that cannot take the arguments; the message says why.
     """
     forced = forced_backend()
-    if forced == "reference" or (forced is None and _transformed() is not None):
+    transformed = not torch.compiler.is_compiling() and _transformed() is not None
+    if forced == "reference" or (forced is None and transformed):
         return "reference"
-    if _transformed() is not None:
+    if transformed:
         raise ThawkitError(
             f"{operator}: backend {forced!r} was forced, but only 'reference' runs inside a transform of "
             f"torch.func"
