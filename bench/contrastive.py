@@ -295,13 +295,15 @@ def main() -> None:
     options = options.parse_args()
     torch.manual_seed(0)
     report = Report("contrastive", options)
-    for make in cases(options.quick):
-        case = make()
-        if options.losses and case.loss not in options.losses:
-            continue
-        rounds = options.rounds * (4 if case.pairs <= 1024**2 else 1)
-        measure(report, case, rounds, compiled=not options.quick)
-    report.write()
+    try:
+        for make in cases(options.quick):
+            case = make()
+            if options.losses and case.loss not in options.losses:
+                continue
+            rounds = options.rounds * (4 if case.pairs <= 1024**2 else 1)
+            measure(report, case, rounds, compiled=not options.quick)
+    finally:
+        report.write()  # what there is of an interrupted run
 
 
 if __name__ == "__main__":
