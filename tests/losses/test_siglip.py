@@ -12,6 +12,7 @@ from tests.losses import oracle
 from thawkit.errors import ThawkitError
 from thawkit.losses import SigLipLoss
 from thawkit.losses import functional as F
+from thawkit.ops.pairwise.siglip import siglip_with_some
 
 
 def pairs(rows, features=12, seed=0):
@@ -113,6 +114,31 @@ def test_siglip_keeps_to_what_all_losses_do():
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_siglip_compiles(backend):
     oracle.assert_compiles(loss(), *pairs(9), SCALE, BIAS, backend=backend)
+
+
+@pytest.mark.parametrize("weight", [None, 0.25])
+@pytest.mark.parametrize("normalized", [True, False])
+def test_siglip_is_the_sum_of_what_some_of_the_texts_add(normalized, weight):
+    """The texts before those of the images (none of which belongs to any), with them, and after them."""
+    image, text = pairs(23)
+    here = slice(9, 15)
+
+    def parts(image, text, scale, bias):
+        options = {"normalize": normalized, "weight": weight}
+        some = ((text[:4], None), (text[4:18], here.start - 4), (text[18:], None))
+        return sum(siglip_with_some(image[here], x, scale, bias, offset=n, **options) for x, n in some)
+
+    def whole(*x):
+        rows = definition(*x, normalized, "none")[here]
+        return rows if weight is None else rows.sum() * weight
+
+    oracle.assert_is(parts, whole, image, text, SCALE if normalized else torch.tensor(0.3), BIAS)
+
+
+def test_siglip_of_no_image_has_a_gradient_of_zeros():
+    image, text = pairs(0)[0], pairs(5)[1].requires_grad_()
+    siglip_with_some(image, text, SCALE, BIAS, offset=0, normalize=True, weight=1.0).backward()
+    assert not text.grad.any()
 
 
 def test_siglip_module_calls_the_function():

@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from thawkit.errors import ThawkitError
+from thawkit.losses import distributed as across_ranks
 from thawkit.losses import functional as F
 from thawkit.ops import checks
 
 
-class InfoNCELoss(nn.Module):
+class _Contrastive(nn.Module):
+    """What the losses have in common: rows to normalise, a reduction, and ranks that may hold other rows."""
+
+    def __init__(
+        self, normalize: bool, reduction: str, distributed: str | None, group: dist.ProcessGroup | None
+    ):
+        super().__init__()
+        if distributed is not None:
+            checks.one_of("distributed", distributed, across_ranks.MODES)
+        self.normalize = normalize
+        self.reduction = reduction
+        self.distributed = distributed
+        self.group = group
+
+    def _function(self, name: str) -> Callable[..., Tensor]:
+        options = {"normalize": self.normalize, "reduction": self.reduction}
+        if self.distributed is None:
+            return functools.partial(getattr(F, name), **options)
+        function = getattr(across_ranks, name)
+        return functools.partial(function, mode=self.distributed, group=self.group, **options)
+
+
+class InfoNCELoss(_Contrastive):
     """InfoNCE of queries against keys; see :func:`thawkit.losses.functional.info_nce`.
 
     Args:
@@ -20,6 +46,9 @@ class InfoNCELoss(nn.Module):
         normalize: use cosine similarities.
         reduction: ``none``, ``mean`` or ``sum``.
         in_batch: the keys of other rows are negatives, besides those that are given.
+        distributed: ``gather`` or ``ring``: the batch is that of all ranks, as in
+            :mod:`thawkit.losses.distributed`. None: it is this process's.
+        group: the ranks of the batch; None: all.
     """
 
     def __init__(
@@ -28,13 +57,13 @@ class InfoNCELoss(nn.Module):
         normalize: bool = True,
         reduction: str = "mean",
         in_batch: bool = True,
+        distributed: str | None = None,
+        group: dist.ProcessGroup | None = None,
     ):
-        super().__init__()
+        super().__init__(normalize, reduction, distributed, group)
         if not (math.isfinite(temperature) and temperature > 0):
             raise ThawkitError(f"temperature must be positive and finite, got {temperature}")
         self.temperature = temperature
-        self.normalize = normalize
-        self.reduction = reduction
         self.in_batch = in_batch
 
     def forward(self, q: Tensor, k: Tensor, negatives: Tensor | None = None) -> Tensor:
@@ -42,88 +71,93 @@ class InfoNCELoss(nn.Module):
 
         Further negatives are (M, D), for all rows, or (N, M, D), for each row its own.
         """
-        return F.info_nce(
-            q,
-            k,
-            negatives=negatives,
-            in_batch=self.in_batch,
-            logit_scale=1 / self.temperature,
-            normalize=self.normalize,
-            reduction=self.reduction,
+        return self._function("info_nce")(
+            q, k, negatives=negatives, in_batch=self.in_batch, logit_scale=1 / self.temperature
         )
 
 
-class ClipLoss(nn.Module):
+class ClipLoss(_Contrastive):
     """CLIP's symmetric loss; see :func:`thawkit.losses.functional.clip`.
 
     Args:
         normalize: divide each row by its Euclidean norm first; rows that have norm 1 may skip it.
         reduction: ``none``, ``mean`` or ``sum``.
+        distributed: ``gather`` or ``ring``: the batch is that of all ranks, as in
+            :mod:`thawkit.losses.distributed`. None: it is this process's.
+        group: the ranks of the batch; None: all.
     """
 
-    def __init__(self, normalize: bool = True, reduction: str = "mean"):
-        super().__init__()
-        self.normalize = normalize
-        self.reduction = reduction
+    def __init__(
+        self,
+        normalize: bool = True,
+        reduction: str = "mean",
+        distributed: str | None = None,
+        group: dist.ProcessGroup | None = None,
+    ):
+        super().__init__(normalize, reduction, distributed, group)
 
     def forward(self, image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:
         """Return the loss of ``image`` and ``text``, both (N, D), at the inverse temperature given."""
-        return F.clip(
-            image, text, logit_scale=logit_scale, normalize=self.normalize, reduction=self.reduction
-        )
+        return self._function("clip")(image, text, logit_scale=logit_scale)
 
 
-class SigLipLoss(nn.Module):
+class SigLipLoss(_Contrastive):
     """SigLIP's sigmoid loss of all pairs; see :func:`thawkit.losses.functional.siglip`.
 
     Args:
         normalize: divide each row by its Euclidean norm first; rows that have norm 1 may skip it.
         reduction: ``none``, ``mean`` or ``sum``.
+        distributed: ``gather`` or ``ring``: the batch is that of all ranks, as in
+            :mod:`thawkit.losses.distributed`. None: it is this process's.
+        group: the ranks of the batch; None: all.
     """
 
-    def __init__(self, normalize: bool = True, reduction: str = "mean"):
-        super().__init__()
-        self.normalize = normalize
-        self.reduction = reduction
+    def __init__(
+        self,
+        normalize: bool = True,
+        reduction: str = "mean",
+        distributed: str | None = None,
+        group: dist.ProcessGroup | None = None,
+    ):
+        super().__init__(normalize, reduction, distributed, group)
 
     def forward(
         self, image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
     ) -> Tensor:
         """Return the loss of ``image`` and ``text``, both (N, D), at the scale and bias given."""
-        return F.siglip(
-            image,
-            text,
-            logit_scale=logit_scale,
-            logit_bias=logit_bias,
-            normalize=self.normalize,
-            reduction=self.reduction,
-        )
+        return self._function("siglip")(image, text, logit_scale=logit_scale, logit_bias=logit_bias)
 
 
-class NTXentLoss(nn.Module):
+class NTXentLoss(_Contrastive):
     """SimCLR's loss of two views; see :func:`thawkit.losses.functional.nt_xent`.
 
     Args:
         temperature: divides the similarities; an ``nn.Parameter`` is learned with the model.
         normalize: use cosine similarities.
         reduction: ``none``, ``mean`` or ``sum``.
+        distributed: ``gather`` or ``ring``: the batch is that of all ranks, as in
+            :mod:`thawkit.losses.distributed`. None: it is this process's.
+        group: the ranks of the batch; None: all.
     """
 
-    def __init__(self, temperature: Tensor | float = 0.5, normalize: bool = True, reduction: str = "mean"):
-        super().__init__()
+    def __init__(
+        self,
+        temperature: Tensor | float = 0.5,
+        normalize: bool = True,
+        reduction: str = "mean",
+        distributed: str | None = None,
+        group: dist.ProcessGroup | None = None,
+    ):
+        super().__init__(normalize, reduction, distributed, group)
         checks.positive_scalar("temperature", temperature)
         self.temperature = temperature
-        self.normalize = normalize
-        self.reduction = reduction
 
     def forward(self, z1: Tensor, z2: Tensor) -> Tensor:
         """Return the loss of the views ``z1`` and ``z2``, both (N, D)."""
-        return F.nt_xent(
-            z1, z2, temperature=self.temperature, normalize=self.normalize, reduction=self.reduction
-        )
+        return self._function("nt_xent")(z1, z2, temperature=self.temperature)
 
 
-class SupConLoss(nn.Module):
+class SupConLoss(_Contrastive):
     """Supervised contrastive loss; see :func:`thawkit.losses.functional.supcon`.
 
     Args:
@@ -131,6 +165,9 @@ class SupConLoss(nn.Module):
         variant: ``out`` or ``in``, where the mean over positives stands.
         normalize: use cosine similarities.
         reduction: ``none``, ``mean`` or ``sum``.
+        distributed: ``gather`` or ``ring``: the batch is that of all ranks, as in
+            :mod:`thawkit.losses.distributed`. None: it is this process's.
+        group: the ranks of the batch; None: all.
     """
 
     def __init__(
@@ -139,24 +176,19 @@ class SupConLoss(nn.Module):
         variant: str = "out",
         normalize: bool = True,
         reduction: str = "mean",
+        distributed: str | None = None,
+        group: dist.ProcessGroup | None = None,
     ):
-        super().__init__()
+        super().__init__(normalize, reduction, distributed, group)
         checks.positive_scalar("temperature", temperature)
         checks.one_of("variant", variant, ("out", "in"))
         self.temperature = temperature
         self.variant = variant
-        self.normalize = normalize
-        self.reduction = reduction
 
     def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of ``embeddings`` (N, D) of the classes ``labels``, (N,) or 0/1 (N, L)."""
-        return F.supcon(
-            embeddings,
-            labels,
-            temperature=self.temperature,
-            variant=self.variant,
-            normalize=self.normalize,
-            reduction=self.reduction,
+        return self._function("supcon")(
+            embeddings, labels, temperature=self.temperature, variant=self.variant
         )
 
 

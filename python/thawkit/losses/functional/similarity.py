@@ -75,10 +75,10 @@ def info_nce(
             raise ThawkitError("negatives must be given where in_batch is false, got None")
         common: dict[str, Any] = {"normalize": normalize, "reduction": reduction}
         if soft_targets is not None:
-            _alone("soft_targets", given)
+            alone("soft_targets", given)
             return _pairwise.info_nce_with_soft_targets(q, k, logit_scale, soft_targets, **common)
         if hard_negative_beta:
-            _alone("hard_negative_beta", given - {"labels"})
+            alone("hard_negative_beta", given - {"labels"})
             return _pairwise.info_nce_with_hard_negatives(
                 q, k, logit_scale, hard_negative_beta, labels=labels, **common
             )
@@ -91,7 +91,7 @@ def info_nce(
             sample_weight=sample_weight,
             **common,
         )
-    _alone("negatives", given | {"negatives"})
+    alone("negatives", given | {"negatives"})
     return _pairwise.info_nce_with_negatives(
         q, k, negatives, logit_scale, in_batch=in_batch, normalize=normalize, reduction=reduction
     )
@@ -124,7 +124,8 @@ def info_nce_statistics(
     return _pairwise.info_nce_statistics(q, k, logit_scale, normalize=normalize, reduction=reduction)
 
 
-def _alone(name: str, given: set[str]) -> None:
+def alone(name: str, given: set[str]) -> None:
+    """Require that no other option is given beside one of that name."""
     others = sorted(given - {name})
     if others:
         raise ThawkitError(f"{name} cannot be combined with {', '.join(others)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from thawkit.ops import checks
+from thawkit.ops.pairwise.common import summand
 from thawkit.ops.pairwise.pairs import pair_loss
 
 
@@ -35,4 +36,5 @@ def clip(
     checks.twin("text", text, "image", image)
     scale = checks.one_number("logit_scale", logit_scale, image)
     checks.reduced("image", image.shape[0], reduction)
-    return pair_loss("clip", image, text, scale, None, normalize=normalize, reduction=reduction)
+    weight = summand(reduction, image.shape[0])
+    return pair_loss("clip", image, text, scale, None, normalize=normalize, weight=weight)

@@ -23,6 +23,11 @@ def reduced(rows: Tensor, reduction: str) -> Tensor:
     return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()
 
 
+def summand(reduction: str, rows: int) -> float | None:
+    """Return the factor of each of ``rows`` losses in their sum, None where there is no sum."""
+    return {"none": None, "sum": 1.0}.get(reduction, 1.0 / max(rows, 1))
+
+
 def reduced_over(rows: Tensor, reduction: str, count: Tensor | int) -> Tensor:
     """Return the rows, their sum, or their sum over a count of their own; of nothing the mean is 0."""
     if reduction == "none":

@@ -176,6 +176,7 @@ def pair_loss(
     row_weight: Tensor | None,
     weight: float,
     kind: int,
+    offset: int | None,
     normalize: bool,
     need_dx: bool,
     need_dy: bool,
@@ -206,7 +207,7 @@ def pair_loss(
         depth,
         _divisor(scale),
         0.0 if bias is None else float(bias),
-        0,
+        -rows if offset is None else offset,  # before the first column: no row has a positive
         normalize,
         pointer(row_weight),
         weight,
@@ -220,6 +221,8 @@ def pair_loss(
     if rows:
         workspace = total.new_empty(cpu_kernels().pairs_workspace(*arguments, 0, threads()))
         cpu_kernels().pairs(*arguments, pointer(workspace), threads())
+    elif dy is not None:
+        dy.zero_()
     return (
         loss,
         total,

@@ -50,7 +50,7 @@ def info_nce(
         weight = 1.0 / q.shape[0] if reduction == "mean" else 1.0
         options |= {"weight": weight, "reduce": reduction != "none"}
         return row_softmax(q, k, logit_scale, normalize=normalize, columns=columns, **options)
-    _check_weight(sample_weight, q)
+    check_weight(sample_weight, q)
     if reduction == "none":
         rows = row_softmax(q, k, logit_scale, normalize=normalize, reduce=False, columns=columns, **options)
         return sample_weight * rows
@@ -93,9 +93,7 @@ def info_nce_with_hard_negatives(
     ``log(1 + exp(n_i - s_ii))`` with ``exp(n_i) = M_i sum_j exp((1 + beta) s_ij) / sum_j exp(beta s_ij)``
     over the M_i negatives: two log-sum-exps of the engine. Arguments and errors are :func:`info_nce`'s.
     """
-    checks.finite("hard_negative_beta", beta)
-    if beta <= 0:
-        raise ThawkitError(f"hard_negative_beta must be above 0, got {beta}")
+    check_beta(beta)
     columns, options = _columns(q, k, labels, None, reduction)
     scale = checks.one_number("logit_scale", logit_scale, q)
     rows, keys = q.shape[0], k.shape[0]
@@ -109,7 +107,7 @@ def info_nce_with_hard_negatives(
         else:
             numbers = options["key_labels"].long()
             same = torch.zeros_like(numbers).index_add(0, numbers, torch.ones_like(numbers))[numbers[:rows]]
-            count = (keys - same).to(torch.float32).log()  # -inf where there are no negatives
+            count = (keys - same).to(lifted(q).dtype).log()  # -inf where there are no negatives
 
         def log_sum(times: float) -> Tensor:
             return row_softmax(q, k, times * scale, columns=columns, reduce=False, **options)
@@ -169,7 +167,15 @@ def _columns(
     ), options
 
 
-def _check_weight(sample_weight: Tensor, q: Tensor) -> None:
+def check_beta(beta: float) -> None:
+    """Require a positive exponent of the negatives' weights."""
+    checks.finite("hard_negative_beta", beta)
+    if beta <= 0:
+        raise ThawkitError(f"hard_negative_beta must be above 0, got {beta}")
+
+
+def check_weight(sample_weight: Tensor, q: Tensor) -> None:
+    """Require a weight for each query."""
     checks.floating("sample_weight", sample_weight)
     if sample_weight.shape != q.shape[:1]:
         raise ThawkitError(f"sample_weight must have shape ({q.shape[0]},), got {tuple(sample_weight.shape)}")

@@ -46,39 +46,50 @@ def info_nce_with_negatives(
         raise ThawkitError(
             f"k must have {count} rows as q, whose positives they are, got {k.shape[0]} and {q.shape[0]}"
         )
-    _check_negatives(negatives, q)
+    check_negatives(negatives, q)
     if in_batch and negatives.dim() == 2:
         return info_nce(q, torch.cat((k, negatives)), logit_scale, normalize=normalize, reduction=reduction)
     checks.reduced("q", q.shape[0], reduction)
     scale = checks.one_number("logit_scale", logit_scale, q)
     with full_precision(q):
-        positive = _logits(q, k[: q.shape[0], None], scale, normalize).squeeze(1)
+        positive = row_logits(q, k[: q.shape[0], None], scale, normalize).squeeze(1)
         if negatives.shape[-2] == 0:
             log_sum = torch.full_like(positive, -torch.inf)
         elif negatives.dim() == 2:
             none = torch.full((q.shape[0],), -1, device=q.device)
             log_sum = row_softmax(q, negatives, scale, target=none, normalize=normalize, reduce=False)
         else:
-            log_sum = _logits(q, negatives, scale, normalize).logsumexp(1)
-        # Without in-batch negatives log(1 + exp(log_sum - positive)). They alone make the loss
-        # b = log(rest) - positive; log(rest + exp(log_sum)) - positive then is what follows, which keeps the
-        # digits of a small loss.
-        loss = -F.logsigmoid(positive - log_sum)
+            log_sum = row_logits(q, negatives, scale, normalize).logsumexp(1)
+        batch = torch.zeros_like(positive)
         if in_batch:
             batch = info_nce(q, k, scale, normalize=normalize, reduction="none")
-            loss = batch - F.logsigmoid(batch + positive - log_sum)
-        return reduced(loss, reduction)
+        return reduced(with_further(batch, positive, log_sum), reduction)
 
 
-def _logits(q: Tensor, keys: Tensor, scale: Tensor, normalize: bool) -> Tensor:
-    """(N, M) logits of rows (N, D) with keys of their own (N, M, D)."""
+def with_further(loss: Tensor, positive: Tensor, log_sum: Tensor) -> Tensor:
+    """Return the losses of rows after further negatives have joined.
+
+    Args:
+        loss: (N,) ``log(rest) - positive``; 0 where the positive is all that there was.
+        positive: (N,) logits of the positives.
+        log_sum: (N,) log-sum-exps of the further negatives' logits, -inf where there are none.
+
+    Returns:
+        ``log(rest + exp(log_sum)) - positive`` in a form that keeps the digits of a small loss.
+    """
+    return loss - F.logsigmoid(loss + positive - log_sum)
+
+
+def row_logits(q: Tensor, keys: Tensor, scale: Tensor, normalize: bool) -> Tensor:
+    """Return the (N, M) logits of rows (N, D) with keys of their own (N, M, D)."""
     q, keys = lifted(q), lifted(keys)
     if normalize:
         q, keys = F.normalize(q, dim=-1), F.normalize(keys, dim=-1)
     return scale.to(q.dtype) * torch.einsum("nd,nmd->nm", q, keys)
 
 
-def _check_negatives(negatives: Tensor, q: Tensor) -> None:
+def check_negatives(negatives: Tensor, q: Tensor) -> None:
+    """Require (M, D) or (N, M, D) negatives that fit the queries."""
     checks.floating("negatives", negatives)
     rows, features = q.shape
     fits = negatives.dim() in (2, 3) and negatives.shape[-1] == features

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import lifted
+from thawkit.ops.pairwise.common import lifted, summand
 from thawkit.ops.pairwise.pairs import pair_loss
 
 
@@ -36,4 +36,5 @@ def nt_xent(
     checks.reduced("z1", z1.shape[0], reduction)
     z = torch.cat((z1, z2))
     scale = 1 / lifted(temperature)
-    return pair_loss("nt_xent", z, None, scale, None, normalize=normalize, reduction=reduction)
+    weight = summand(reduction, z.shape[0])
+    return pair_loss("nt_xent", z, None, scale, None, normalize=normalize, weight=weight)

@@ -14,7 +14,7 @@ from torch import Tensor
 from thawkit.ops._library import define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
-from thawkit.ops.pairwise.common import full_precision, lifted, reduced
+from thawkit.ops.pairwise.common import full_precision, lifted
 
 OBJECTIONS = {"cpu": cpu.objection}
 
@@ -29,25 +29,38 @@ def pair_loss(
     bias: Tensor | None,
     *,
     normalize: bool,
-    reduction: str,
+    weight: float | None,
+    offset: int | None = 0,
 ) -> Tensor:
     """Return the loss of arguments that have been checked; for ``nt_xent`` x holds both views, y is None.
 
-    The scale and the bias are tensors without dimensions.
+    The scale and the bias are tensors without dimensions. The rows' losses are summed times ``weight``, or
+    given as they are where it is None. For ``siglip`` ``y[i + offset]`` belongs to ``x[i]``, and none to any
+    where ``offset`` is None.
     """
     samples = (x,) if y is None else (x, y)
     backend = choose(kind, OBJECTIONS, *samples)
     if backend == "reference":
         with full_precision(x):
-            return reduced(_definition(kind, x, y, scale, bias, normalize), reduction)
+            return _reduced(_definition(kind, x, y, scale, bias, normalize, offset), weight)
     if not torch.is_grad_enabled():
         x, scale = x.detach(), scale.detach()
         y, bias = (t if t is None else t.detach() for t in (y, bias))
-    return _PairLoss.apply(x, y, scale, bias, kind, normalize, reduction, backend)
+    return _PairLoss.apply(x, y, scale, bias, kind, normalize, weight, offset, backend)
+
+
+def _reduced(rows: Tensor, weight: float | None) -> Tensor:
+    return rows if weight is None else rows.sum() * weight
 
 
 def _definition(
-    kind: str, x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None, normalize: bool
+    kind: str,
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    normalize: bool,
+    offset: int | None,
 ) -> Tensor:
     x = lifted(x)
     if y is None:
@@ -56,7 +69,7 @@ def _definition(
     y = lifted(y)
     if bias is None:
         return reference.clip(x, y, scale, normalize)
-    return reference.siglip(x, y, scale, bias, normalize)
+    return reference.siglip(x, y, scale, bias, normalize, offset)
 
 
 def _fake(
@@ -76,9 +89,10 @@ def _fake(
 
 _operator = define(
     "pair_loss(Tensor x, Tensor? y, Tensor scale, Tensor? bias, Tensor? row_weight, float weight, str kind, "
-    "bool normalize, bool[4] need, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    lambda x, y, scale, bias, row_weight, weight, kind, normalize, need, backend: cpu.pair_loss(
-        x, y, scale, bias, row_weight, weight, KINDS.index(kind), normalize, *need
+    "int? offset, bool normalize, bool[4] need, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    lambda x, y, scale, bias, row_weight, weight, kind, offset, normalize, need, backend: cpu.pair_loss(
+        x, y, scale, bias, row_weight, weight, KINDS.index(kind), offset, normalize, *need
     ),
     _fake,
 )
@@ -96,30 +110,32 @@ class _PairLoss(torch.autograd.Function):
         bias: Tensor | None,
         kind: str,
         normalize: bool,
-        reduction: str,
+        weight: float | None,
+        offset: int | None,
         backend: str,
     ) -> Tensor:
-        need = list(ctx.needs_input_grad[:4]) if reduction != "none" else [False] * 4
-        weight = 1.0 / x.shape[0] if reduction == "mean" else 1.0
-        rows, total, *gradients = _operator(x, y, scale, bias, None, weight, kind, normalize, need, backend)
-        ctx.options = kind, normalize, reduction, backend
+        need = [False] * 4 if weight is None else list(ctx.needs_input_grad[:4])
+        rows, total, *gradients = _operator(
+            x, y, scale, bias, None, 1.0 if weight is None else weight, kind, offset, normalize, need, backend
+        )
+        ctx.options = kind, normalize, weight, offset, backend
         ctx.save_for_backward(x, y, scale, bias, *gradients)
-        return rows if reduction == "none" else total
+        return rows if weight is None else total
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale, bias, *saved = ctx.saved_tensors
-        kind, normalize, reduction, backend = ctx.options
+        kind, normalize, weight, offset, backend = ctx.options
         need = list(ctx.needs_input_grad[:4])
-        nothing = None, None, None, None
+        nothing = None, None, None, None, None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             with full_precision(x):
-                loss = reduced(_definition(kind, x, y, scale, bias, normalize), reduction)
+                loss = _reduced(_definition(kind, x, y, scale, bias, normalize, offset), weight)
             wanted = [t for t, needed in zip((x, y, scale, bias), need, strict=True) if needed]
             found = iter(torch.autograd.grad(loss, wanted, g, create_graph=True))
             return *(next(found) if needed else None for needed in need), *nothing
-        if reduction == "none":
-            gradients = _operator(x, y, scale, bias, g, 1.0, kind, normalize, need, backend)[2:]
+        if weight is None:
+            gradients = _operator(x, y, scale, bias, g, 1.0, kind, offset, normalize, need, backend)[2:]
         else:
             gradients = [scaled(t, g) if needed else t for t, needed in zip(saved, need, strict=True)]
         dx, dy, dscale, dbias = (t if needed else None for t, needed in zip(gradients, need, strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from thawkit.ops import checks
+from thawkit.ops.pairwise.common import summand
 from thawkit.ops.pairwise.pairs import pair_loss
 
 
@@ -38,4 +39,29 @@ def siglip(
     scale = checks.one_number("logit_scale", logit_scale, image)
     bias = checks.one_number("logit_bias", logit_bias, image)
     checks.reduced("image", image.shape[0], reduction)
-    return pair_loss("siglip", image, text, scale, bias, normalize=normalize, reduction=reduction)
+    weight = summand(reduction, image.shape[0])
+    return pair_loss("siglip", image, text, scale, bias, normalize=normalize, weight=weight)
+
+
+def siglip_with_some(
+    image: Tensor,
+    text: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    *,
+    offset: int | None,
+    normalize: bool,
+    weight: float | None,
+) -> Tensor:
+    """Return what some of the texts add to the losses of the rows of ``image``.
+
+    Args:
+        image: (N, D).
+        text: (M, D) of the same dtype, some or all of the batch's texts.
+        scale: scalar tensor that multiplies the similarities.
+        bias: scalar tensor added to them.
+        offset: ``text[i + offset]`` belongs to ``image[i]``; None: no text belongs to any.
+        normalize: divide each row by its Euclidean norm first.
+        weight: factor of the rows' sum; None: no sum, but (N,) losses.
+    """
+    return pair_loss("siglip", image, text, scale, bias, normalize=normalize, weight=weight, offset=offset)

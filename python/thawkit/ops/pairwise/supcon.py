@@ -44,7 +44,7 @@ def supcon(
             unknown name, or there is nothing to take the mean of.
     """
     checks.matrix("embeddings", embeddings)
-    _check_labels(labels, embeddings)
+    check_labels(labels, embeddings)
     checks.positive_scalar("temperature", temperature)
     temperature = checks.one_number("temperature", temperature, embeddings)
     checks.one_of("variant", variant, ("out", "in"))
@@ -100,7 +100,8 @@ def _on_the_engine(
     return loss if reduce else loss.where(anchor, 0)
 
 
-def _check_labels(labels: Tensor, embeddings: Tensor) -> None:
+def check_labels(labels: Tensor, embeddings: Tensor) -> None:
+    """Require (N,) integers or an (N, L) matrix of zeros and ones, for (N, D) embeddings."""
     if not isinstance(labels, Tensor) or labels.dim() != 2:
         checks.labels("labels", labels, "embeddings", embeddings)
         return

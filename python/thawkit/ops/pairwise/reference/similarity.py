@@ -28,23 +28,29 @@ def clip(image: Tensor, text: Tensor, scale: Tensor, normalize: bool) -> Tensor:
     return (to_text + to_image) / 2
 
 
-def siglip(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, normalize: bool) -> Tensor:
+def siglip(
+    image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, normalize: bool, offset: int | None = 0
+) -> Tensor:
     """SigLIP's loss of each row (Zhai et al. 2023, algorithm 1; 2303.15343).
 
     Args:
         image: (N, D).
-        text: (N, D); ``text[i]`` belongs to ``image[i]``.
+        text: (M, D); ``text[i + offset]`` belongs to ``image[i]``.
         scale: number that multiplies the similarities.
         bias: number added to them.
         normalize: divide each row by its Euclidean norm first.
+        offset: None: no text belongs to any image.
 
     Returns:
-        (N,) losses ``-sum_j logsigmoid(z_ij (scale s_ij + bias))``, z_ij = 1 where i = j and -1 elsewhere.
+        (N,) losses ``-sum_j logsigmoid(z_ij (scale s_ij + bias))``, z_ij = 1 where j = i + offset and -1
+        elsewhere.
     """
     if normalize:
         image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
     logits = scale.to(image.dtype) * (image @ text.t()) + bias.to(image.dtype)
-    signs = 2 * torch.eye(image.shape[0], dtype=logits.dtype, device=logits.device) - 1
+    signs = torch.full_like(logits, -1)
+    if offset is not None:
+        signs.diagonal(offset).fill_(1)
     return -F.logsigmoid(signs * logits).sum(1)
 
 
