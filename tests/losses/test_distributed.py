@@ -46,6 +46,7 @@ def assert_passed(results, names):
         assert not failures, f"{name}:\n{failures[0]}"
 
 
+@pytest.mark.slow  # the first of them starts the processes
 @pytest.mark.parametrize("group", distributed_ranks.GROUPS)
 @pytest.mark.parametrize("mode", distributed_ranks.MODES)
 @pytest.mark.parametrize("subject", [*distributed_ranks.CASES, *distributed_ranks.CHECKS])
