@@ -107,6 +107,15 @@ def empty(like: Tensor) -> Tensor:
     return like.new_empty(0)
 
 
+def apart(*tensors: Tensor | None) -> tuple[Any, ...]:
+    """Return the tensors anew, so that derivatives with respect to one do not go through another.
+
+    A Function whose second argument was computed from its first is to give both their own gradients, and
+    autograd adds them up: a backward pass that asks :func:`torch.autograd.grad` for them must not do so too.
+    """
+    return tuple(None if t is None else t.view_as(t) for t in tensors)
+
+
 def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
     """Return ``gradient * upstream`` from a saved gradient, which the caller of backward may then overwrite.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import define, empty, scaled
+from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced_over
@@ -142,6 +142,7 @@ class _MarginLoss(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:4]
         nothing = (None,) * 6
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            x, y, margin, negative_margin = apart(x, y, margin, negative_margin)
             with full_precision(x):
                 loss = _definition(x, y, margin, negative_margin, labels, y_labels, kind, distance, reduction)
             inputs = [t for t, needed in zip((x, y, margin, negative_margin), wanted, strict=True) if needed]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops._library import define, empty, scaled
+from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
 
@@ -96,6 +96,7 @@ class _MMD(torch.autograd.Function):
         need_x, need_y = ctx.needs_input_grad[:2]
         x, y, gamma, dx, dy = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            x, y = apart(x, y)
             value = reference.mmd(x.float(), y.float(), gamma, *ctx.options)
             wanted = [sample for sample, needed in ((x, need_x), (y, need_y)) if needed]
             found = iter(torch.autograd.grad(value, wanted, g, create_graph=True))

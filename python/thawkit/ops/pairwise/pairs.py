@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import define, empty, scaled
+from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import full_precision, lifted
@@ -129,6 +129,7 @@ class _PairLoss(torch.autograd.Function):
         need = list(ctx.needs_input_grad[:4])
         nothing = None, None, None, None, None
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            x, y, scale, bias = apart(x, y, scale, bias)
             with full_precision(x):
                 loss = _reduced(_definition(kind, x, y, scale, bias, normalize, offset), weight)
             wanted = [t for t, needed in zip((x, y, scale, bias), need, strict=True) if needed]

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import normalize as normalized
 
 from thawkit.ops import checks
-from thawkit.ops._library import define, empty, scaled
+from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
 from thawkit.ops.pairwise.common import lifted
@@ -246,6 +246,7 @@ class _RowSoftmax(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:5]
         need = list(wanted[:4])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            q, k, scale, bias, row_weight = apart(q, k, scale, bias, row_weight)
             loss, *_ = reference.row_softmax(
                 lifted(q), lifted(k), scale, target, bias, row_labels, key_labels, ctx.columns, ctx.normalize
             )
