@@ -11,7 +11,7 @@ namespace THAWKIT_ISA {
 // One anchor's distances d. Columns are in the order of their classes, so that those of the anchor's class
 // lie together.
 struct Anchor {
-  const float* d;
+  const float* d;  // -inf behind the columns, to a whole number of vectors
   int64_t columns;
   int64_t first, last;  // the anchor's class
   int64_t own;          // the anchor itself among them, or -1
@@ -127,23 +127,36 @@ struct Ranking {
   }
 };
 
+// The rank of each distance among the sorted positives, and in buckets[k] how many negatives are within the
+// reach of the k-th of these.
+static void rank_negatives(const Anchor& a, int64_t padded, int64_t positives, const Ranking& r) {
+  const int64_t size = positives + 1;
+  if (positives <= kFewKeys) {
+    rank_among_few<true>(a.d, padded, r.keys, positives, r.ranks, r.buckets);
+    for (int64_t j = a.first; j < a.last; ++j)
+      for (int32_t k = 0; k < r.ranks[j]; ++k) --r.buckets[k];
+    for (int64_t k = 0; k < positives; ++k) r.buckets[k] = static_cast<int32_t>(a.negatives()) - r.buckets[k];
+    return;
+  }
+  // By rank, in several tables, since many negatives have the same one and would wait for each other.
+  memset(r.buckets, 0, static_cast<size_t>(Ranking::kTables * size) * sizeof(int32_t));
+  for (int64_t j = 0; j < padded; ++j) r.ranks[j] = rank_of<true>(a.d[j], r.keys, positives);
+  a.each_negative([&](int64_t j) { ++r.buckets[j % Ranking::kTables * size + r.ranks[j]]; });
+  int32_t within = 0;
+  for (int64_t k = 0; k < positives; ++k) {
+    for (int t = 0; t < Ranking::kTables; ++t) within += r.buckets[t * size + k];
+    r.buckets[k] = within;
+  }
+}
+
 // Every triplet. The loss is linear in the distances as long as the same triplets cost something, so the
 // slope of a distance is the number of these that it is in: for a positive, the negatives nearer than it and
 // the margin; for a negative, the positives that reach beyond it with the margin.
 static void all_triplets(const Anchor& a, int64_t padded, float margin, const Ranking& r, AnchorLoss& row,
                          float* slope) {
-  const int64_t positives = r.sort_positives(a, margin), size = positives + 1;
+  const int64_t positives = r.sort_positives(a, margin);
   row.mined = double(positives) * double(a.negatives());
-  rank_each<true>(a.d, padded, r.keys, positives, r.ranks);
-  // Negatives by how many positives' reach they are beyond, in several tables, since most have the same
-  // number and would wait for each other.
-  memset(r.buckets, 0, static_cast<size_t>(Ranking::kTables * size) * sizeof(int32_t));
-  a.each_negative([&](int64_t j) { ++r.buckets[j % Ranking::kTables * size + r.ranks[j]]; });
-  int32_t nearer = 0;
-  for (int64_t k = 0; k < positives; ++k) {  // negatives within the reach of the k-th positive
-    for (int t = 0; t < Ranking::kTables; ++t) nearer += r.buckets[t * size + k];
-    r.buckets[k] = nearer;
-  }
+  rank_negatives(a, padded, positives, r);
   for (int64_t j = 0; j < padded; j += kLanes) {
     Ints rank;
     memcpy(&rank, r.ranks + j, sizeof rank);
@@ -160,15 +173,68 @@ static void all_triplets(const Anchor& a, int64_t padded, float margin, const Ra
   row.slope = row.active;
 }
 
-// Of each positive the nearest negative that is farther, or the farthest one. A negative is farther than as
-// many of the sorted positives as its rank says, so the nearest one of a rank serves all positives below.
+// Of some distances (as many as `found`) the nearest negative that is farther, or -1; `d` is -inf but for
+// negatives.
+constexpr int kSomeDistances = 4;
+
+static void nearest_farther(const float* d, int64_t padded, const float* from, const int64_t* number,
+                            int64_t* found) {
+  Floats least[kSomeDistances];
+  float value[kSomeDistances];
+  for (Floats& v : least) v = splat(__builtin_inff());
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const Floats v = load(d + j);
+#pragma GCC unroll 4
+    for (int k = 0; k < kSomeDistances; ++k)
+      least[k] = min(select(v > splat(from[k]), v, splat(__builtin_inff())), least[k]);
+  }
+  for (int k = 0; k < kSomeDistances; ++k) {
+    value[k] = -max_lane(-least[k]);
+    found[k] = -1;
+  }
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const Floats v = load(d + j);
+#pragma GCC unroll 4
+    for (int k = 0; k < kSomeDistances; ++k)
+      for (uint32_t equal = to_bits(v == splat(value[k])); equal; equal &= equal - 1) {
+        const int64_t at = j + __builtin_ctz(equal);
+        if (found[k] < 0 || number[at] < number[found[k]]) found[k] = at;
+      }
+  }
+}
+
+// Of each positive the nearest negative that is farther, or the farthest one.
 static Slope* semihard_triplets(const Anchor& a, int64_t padded, float margin, const int64_t* number,
-                                bool numbers, const Ranking& r, AnchorLoss& row, Slope* out) {
+                                bool numbers, const Ranking& r, AnchorLoss& row, float* negatives,
+                                Slope* out) {
   if (!a.positives() || !a.negatives()) return out;
-  const int64_t positives = r.sort_positives(a, 0.f);
-  rank_each<false>(a.d, padded, r.keys, positives, r.ranks);
   int64_t farthest = extreme_negative<true>(a, number).at;
   if (!numbers) a.each_negative([&](int64_t j) { farthest = a.d[j] == a.d[j] ? farthest : j; });
+  const auto add = [&](int64_t positive, int64_t negative) {
+    out = add_triplet(a, positive, negative < 0 ? farthest : negative, margin, row, out);
+  };
+  if (a.positives() <= kFewKeys) {
+    memcpy(negatives, a.d, static_cast<size_t>(padded) * sizeof(float));
+    for (int64_t j = a.first; j < a.last; ++j) negatives[j] = -__builtin_inff();
+    float from[kSomeDistances] = {};
+    int64_t positive[kSomeDistances], found[kSomeDistances];
+    int some = 0;
+    const auto look = [&] {
+      nearest_farther(negatives, padded, from, number, found);
+      for (int k = 0; k < some; ++k) add(positive[k], found[k]);
+      some = 0;
+    };
+    a.each_positive([&](int64_t j) {
+      positive[some] = j;
+      from[some++] = a.d[j];
+      if (some == kSomeDistances) look();
+    });
+    if (some) look();
+    return out;
+  }
+  // A negative is farther than as many of the sorted positives as its rank says, so the nearest one of a rank
+  // serves all positives below.
+  const int64_t positives = r.sort_positives(a, 0.f);
   int32_t* const nearest = r.buckets;
   for (int64_t k = 0; k <= positives; ++k) nearest[k] = -1;
   const auto offer = [&](int32_t rank, int64_t j) {
@@ -176,13 +242,11 @@ static Slope* semihard_triplets(const Anchor& a, int64_t padded, float margin, c
     if (now < 0 || a.d[j] < a.d[now] || (a.d[j] == a.d[now] && number[j] < number[now]))
       nearest[rank] = static_cast<int32_t>(j);
   };
-  a.each_negative([&](int64_t j) { offer(r.ranks[j], j); });
+  a.each_negative([&](int64_t j) { offer(rank_of<false>(a.d[j], r.keys, positives), j); });
   for (int64_t k = positives; k > 1; --k)
     if (nearest[k] >= 0) offer(static_cast<int32_t>(k - 1), nearest[k]);
-  a.each_positive([&](int64_t j) {
-    const int32_t found = nearest[smaller(rank_of<false>(a.d[j], r.keys, positives) + 1, positives)];
-    out = add_triplet(a, j, found < 0 ? farthest : found, margin, row, out);
-  });
+  a.each_positive(
+      [&](int64_t j) { add(j, nearest[smaller(rank_of<false>(a.d[j], r.keys, positives) + 1, positives)]); });
   return out;
 }
 
@@ -219,8 +283,9 @@ static void contrastive_pairs(const Anchor& a, int64_t padded, float positive_ma
 // `own` and `norms` are squared lengths. Squares of no more than rounding leaves of two equal rows are 0.
 // Returns whether all distances are numbers.
 template <bool Cosine>
-static bool distances(const Panel& panel, int64_t row, int64_t padded, float own, const float* norms,
+static bool distances(const Panel& panel, int64_t row, int64_t columns, float own, const float* norms,
                       float* d) {
+  const int64_t padded = round_up(columns, kTileCols);
   Floats total = {};
   for (int64_t first = 0; first < padded; first += kBlockCols) {
     const float* const x = panel.at(first / kBlockCols, row);
@@ -235,6 +300,7 @@ static bool distances(const Panel& panel, int64_t row, int64_t padded, float own
       store(d + first + j, v);
     }
   }
+  for (int64_t j = columns; j < padded; ++j) d[j] = -__builtin_inff();
   const float all = sum(total);
   return all == all;
 }
@@ -452,8 +518,8 @@ struct MarginRun {
 
   // Loss and slopes of row `row`, which is the panel's i-th.
   void finish_scores(int64_t i, int64_t row, Totals& sums) const {
-    const bool numbers = a.cosine ? distances<true>(panel, i, padded, 0.f, v_norms, d)
-                                  : distances<false>(panel, i, padded, u_norms[row], v_norms, d);
+    const bool numbers = a.cosine ? distances<true>(panel, i, a.columns, 0.f, v_norms, d)
+                                  : distances<false>(panel, i, a.columns, u_norms[row], v_norms, d);
     const Anchor anchor{d, a.columns, a.first[row], a.last[row], self ? row : -1};
     const float weight = weight_of_row(row);
     Slope* const begin = few && want ? kept + starts[row] : found;
@@ -467,7 +533,7 @@ struct MarginRun {
         end = hardest_triplet(anchor, a.margin, a.order, numbers, result, begin);
         break;
       case MarginLoss::kSemiHard:
-        end = semihard_triplets(anchor, padded, a.margin, a.order, numbers, ranking, result, begin);
+        end = semihard_triplets(anchor, padded, a.margin, a.order, numbers, ranking, result, slope, begin);
         break;
       case MarginLoss::kContrastive:
         contrastive_pairs(anchor, padded, a.margin, a.negative_margin, halves[row], halves, result, slope);

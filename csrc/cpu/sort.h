@@ -69,18 +69,37 @@ static inline int32_t rank_of(float x, const float* keys, int64_t count) {
   return static_cast<int32_t>(base - keys) + is_below<OrEqual>(*base, x);
 }
 
-// That of each x; there is room for whole vectors of them.
+// Up to here it is quicker to compare with every key, a vector of x at a time.
+constexpr int64_t kFewKeys = 4 * kLanes;
+
+// The rank of each x among few keys, and how many x each key is below (or equal to). There is room for whole
+// vectors.
 template <bool OrEqual>
-static void rank_each(const float* x, int64_t size, const float* keys, int64_t count, int32_t* ranks) {
-  if (count > 4 * kLanes) {
-    for (int64_t j = 0; j < size; ++j) ranks[j] = rank_of<OrEqual>(x[j], keys, count);
-    return;
-  }
-  for (int64_t j = 0; j < size; j += kLanes) {
-    const Floats v = load(x + j);
-    Ints rank = {};
-    for (int64_t k = 0; k < count; ++k) rank -= is_below<OrEqual>(splat(keys[k]), v);
-    memcpy(ranks + j, &rank, sizeof rank);
+static void rank_among_few(const float* x, int64_t size, const float* keys, int64_t count, int32_t* ranks,
+                           int32_t* beyond) {
+  constexpr int kTogether = 4;
+  for (int64_t j = 0; count == 0 && j < size; ++j) ranks[j] = 0;
+  for (int64_t first = 0; first < count; first += kTogether) {
+    Floats key[kTogether];
+    Ints found[kTogether] = {};
+    for (int k = 0; k < kTogether; ++k)
+      key[k] = splat(first + k < count ? keys[first + k] : __builtin_nanf(""));  // below nothing
+    for (int64_t j = 0; j < size; j += kLanes) {
+      const Floats v = load(x + j);
+      Ints rank = {};
+      if (first) memcpy(&rank, ranks + j, sizeof rank);
+#pragma GCC unroll 4
+      for (int k = 0; k < kTogether; ++k) {
+        const Ints below = is_below<OrEqual>(key[k], v);
+        found[k] -= below;
+        rank -= below;
+      }
+      memcpy(ranks + j, &rank, sizeof rank);
+    }
+    for (int k = 0; k < kTogether && first + k < count; ++k) {
+      beyond[first + k] = 0;
+      for (int l = 0; l < kLanes; ++l) beyond[first + k] += found[k][l];
+    }
   }
 }
 
