@@ -11,7 +11,7 @@ namespace THAWKIT_ISA {
 // One anchor's distances d. Columns are in the order of their classes, so that those of the anchor's class
 // lie together.
 struct Anchor {
-  const float* d;  // -inf behind the columns, to a whole number of vectors
+  const float* d;  // infinity behind the columns, to a whole number of vectors
   int64_t columns;
   int64_t first, last;  // the anchor's class
   int64_t own;          // the anchor itself among them, or -1
@@ -107,96 +107,115 @@ static Slope* hardest_triplet(const Anchor& a, float margin, const int64_t* numb
   return out;
 }
 
-// What the epilogues that sort need for one row.
-struct Ranking {
-  float* keys;       // [columns]
-  uint32_t* spare;   // [2 columns]
-  int32_t* ranks;    // [padded columns]
-  int32_t* buckets;  // [kTables (columns + 2)]
-  static constexpr int kTables = 4;
+// Up to here it is quicker to compare distances with every positive, a vector of them at a time, than to
+// sort.
+constexpr int64_t kFewPositives = 16 * kLanes;
 
-  // The anchor's distances to its positives and the margin, in ascending order; their number.
-  int64_t sort_positives(const Anchor& a, float margin) const {
-    int64_t count = 0;
+// So many positives at a time: what is kept of each stays in registers.
+constexpr int kTogether = 4;
+
+// What the epilogues that look at every positive need for one row.
+struct Mining {
+  float* negatives;  // [padded columns]
+  uint64_t* sorted;  // [columns], and
+  uint64_t* spare;   // [columns]
+
+  // The distances, infinity in place of what is no negative.
+  void keep_negatives(const Anchor& a, int64_t padded) const {
+    memcpy(negatives, a.d, static_cast<size_t>(padded) * sizeof(float));
+    for (int64_t j = a.first; j < a.last; ++j) negatives[j] = __builtin_inff();
+  }
+
+  // call(columns of some positives, their number)
+  template <class Call>
+  static void each_few_positives(const Anchor& a, Call call) {
+    int64_t some[kTogether];
+    int count = 0;
     a.each_positive([&](int64_t j) {
-      const float key = a.d[j] + margin;
-      keys[count++] = key == key ? key : __builtin_inff();
+      some[count++] = j;
+      if (count == kTogether) call(some, count);
+      count %= kTogether;
     });
-    sort_ascending(keys, count, spare);
-    return count;
+    if (count) call(some, count);
   }
 };
 
-// The rank of each distance among the sorted positives, and in buckets[k] how many negatives are within the
-// reach of the k-th of these.
-static void rank_negatives(const Anchor& a, int64_t padded, int64_t positives, const Ranking& r) {
-  const int64_t size = positives + 1;
-  if (positives <= kFewKeys) {
-    rank_among_few<true>(a.d, padded, r.keys, positives, r.ranks, r.buckets);
-    for (int64_t j = a.first; j < a.last; ++j)
-      for (int32_t k = 0; k < r.ranks[j]; ++k) --r.buckets[k];
-    for (int64_t k = 0; k < positives; ++k) r.buckets[k] = static_cast<int32_t>(a.negatives()) - r.buckets[k];
-    return;
+// Takes 1 from the slope of a negative for each of four reaches that it is within; returns how many negatives
+// are within each.
+static void count_within(const float* negatives, int64_t padded, const float* reach, float* slope,
+                         float* within) {
+  Ints found[kTogether] = {};
+  for (int64_t j = 0; j < padded; j += kLanes) {
+    const Floats v = load(negatives + j);
+    Ints all = {};
+#pragma GCC unroll 4
+    for (int k = 0; k < kTogether; ++k) {
+      const Ints nearer = v < splat(reach[k]);
+      found[k] += nearer;
+      all += nearer;
+    }
+    store(slope + j, load(slope + j) + __builtin_convertvector(all, Floats));
   }
-  // By rank, in several tables, since many negatives have the same one and would wait for each other.
-  memset(r.buckets, 0, static_cast<size_t>(Ranking::kTables * size) * sizeof(int32_t));
-  for (int64_t j = 0; j < padded; ++j) r.ranks[j] = rank_of<true>(a.d[j], r.keys, positives);
-  a.each_negative([&](int64_t j) { ++r.buckets[j % Ranking::kTables * size + r.ranks[j]]; });
-  int32_t within = 0;
-  for (int64_t k = 0; k < positives; ++k) {
-    for (int t = 0; t < Ranking::kTables; ++t) within += r.buckets[t * size + k];
-    r.buckets[k] = within;
-  }
+  for (int k = 0; k < kTogether; ++k) within[k] = -sum(__builtin_convertvector(found[k], Floats));
 }
 
 // Every triplet. The loss is linear in the distances as long as the same triplets cost something, so the
-// slope of a distance is the number of these that it is in: for a positive, the negatives nearer than it and
-// the margin; for a negative, the positives that reach beyond it with the margin.
-static void all_triplets(const Anchor& a, int64_t padded, float margin, const Ranking& r, AnchorLoss& row,
+// slope of a distance is the number of these that it is in: for a positive, the negatives that are nearer
+// than it and the margin; for a negative, the positives that reach beyond it with the margin.
+static void all_triplets(const Anchor& a, int64_t padded, float margin, const Mining& m, AnchorLoss& row,
                          float* slope) {
-  const int64_t positives = r.sort_positives(a, margin);
+  const int64_t positives = a.positives();
   row.mined = double(positives) * double(a.negatives());
-  rank_negatives(a, padded, positives, r);
-  for (int64_t j = 0; j < padded; j += kLanes) {
-    Ints rank;
-    memcpy(&rank, r.ranks + j, sizeof rank);
-    store(slope + j, __builtin_convertvector(rank - static_cast<int32_t>(positives), Floats));
+  zero(slope, padded);
+  if (positives <= kFewPositives) {
+    m.keep_negatives(a, padded);
+    Mining::each_few_positives(a, [&](const int64_t* some, int count) {
+      float reach[kTogether], within[kTogether];
+      for (int k = 0; k < kTogether; ++k) reach[k] = k < count ? a.d[some[k]] + margin : -__builtin_inff();
+      count_within(m.negatives, padded, reach, slope, within);
+      for (int k = 0; k < count; ++k) slope[some[k]] = within[k];
+    });
+  } else {
+    uint64_t* end = m.sorted;  // positives first: a negative at the end of their reach costs nothing
+    a.each_positive([&](int64_t j) { *end++ = sortable(a.d[j] + margin, j); });
+    a.each_negative([&](int64_t j) { *end++ = sortable(a.d[j], j); });
+    sort_by_number(m.sorted, end - m.sorted, m.spare);
+    int32_t nearer = 0, beyond = static_cast<int32_t>(-positives);
+    for (const uint64_t* x = m.sorted; x < end; ++x) {
+      const int64_t j = place_of(*x);
+      const int32_t positive = a.first <= j && j < a.last;
+      slope[j] = static_cast<float>(positive ? nearer : beyond);
+      beyond += positive;
+      nearer += 1 - positive;
+    }
   }
-  if (a.own >= 0) slope[a.own] = 0.f;
-  for (int64_t j = a.columns; j < padded; ++j) slope[j] = 0.f;
-  a.each_positive([&](int64_t j) {
-    const int32_t rank = rank_of<true>(a.d[j] + margin, r.keys, positives);
-    slope[j] = static_cast<float>(r.buckets[rank ? rank - 1 : 0]);
-    row.active += slope[j];
-  });
+  a.each_positive([&](int64_t j) { row.active += slope[j]; });
   row.loss = dot(slope, a.d, a.columns) + static_cast<float>(row.active) * margin;
   row.slope = row.active;
 }
 
-// Of some distances (as many as `found`) the nearest negative that is farther, or -1; `d` is -inf but for
-// negatives.
-constexpr int kSomeDistances = 4;
-
-static void nearest_farther(const float* d, int64_t padded, const float* from, const int64_t* number,
+// Of four distances the nearest negative that is farther, or -1.
+static void nearest_farther(const float* negatives, int64_t padded, const float* from, const int64_t* number,
                             int64_t* found) {
-  Floats least[kSomeDistances];
-  float value[kSomeDistances];
-  for (Floats& v : least) v = splat(__builtin_inff());
+  const Floats nothing = splat(__builtin_inff());
+  Floats least[kTogether];
+  for (int k = 0; k < kTogether; ++k) least[k] = nothing;
   for (int64_t j = 0; j < padded; j += kLanes) {
-    const Floats v = load(d + j);
+    const Floats v = load(negatives + j);
 #pragma GCC unroll 4
-    for (int k = 0; k < kSomeDistances; ++k)
-      least[k] = min(select(v > splat(from[k]), v, splat(__builtin_inff())), least[k]);
+    for (int k = 0; k < kTogether; ++k) least[k] = min(select(v > splat(from[k]), v, nothing), least[k]);
   }
-  for (int k = 0; k < kSomeDistances; ++k) {
-    value[k] = -max_lane(-least[k]);
+  Floats value[kTogether];
+  for (int k = 0; k < kTogether; ++k) {
+    const float nearest = -max_lane(-least[k]);
+    value[k] = splat(nearest < __builtin_inff() ? nearest : __builtin_nanf(""));  // equal to nothing
     found[k] = -1;
   }
   for (int64_t j = 0; j < padded; j += kLanes) {
-    const Floats v = load(d + j);
+    const Floats v = load(negatives + j);
 #pragma GCC unroll 4
-    for (int k = 0; k < kSomeDistances; ++k)
-      for (uint32_t equal = to_bits(v == splat(value[k])); equal; equal &= equal - 1) {
+    for (int k = 0; k < kTogether; ++k)
+      for (uint32_t equal = to_bits(v == value[k]); equal; equal &= equal - 1) {
         const int64_t at = j + __builtin_ctz(equal);
         if (found[k] < 0 || number[at] < number[found[k]]) found[k] = at;
       }
@@ -205,48 +224,36 @@ static void nearest_farther(const float* d, int64_t padded, const float* from, c
 
 // Of each positive the nearest negative that is farther, or the farthest one.
 static Slope* semihard_triplets(const Anchor& a, int64_t padded, float margin, const int64_t* number,
-                                bool numbers, const Ranking& r, AnchorLoss& row, float* negatives,
-                                Slope* out) {
+                                bool numbers, const Mining& m, AnchorLoss& row, Slope* out) {
   if (!a.positives() || !a.negatives()) return out;
   int64_t farthest = extreme_negative<true>(a, number).at;
   if (!numbers) a.each_negative([&](int64_t j) { farthest = a.d[j] == a.d[j] ? farthest : j; });
   const auto add = [&](int64_t positive, int64_t negative) {
     out = add_triplet(a, positive, negative < 0 ? farthest : negative, margin, row, out);
   };
-  if (a.positives() <= kFewKeys) {
-    memcpy(negatives, a.d, static_cast<size_t>(padded) * sizeof(float));
-    for (int64_t j = a.first; j < a.last; ++j) negatives[j] = -__builtin_inff();
-    float from[kSomeDistances] = {};
-    int64_t positive[kSomeDistances], found[kSomeDistances];
-    int some = 0;
-    const auto look = [&] {
-      nearest_farther(negatives, padded, from, number, found);
-      for (int k = 0; k < some; ++k) add(positive[k], found[k]);
-      some = 0;
-    };
-    a.each_positive([&](int64_t j) {
-      positive[some] = j;
-      from[some++] = a.d[j];
-      if (some == kSomeDistances) look();
+  if (a.positives() <= kFewPositives) {
+    m.keep_negatives(a, padded);
+    Mining::each_few_positives(a, [&](const int64_t* some, int count) {
+      float from[kTogether];
+      int64_t found[kTogether];
+      for (int k = 0; k < kTogether; ++k) from[k] = k < count ? a.d[some[k]] : __builtin_inff();
+      nearest_farther(m.negatives, padded, from, number, found);
+      for (int k = 0; k < count; ++k) add(some[k], found[k]);
     });
-    if (some) look();
     return out;
   }
-  // A negative is farther than as many of the sorted positives as its rank says, so the nearest one of a rank
-  // serves all positives below.
-  const int64_t positives = r.sort_positives(a, 0.f);
-  int32_t* const nearest = r.buckets;
-  for (int64_t k = 0; k <= positives; ++k) nearest[k] = -1;
-  const auto offer = [&](int32_t rank, int64_t j) {
-    const int32_t now = nearest[rank];
-    if (now < 0 || a.d[j] < a.d[now] || (a.d[j] == a.d[now] && number[j] < number[now]))
-      nearest[rank] = static_cast<int32_t>(j);
-  };
-  a.each_negative([&](int64_t j) { offer(rank_of<false>(a.d[j], r.keys, positives), j); });
-  for (int64_t k = positives; k > 1; --k)
-    if (nearest[k] >= 0) offer(static_cast<int32_t>(k - 1), nearest[k]);
-  a.each_positive(
-      [&](int64_t j) { add(j, nearest[smaller(rank_of<false>(a.d[j], r.keys, positives) + 1, positives)]); });
+  uint64_t* end = m.sorted;  // negatives first: those as far as a positive are not farther
+  a.each_negative([&](int64_t j) { *end++ = sortable(a.d[j], j); });
+  a.each_positive([&](int64_t j) { *end++ = sortable(a.d[j], j); });
+  sort_by_number(m.sorted, end - m.sorted, m.spare);
+  int64_t nearest = -1;
+  for (const uint64_t* x = end; x-- > m.sorted;) {
+    const int64_t j = place_of(*x);
+    if (a.first <= j && j < a.last)
+      add(j, nearest);
+    else if (nearest < 0 || a.d[j] != a.d[nearest] || number[j] < number[nearest])
+      nearest = j;
+  }
   return out;
 }
 
@@ -300,7 +307,7 @@ static bool distances(const Panel& panel, int64_t row, int64_t columns, float ow
       store(d + first + j, v);
     }
   }
-  for (int64_t j = columns; j < padded; ++j) d[j] = -__builtin_inff();
+  for (int64_t j = columns; j < padded; ++j) d[j] = __builtin_inff();
   const float all = sum(total);
   return all == all;
 }
@@ -358,7 +365,7 @@ struct MarginRun {
   float *own_column_sum, *panel_rows, *panel_columns;
   float *d, *slope, *tile_weights;  // of the thread
   Slope* found;
-  Ranking ranking;
+  Mining mining;
   Scratch scratch;
 
   static int threads_of(const MarginArgs& a) {
@@ -399,7 +406,7 @@ struct MarginRun {
       return here ? here + round_up(floats, Workspace::kLine) * omp_get_thread_num() : nullptr;
     };
     const auto integers = [](float* memory) { return reinterpret_cast<int32_t*>(memory); };
-    const bool ranked = a.kind == MarginLoss::kAll || a.kind == MarginLoss::kSemiHard;
+    const bool many = a.kind == MarginLoss::kAll || a.kind == MarginLoss::kSemiHard;
     v = workspace.take(a.columns * a.depth);
     v_inverse = workspace.take(a.cosine ? a.columns : 0);
     v_norms = workspace.take(padded);
@@ -429,10 +436,9 @@ struct MarginRun {
     slope = of_thread(line);
     tile_weights = of_thread(kTileCols);
     found = reinterpret_cast<Slope*>(of_thread(a.kind == MarginLoss::kAll ? 0 : 4 * a.columns));
-    ranking = {of_thread(ranked ? a.columns : 0),
-               reinterpret_cast<uint32_t*>(of_thread(ranked ? 2 * a.columns : 0)),
-               integers(of_thread(ranked ? line : 0)),
-               integers(of_thread(ranked ? Ranking::kTables * (a.columns + 2) : 0))};
+    const int64_t pairs = many ? 2 * a.columns : 0;
+    mining = {of_thread(many ? padded : 0), reinterpret_cast<uint64_t*>(of_thread(pairs)),
+              reinterpret_cast<uint64_t*>(of_thread(pairs))};
     scratch = workspace.scratch(a.depth, teams.threads);
     workspace_floats = workspace.total();
   }
@@ -527,13 +533,13 @@ struct MarginRun {
     AnchorLoss result;
     switch (a.kind) {
       case MarginLoss::kAll:
-        all_triplets(anchor, padded, a.margin, ranking, result, slope);
+        all_triplets(anchor, padded, a.margin, mining, result, slope);
         break;
       case MarginLoss::kHard:
         end = hardest_triplet(anchor, a.margin, a.order, numbers, result, begin);
         break;
       case MarginLoss::kSemiHard:
-        end = semihard_triplets(anchor, padded, a.margin, a.order, numbers, ranking, result, slope, begin);
+        end = semihard_triplets(anchor, padded, a.margin, a.order, numbers, mining, result, begin);
         break;
       case MarginLoss::kContrastive:
         contrastive_pairs(anchor, padded, a.margin, a.negative_margin, halves[row], halves, result, slope);

@@ -25,12 +25,14 @@ def triplet_margin(
     A triplet is an anchor a, a positive p (another row of its label) and a negative n (a row of another
     label). It costs ``max(d(a, p) - d(a, n) + margin, 0)``. Mined are
 
-    - ``all`` triplets (Hermans et al. eq. 6), in O(N M) memory and O(N M log M) time, not in O(N M^2);
+    - ``all`` triplets (Hermans et al. eq. 6), in O(N M log M) time, not in O(N M^2);
     - the ``hard``-est of each anchor: its farthest positive and nearest negative (eq. 5; of equally far ones
       the first);
     - ``semihard``: for each anchor and positive the nearest negative that is farther than the positive, or
       the farthest negative where none is (Schroff et al. sec. 3.2, in the form of TensorFlow Addons and
       sentence-transformers).
+
+    On CPU no (N, M) matrix is stored.
 
     Embeddings are taken as they are: normalize them first where distances are to be on the sphere.
 
