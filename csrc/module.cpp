@@ -20,12 +20,12 @@ T* as(Pointer p) {
   return reinterpret_cast<T*>(p);
 }
 
-InfoNCEArgs info_nce_args(Pointer q, Pointer k, int dtype, int operand, int64_t rows, int64_t keys,
-                          int64_t depth, float scale, bool normalize, Pointer target, int64_t offset,
-                          Pointer bias, int64_t excluded, Pointer row_labels, Pointer key_labels, int labels,
-                          float margin, Pointer row_weight, float weight, Pointer loss, Pointer total,
-                          Pointer positive, Pointer maximum, Pointer dq, Pointer dk, Pointer dbias,
-                          Pointer dscale, Pointer workspace, int threads) {
+RowSoftmaxArgs row_softmax_args(Pointer q, Pointer k, int dtype, int operand, int64_t rows, int64_t keys,
+                                int64_t depth, float scale, bool normalize, Pointer target, int64_t offset,
+                                Pointer bias, int64_t excluded, Pointer row_labels, Pointer key_labels,
+                                int labels, float margin, Pointer row_weight, float weight, Pointer loss,
+                                Pointer total, Pointer positive, Pointer maximum, Pointer dq, Pointer dk,
+                                Pointer dbias, Pointer dscale, Pointer workspace, int threads) {
   return {as<void>(q),
           as<void>(k),
           static_cast<Dtype>(dtype),
@@ -230,9 +230,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       },
       py::call_guard<py::gil_scoped_release>());
 
-  define(m, "info_nce", info_nce_args, [](const InfoNCEArgs& a) { kernels().info_nce(a); });
-  define(m, "info_nce_workspace", info_nce_args,
-         [](const InfoNCEArgs& a) { return kernels().info_nce_workspace(a); });
+  define(m, "row_softmax", row_softmax_args, [](const RowSoftmaxArgs& a) { kernels().row_softmax(a); });
+  define(m, "row_softmax_workspace", row_softmax_args,
+         [](const RowSoftmaxArgs& a) { return kernels().row_softmax_workspace(a); });
   define(m, "pairs", pair_args, [](const PairArgs& a) { kernels().pairs(a); });
   define(m, "pairs_workspace", pair_args, [](const PairArgs& a) { return kernels().pairs_workspace(a); });
   define(m, "mmd", mmd_args, [](const MMDArgs& a) { kernels().mmd(a); });

@@ -19,7 +19,7 @@ enum class Labels : int { kIgnored = 0, kDropSame = 1, kKeepSame = 2 };
 //   *total = sum_i weight_i * loss[i], weight_i being row_weight[i] or, where that is null, `weight`
 // and, where the pointers are not null, the gradients of the total. dscale is one number a row, of
 // logits[i, j] without their bias where there is none. scale is not 0.
-struct InfoNCEArgs {
+struct RowSoftmaxArgs {
   const void* q;
   const void* k;
   Dtype dtype;    // of q, k, dq and dk: float32, or bfloat16 where the operands are bfloat16 too
@@ -187,9 +187,9 @@ struct PackedReluArgs {
 struct Kernels {
   const char* isa;
   int lanes;
-  bool bfloat16;                                      // whether operands can be bfloat16
-  int64_t (*info_nce_workspace)(const InfoNCEArgs&);  // floats
-  void (*info_nce)(const InfoNCEArgs&);
+  bool bfloat16;                                            // whether operands can be bfloat16
+  int64_t (*row_softmax_workspace)(const RowSoftmaxArgs&);  // floats
+  void (*row_softmax)(const RowSoftmaxArgs&);
   int64_t (*pairs_workspace)(const PairArgs&);  // floats
   void (*pairs)(const PairArgs&);
   int64_t (*mmd_workspace)(const MMDArgs&);  // floats
@@ -208,8 +208,8 @@ struct Kernels {
   namespace isa {                                              \
   int lanes();                                                 \
   bool bfloat16_operands();                                    \
-  int64_t info_nce_workspace(const InfoNCEArgs&);              \
-  void info_nce(const InfoNCEArgs&);                           \
+  int64_t row_softmax_workspace(const RowSoftmaxArgs&);        \
+  void row_softmax(const RowSoftmaxArgs&);                     \
   int64_t pairs_workspace(const PairArgs&);                    \
   void pairs(const PairArgs&);                                 \
   int64_t mmd_workspace(const MMDArgs&);                       \

@@ -1,7 +1,7 @@
 // The pairwise engine's entry points. Compiled once per instruction set.
-#include "cpu/info_nce.h"
 #include "cpu/mmd.h"
 #include "cpu/pairs.h"
+#include "cpu/row_softmax.h"
 #include "cpu/top_k.h"
 
 namespace thawkit {
@@ -29,15 +29,16 @@ static auto with_operand(Dtype dtype, Dtype operand, Call call) {
   return call(float{}, Float32{});
 }
 
-int64_t info_nce_workspace(const InfoNCEArgs& a) {
+int64_t row_softmax_workspace(const RowSoftmaxArgs& a) {
   return with_operand(a.dtype, a.operand, [&](auto storage, auto operand) {
-    return InfoNCERun<decltype(storage), decltype(operand)>(a, 0).workspace_floats;
+    return RowSoftmaxRun<decltype(storage), decltype(operand)>(a, 0).workspace_floats;
   });
 }
 
-void info_nce(const InfoNCEArgs& a) {
-  with_operand(a.dtype, a.operand,
-               [&](auto storage, auto operand) { info_nce_panels<decltype(storage), decltype(operand)>(a); });
+void row_softmax(const RowSoftmaxArgs& a) {
+  with_operand(a.dtype, a.operand, [&](auto storage, auto operand) {
+    row_softmax_panels<decltype(storage), decltype(operand)>(a);
+  });
 }
 
 int64_t pairs_workspace(const PairArgs& a) {

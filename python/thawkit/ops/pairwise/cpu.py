@@ -112,8 +112,8 @@ def row_softmax(
         pointer(dscale),
     )
     if rows:
-        workspace = total.new_empty(cpu_kernels().info_nce_workspace(*arguments, 0, threads()))
-        cpu_kernels().info_nce(*arguments, pointer(workspace), threads())
+        workspace = total.new_empty(cpu_kernels().row_softmax_workspace(*arguments, 0, threads()))
+        cpu_kernels().row_softmax(*arguments, pointer(workspace), threads())
     else:
         for sum_over_rows in (total, dk, dbias):
             if sum_over_rows is not None:

@@ -73,10 +73,10 @@ static inline void cut_segment(float* x, int64_t width, float most) {
 // Everything that a thread needs to know, so that the phases below can be functions. Storage is the type of
 // q, k and their gradients, Operand what the products multiply.
 template <class Storage, class Operand>
-struct InfoNCERun {
+struct RowSoftmaxRun {
   static constexpr bool kWide = sizeof(Storage) == sizeof(float);  // gradients are summed where they end
 
-  const InfoNCEArgs& a;
+  const RowSoftmaxArgs& a;
   const Storage *const q, *const k;
   const bool gradient;
   const int64_t blocks, padded_keys;
@@ -92,11 +92,11 @@ struct InfoNCERun {
   SoftmaxRow* statistics;
   double* totals;  // of each thread
 
-  static int threads_of(const InfoNCEArgs& a, bool gradient) {
+  static int threads_of(const RowSoftmaxArgs& a, bool gradient) {
     return useful_threads(double(a.rows) * a.keys * a.depth * (gradient ? 3 : 1), a.threads);
   }
 
-  InfoNCERun(const InfoNCEArgs& args, int team)
+  RowSoftmaxRun(const RowSoftmaxArgs& args, int team)
       : a(args),
         q(static_cast<const Storage*>(a.q)),
         k(static_cast<const Storage*>(a.k)),
@@ -292,8 +292,8 @@ struct InfoNCERun {
 };
 
 template <class Storage, class Operand>
-static void info_nce_panels(const InfoNCEArgs& a) {
-  typedef InfoNCERun<Storage, Operand> Run;
+static void row_softmax_panels(const RowSoftmaxArgs& a) {
+  typedef RowSoftmaxRun<Storage, Operand> Run;
   const Run all(a, 0);
   prefer_huge_pages(a.workspace, all.workspace_floats * 4);
   for (int t = 0; t < all.teams.threads; ++t) all.totals[t] = 0;
