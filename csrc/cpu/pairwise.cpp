@@ -1,7 +1,7 @@
 // The pairwise engine's entry points. Compiled once per instruction set.
 #include "cpu/mmd.h"
 #include "cpu/pairs.h"
-#include "cpu/row_softmax.h"
+#include "cpu/row_softmax_by_keys.h"
 #include "cpu/top_k.h"
 
 namespace thawkit {
@@ -31,13 +31,18 @@ static auto with_operand(Dtype dtype, Dtype operand, Call call) {
 
 int64_t row_softmax_workspace(const RowSoftmaxArgs& a) {
   return with_operand(a.dtype, a.operand, [&](auto storage, auto operand) {
+    if (suits_keys<decltype(storage), decltype(operand)>(a))
+      return with_panel_of_queries(a, [](const auto& run) { return run.workspace_floats; });
     return RowSoftmaxRun<decltype(storage), decltype(operand)>(a, 0).workspace_floats;
   });
 }
 
 void row_softmax(const RowSoftmaxArgs& a) {
   with_operand(a.dtype, a.operand, [&](auto storage, auto operand) {
-    row_softmax_panels<decltype(storage), decltype(operand)>(a);
+    if (suits_keys<decltype(storage), decltype(operand)>(a))
+      with_panel_of_queries(a, [&](const auto& run) { row_softmax_by_keys(a, run); });
+    else
+      row_softmax_panels<decltype(storage), decltype(operand)>(a);
   });
 }
 

@@ -70,6 +70,31 @@ static inline void cut_segment(float* x, int64_t width, float most) {
   }
 }
 
+struct FinishedRow {
+  double weighted_loss;
+  float factor;  // of the unnormalised weights, in the gradient of the logits
+};
+
+// Writes what is asked for of row g: its loss, its positive's logit, its part of the scale's gradient.
+static inline FinishedRow finish_row(const RowSoftmaxArgs& a, const SoftmaxRow& row, int64_t g,
+                                     bool has_positive) {
+  const float gap = has_positive ? (row.maximum - row.positive) * kLn2 : 0.f;  // >= 0
+  const float z = has_positive ? row.others + __builtin_expf(-gap) : row.others;
+  if (!has_positive)
+    a.loss[g] = row.maximum * kLn2 + __builtin_logf(z);
+  else
+    a.loss[g] = gap == 0.f ? __builtin_log1pf(row.others) : __builtin_logf(z) + gap;
+  if (a.positive) a.positive[g] = has_positive ? row.positive * kLn2 : __builtin_nanf("");
+  const float weight = a.row_weight ? a.row_weight[g] : a.weight;
+  const float factor = z == 0.f || weight == 0.f ? 0.f : weight / z;
+  if (a.dscale) {
+    const float above = has_positive ? gap : row.maximum * kLn2;
+    a.dscale[g] = factor * (row.weighted * kLn2 + row.others * above) / a.scale;
+  }
+  // an ignored row may be infinite
+  return {weight == 0.f ? 0. : double(weight) * a.loss[g], factor};
+}
+
 // Everything that a thread needs to know, so that the phases below can be functions. Storage is the type of
 // q, k and their gradients, Operand what the products multiply.
 template <class Storage, class Operand>
@@ -231,21 +256,10 @@ struct RowSoftmaxRun {
       const SoftmaxRow& row = statistics[i];
       const int64_t g = top + i, t = positive_of(g);
       const bool has_positive = t >= 0;
-      const float gap = has_positive ? (row.maximum - row.positive) * kLn2 : 0.f;  // >= 0
-      const float z = has_positive ? row.others + __builtin_expf(-gap) : row.others;
-      if (!has_positive)
-        a.loss[g] = row.maximum * kLn2 + __builtin_logf(z);
-      else
-        a.loss[g] = gap == 0.f ? __builtin_log1pf(row.others) : __builtin_logf(z) + gap;
-      if (a.positive) a.positive[g] = has_positive ? row.positive * kLn2 : __builtin_nanf("");
-      const float weight = a.row_weight ? a.row_weight[g] : a.weight;
-      total += weight == 0.f ? 0. : double(weight) * a.loss[g];  // an ignored row may be infinite
+      const FinishedRow finished = finish_row(a, row, g, has_positive);
+      const float factor = finished.factor;
+      total += finished.weighted_loss;
       if (!gradient) continue;
-      const float factor = z == 0.f || weight == 0.f ? 0.f : weight / z;
-      if (a.dscale) {
-        const float above = has_positive ? gap : row.maximum * kLn2;
-        a.dscale[g] = factor * (row.weighted * kLn2 + row.others * above) / a.scale;
-      }
       const Storage* const query = q + g * depth;
       if (a.dk) {
         if (has_positive) Operand::set_weight(panel.at(t / kBlockCols, 0), i, t % kBlockCols, -row.others);

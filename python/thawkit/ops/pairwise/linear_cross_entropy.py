@@ -109,11 +109,11 @@ def _on_the_engine(
     label_smoothing: float,
 ) -> Tensor:
     """Each position's classifier on its own: all but the log-sum-exp is linear in the logits."""
-    classes, features, rows = linear_weight.shape[0], linear_weight.shape[-1], input.shape[0]
+    classes, rows = linear_weight.shape[0], input.shape[0]
     if linear_weight.dtype != input.dtype:
         input, linear_weight = input.float(), linear_weight.float()
-    matrices = linear_weight.reshape(classes, -1, features).unbind(1)
-    biases = [None] * len(matrices) if linear_bias is None else linear_bias.reshape(classes, -1).unbind(1)
+    matrices = _separate(linear_weight, linear_weight.shape[:1] + linear_weight.shape[-1:])
+    biases = (None,) * len(matrices) if linear_bias is None else _separate(linear_bias, (classes,))
     probabilities = target.is_floating_point()
     shape = (rows, classes, len(matrices)) if probabilities else (rows, len(matrices))
     target = target.reshape(shape) if probabilities else target.long().reshape(shape)
@@ -132,6 +132,12 @@ def _on_the_engine(
             rows_of(input, matrix, part, bias, weight, label_smoothing, reduction != "none", count, ignored)
         )
     return torch.stack(parts, 1) if reduction == "none" else torch.stack(parts).sum()
+
+
+def _separate(x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """Return the part of each position. Of a single one it is ``x``, whose gradient is then not copied."""
+    parts = (x,) if x.dim() == len(shape) else x.reshape(shape[0], -1, *shape[1:]).unbind(1)
+    return tuple(part.reshape(shape) for part in parts)
 
 
 def _index_rows(
