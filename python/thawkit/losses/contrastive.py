@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from thawkit.errors import ThawkitError
 from thawkit.losses import distributed as across_ranks
 from thawkit.losses import functional as F
+from thawkit.losses.functional.scale import check_maximum
 from thawkit.ops import checks
 
 
@@ -36,6 +37,14 @@ class _Contrastive(nn.Module):
             return functools.partial(getattr(F, name), **options)
         function = getattr(across_ranks, name)
         return functools.partial(function, mode=self.distributed, group=self.group, **options)
+
+
+def _bounded(logit_scale: Tensor | float, maximum: float | None) -> Tensor | float:
+    if maximum is None:
+        return logit_scale
+    if isinstance(logit_scale, Tensor):
+        return F.clamp_logit_scale(logit_scale, maximum)
+    return min(logit_scale, maximum)
 
 
 class InfoNCELoss(_Contrastive):
@@ -85,6 +94,7 @@ class ClipLoss(_Contrastive):
         distributed: ``gather`` or ``ring``: the batch is that of all ranks, as in
             :mod:`thawkit.losses.distributed`. None: it is this process's.
         group: the ranks of the batch; None: all.
+        max_logit_scale: bound of a learned scale, as in :func:`thawkit.losses.functional.clamp_logit_scale`.
     """
 
     def __init__(
@@ -93,12 +103,16 @@ class ClipLoss(_Contrastive):
         reduction: str = "mean",
         distributed: str | None = None,
         group: dist.ProcessGroup | None = None,
+        max_logit_scale: float | None = None,
     ):
         super().__init__(normalize, reduction, distributed, group)
+        if max_logit_scale is not None:
+            check_maximum("max_logit_scale", max_logit_scale)
+        self.max_logit_scale = max_logit_scale
 
     def forward(self, image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:
         """Return the loss of ``image`` and ``text``, both (N, D), at the inverse temperature given."""
-        return self._function("clip")(image, text, logit_scale=logit_scale)
+        return self._function("clip")(image, text, logit_scale=_bounded(logit_scale, self.max_logit_scale))
 
 
 class SigLipLoss(_Contrastive):
@@ -110,6 +124,7 @@ class SigLipLoss(_Contrastive):
         distributed: ``gather`` or ``ring``: the batch is that of all ranks, as in
             :mod:`thawkit.losses.distributed`. None: it is this process's.
         group: the ranks of the batch; None: all.
+        max_logit_scale: bound of a learned scale, as in :func:`thawkit.losses.functional.clamp_logit_scale`.
     """
 
     def __init__(
@@ -118,14 +133,18 @@ class SigLipLoss(_Contrastive):
         reduction: str = "mean",
         distributed: str | None = None,
         group: dist.ProcessGroup | None = None,
+        max_logit_scale: float | None = None,
     ):
         super().__init__(normalize, reduction, distributed, group)
+        if max_logit_scale is not None:
+            check_maximum("max_logit_scale", max_logit_scale)
+        self.max_logit_scale = max_logit_scale
 
     def forward(
         self, image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
     ) -> Tensor:
         """Return the loss of ``image`` and ``text``, both (N, D), at the scale and bias given."""
-        return self._function("siglip")(image, text, logit_scale=logit_scale, logit_bias=logit_bias)
+        return self._function("siglip")(image, text, logit_scale=_bounded(logit_scale, self.max_logit_scale), logit_bias=logit_bias)
 
 
 class NTXentLoss(_Contrastive):

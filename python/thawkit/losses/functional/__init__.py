@@ -5,6 +5,7 @@ from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
 from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.losses.functional.mmd import mmd
 from thawkit.losses.functional.retrieval import RetrievalMetrics, retrieval_metrics
+from thawkit.losses.functional.scale import clamp_logit_scale
 from thawkit.losses.functional.similarity import (
     clip,
     info_nce,
@@ -16,6 +17,7 @@ from thawkit.losses.functional.similarity import (
 
 __all__ = [
     "RetrievalMetrics",
+    "clamp_logit_scale",
     "clip",
     "contrastive",
     "cosine_contrastive",
