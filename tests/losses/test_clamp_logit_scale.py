@@ -18,7 +18,8 @@ from thawkit.losses import functional as F
 def test_only_a_gradient_that_leads_back_passes_beyond_the_bound(scale, upstream, gradient, shape):
     x = torch.full(shape, scale, requires_grad=True)
     y = F.clamp_logit_scale(x, 100.0)
-    assert y.shape == shape and y.item() == min(scale, 100.0)
+    assert y.shape == shape
+    assert y.item() == min(scale, 100.0)
     (g,) = torch.autograd.grad(y, x, torch.full(shape, upstream))
     assert g.item() == gradient
 
@@ -52,7 +53,8 @@ def test_transforms():
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
     assert compiled(torch.tensor(9.0)).item() == 100.0
     leaf = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(function, leaf) and torch.autograd.gradgradcheck(function, leaf)
+    assert torch.autograd.gradcheck(function, leaf)
+    assert torch.autograd.gradgradcheck(function, leaf)
 
 
 @pytest.mark.parametrize("maximum", [0.0, -1.0, float("nan"), float("inf"), True, "100"])

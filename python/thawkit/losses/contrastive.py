@@ -144,7 +144,8 @@ class SigLipLoss(_Contrastive):
         self, image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
     ) -> Tensor:
         """Return the loss of ``image`` and ``text``, both (N, D), at the scale and bias given."""
-        return self._function("siglip")(image, text, logit_scale=_bounded(logit_scale, self.max_logit_scale), logit_bias=logit_bias)
+        scale = _bounded(logit_scale, self.max_logit_scale)
+        return self._function("siglip")(image, text, logit_scale=scale, logit_bias=logit_bias)
 
 
 class NTXentLoss(_Contrastive):

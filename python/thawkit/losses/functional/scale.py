@@ -15,7 +15,7 @@ __all__ = ["clamp_logit_scale"]
 
 
 def clamp_logit_scale(logit_scale: Tensor, maximum: float) -> Tensor:
-    """Bound a learned inverse temperature from above: CLIP keeps it at 100 at most (Radford et al. 2021, 2.5).
+    """Bound a learned inverse temperature from above, as CLIP does at 100 (Radford et al. 2021, section 2.5).
 
     Beyond the bound ``torch.clamp`` has no gradient, so that a parameter that got there stays for ever. Here
     a gradient that leads back, one whose descent lowers the scale, passes; one that leads further away does
