@@ -25,18 +25,26 @@ def shared_labels(a, b):
 
 
 def definition(z, temperature, labels, variant="out", normalized=True, reduction="mean"):
+    weight = torch.tensor([[shared_labels(a, b) for b in labels] for a in labels])
+    return definition_of_pairs(z, z, temperature, weight, 0, variant, normalized, reduction)
+
+
+def definition_of_pairs(
+    z, others, temperature, weight, own, variant="out", normalized=True, reduction="mean"
+):
+    """The pairs of rows i and j of two matrices weigh ``weight[i, j]``, but for j = i + own, which is i."""
     if normalized:
-        z = torch.stack([row / row.norm() for row in z])
+        z, others = (torch.stack([row / row.norm() for row in x]) for x in (z, others))
     rows, anchors = [], 0
     for i in range(len(z)):
-        others = [j for j in range(len(z)) if j != i]
-        weights = {j: w for j in others if (w := shared_labels(labels[i], labels[j]))}
+        there = [j for j in range(len(others)) if own is None or j != i + own]
+        weights = {j: weight[i, j] for j in there if weight[i, j]}
         if not weights:
-            rows.append(0 * z.sum())
+            rows.append(0 * (z.sum() + others.sum() + temperature))
             continue
         anchors += 1
-        normalizer = sum((z[i].dot(z[j]) / temperature).exp() for j in others)
-        p = {j: (z[i].dot(z[j]) / temperature).exp() / normalizer for j in weights}
+        normalizer = sum((z[i].dot(others[j]) / temperature).exp() for j in there)
+        p = {j: (z[i].dot(others[j]) / temperature).exp() / normalizer for j in weights}
         total = sum(weights.values())
         if variant == "out":
             rows.append(-sum(w * p[j].log() for j, w in weights.items()) / total)
@@ -102,6 +110,109 @@ def test_supcon_unusual_labels(kind, variant):
     }[kind]
     for reduction in ("none", "mean"):
         assert_is_its_definition(z, labels, 0.2, variant, True, reduction)
+
+
+REDUCTIONS = ["none", "mean", "sum"]
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("variant", ["out", "in"])
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize(("rows", "others"), [(1, 1), (3, 1), (1, 7), (9, 20)])
+def test_supcon_of_other_rows(rows, others, several, variant, reduction):
+    z, labels = batch(rows)
+    ref, ref_labels = batch(others, seed=1)
+    weight = (labels[:, None] == ref_labels).double()
+    if several:
+        labels, ref_labels = ((torch.rand(n, 4, generator=torch.Generator().manual_seed(n)) < 0.4).long()
+                              for n in (rows, others))  # fmt: skip
+        weight = (labels @ ref_labels.t()).double()
+    options = {"variant": variant, "reduction": reduction}
+    oracle.assert_is(
+        lambda z, ref, t: F.supcon(z, labels, temperature=t, ref=ref, ref_labels=ref_labels, **options),
+        lambda z, ref, t: definition_of_pairs(z, ref, t, weight, None, **options),
+        z,
+        ref,
+        torch.tensor(0.2),
+    )
+
+
+@pytest.mark.parametrize("several", [False, True])
+@pytest.mark.parametrize("variant", ["out", "in"])
+@pytest.mark.parametrize("own", [0, 4, 11])
+def test_supcon_of_rows_that_hold_the_embeddings(own, variant, several):
+    ref, ref_labels = batch(20, seed=1)
+    if several:
+        ref_labels = nn.functional.one_hot(ref_labels)
+        ref_labels[:, 0] = 1
+    rows = slice(own, own + 9)
+    rest = torch.cat((ref[:own], ref[own + 9 :]))
+
+    def of_ref(z, rest, t):
+        ref = torch.cat((rest[:own], z, rest[own:]))
+        return F.supcon(
+            z, ref_labels[rows], temperature=t, variant=variant, reduction="none",
+            ref=ref, ref_labels=ref_labels, own=own,
+        )  # fmt: skip
+
+    def of_all(z, rest, t):
+        ref = torch.cat((rest[:own], z, rest[own:]))
+        return F.supcon(ref, ref_labels, temperature=t, variant=variant, reduction="none")[rows]
+
+    oracle.assert_is(of_ref, of_all, ref[rows], rest, torch.tensor(0.2))
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("variant", ["out", "in"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+@pytest.mark.parametrize(("samples", "views"), [(9, 1), (4, 3), (1, 2)])
+def test_supcon_with_weights_of_pairs(samples, views, dtype, variant, reduction):
+    z, _ = batch(samples * views)
+    weight = torch.rand(samples, samples, generator=torch.Generator().manual_seed(1))
+    weight = torch.where(weight < 0.5, 0, weight).to(dtype)
+    weight[0, 1:] = 0
+    options = {"variant": variant, "reduction": reduction}
+    tiled = weight.double().repeat(views, views)
+    inputs = z, torch.tensor(0.2)
+    oracle.assert_is(
+        lambda z, t: F.supcon(z, None, temperature=t, pair_weight=weight, **options),
+        lambda z, t: definition_of_pairs(z, z, t, tiled, 0, **options),
+        *inputs,
+    )
+    oracle.assert_is(
+        lambda z, t: F.supcon(z[:samples], None, temperature=t, pair_weight=weight, ref=z, **options),
+        lambda z, t: definition_of_pairs(z[:samples], z, t, tiled, None, **options),
+        *inputs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("b", "c", "own"), [(4, 4, 0), (4, 2, 0), (2, 4, 4), (4, 4, 3), (1, 4, 5), (4, 12, 8)]
+)
+def test_supcon_with_weights_of_pairs_of_views_of_either(b, c, own):
+    """The weight of a row with itself is large beside all others: none of it is left over."""
+    ref, _ = batch(12)
+    z = ref[own : own + 4]
+    weight = 1e-9 * torch.rand(b, c, generator=torch.Generator().manual_seed(1))
+    tiled = weight.double().repeat(4 // b, 12 // c)
+    if c == 12:
+        for i in range(4):
+            weight[i, own + i] = tiled[i, own + i] = 1
+    oracle.assert_is(
+        lambda z, ref, t: F.supcon(z, None, temperature=t, pair_weight=weight, ref=ref, own=own),
+        lambda z, ref, t: definition_of_pairs(z, ref, t, tiled, own),
+        z,
+        ref,
+        torch.tensor(0.2),
+    )
+
+
+def test_supcon_of_no_other_rows():
+    z, labels = batch(3)
+    for variant in ("out", "in"):
+        value = F.supcon(z.requires_grad_(), labels, variant=variant, ref=z[:0], ref_labels=labels[:0])
+        assert value.item() == 0
+        assert not torch.autograd.grad(value, z)[0].any()
 
 
 @pytest.mark.parametrize("variant", ["out", "in"])
@@ -216,6 +327,20 @@ Z, LABELS = torch.zeros(3, 4), torch.tensor([0, 1, 0])
         (Z, LABELS, {"variant": "both"}, "variant must be one of"),
         (Z, LABELS, {"reduction": "max"}, "reduction must be one of"),
         (Z[:0], LABELS[:0], {}, "embeddings has no rows"),
+        (Z, None, {}, "either labels or pair_weight must be given, got neither"),
+        (Z, LABELS, {"pair_weight": torch.eye(3)}, "either labels or pair_weight must be given, got both"),
+        (Z, LABELS, {"ref": Z}, "ref_labels must come with ref, got None"),
+        (Z, LABELS, {"ref_labels": LABELS}, "ref must come with ref_labels, got None"),
+        (Z, LABELS, {"ref": Z.double(), "ref_labels": LABELS}, "ref must have the dtype of embeddings"),
+        (Z, LABELS, {"ref": Z, "ref_labels": torch.zeros(3, 2)}, "as many columns as labels"),
+        (Z, LABELS, {"ref": Z, "ref_labels": LABELS[:2]}, r"ref_labels must have shape \(3,\)"),
+        (Z, LABELS, {"own": 0}, "own says where the embeddings are in ref, which is None"),
+        (Z, LABELS, {"ref": Z, "ref_labels": LABELS, "own": 1}, "own must be the first of 3 rows of ref"),
+        (Z, None, {"ref_labels": LABELS, "pair_weight": torch.eye(3)}, "ref_labels must come with labels"),
+        (Z, None, {"pair_weight": torch.eye(2)}, "whose numbers of rows and columns divide 3 and 3"),
+        (Z, None, {"pair_weight": [[1.0]]}, "pair_weight must be a tensor, got list"),
+        (Z, None, {"pair_weight": -torch.eye(3)}, "pair_weight must hold finite numbers of at least 0"),
+        (Z, None, {"pair_weight": torch.full((3, 3), math.inf)}, "pair_weight must hold finite numbers"),
     ],
 )
 def test_supcon_bad_input(z, labels, options, says):

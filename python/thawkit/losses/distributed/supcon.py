@@ -16,7 +16,7 @@ from thawkit.losses.distributed.softmax import over_all_keys
 from thawkit.losses.distributed.terms import Keys, Term, Turn, Weight, log_sum_exp
 from thawkit.ops import checks
 from thawkit.ops.pairwise.common import full_precision, lifted, numbered
-from thawkit.ops.pairwise.supcon import check_labels
+from thawkit.ops.pairwise.positives import check_labels
 
 
 def supcon(

@@ -11,6 +11,7 @@ from thawkit.losses.functional.similarity import (
     info_nce,
     info_nce_statistics,
     nt_xent,
+    nt_xent_labels,
     siglip,
     supcon,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "linear_cross_entropy",
     "mmd",
     "nt_xent",
+    "nt_xent_labels",
     "retrieval_metrics",
     "siglip",
     "sigmoid_focal_loss",

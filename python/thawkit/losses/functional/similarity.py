@@ -9,7 +9,7 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import pairwise as _pairwise
 
-__all__ = ["clip", "info_nce", "info_nce_statistics", "nt_xent", "siglip", "supcon"]
+__all__ = ["clip", "info_nce", "info_nce_statistics", "nt_xent", "nt_xent_labels", "siglip", "supcon"]
 
 
 def info_nce(
@@ -221,14 +221,69 @@ def nt_xent(
     return _pairwise.nt_xent(z1, z2, temperature, normalize=normalize, reduction=reduction)
 
 
-def supcon(
+def nt_xent_labels(
     embeddings: Tensor,
     labels: Tensor,
+    *,
+    temperature: Tensor | float = 0.07,
+    normalize: bool = True,
+    reduction: str = "mean",
+    ref: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    own: int | None = None,
+) -> Tensor:
+    """NT-Xent with labels, as pytorch-metric-learning has it: each pair of a class against other classes.
+
+    A pair of one label, an anchor a and another row p, costs
+    ``-log(exp(s_ap) / (exp(s_ap) + sum_n exp(s_an)))``, the rows n being those of other labels and
+    ``s = z @ z.T / temperature``. So other rows of the anchor's class are no negatives, unlike in
+    :func:`supcon`. No matrix of pairs is stored, of either kind; the losses of an anchor's pairs are computed
+    128 anchors at a time, which breaks the graph of ``torch.compile``.
+
+    Args:
+        embeddings: (N, D), each row an anchor.
+        labels: (N,) integers.
+        temperature: positive; a tensor of one element gets a gradient.
+        normalize: divide each row by its Euclidean norm first, which makes the similarity a cosine.
+        reduction: ``none`` gives (N,) sums over each anchor's pairs and ``sum`` the sum over all of them.
+            ``mean`` divides it by their number, ``mean_nonzero`` by the number of those that cost anything.
+            Without a pair, 0.
+        ref: (M, D) rows to take positives and negatives from, e.g. a memory of earlier batches. Without it
+            they are taken from ``embeddings``, and no row is its own positive.
+        ref_labels: (M,) integers, with ``ref``.
+        own: with ``ref``: row i of ``embeddings`` is also row ``own + i`` of it, and no pair.
+
+    Returns:
+        Scalar or (N,) loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes, devices or labels do not fit, the temperature is not positive, an
+            unknown name, or there are no rows to take the mean of.
+    """
+    return _pairwise.nt_xent_labels(
+        embeddings,
+        labels,
+        temperature,
+        normalize=normalize,
+        reduction=reduction,
+        ref=ref,
+        ref_labels=ref_labels,
+        own=own,
+    )
+
+
+def supcon(
+    embeddings: Tensor,
+    labels: Tensor | None,
     *,
     temperature: Tensor | float = 0.1,
     variant: str = "out",
     normalize: bool = True,
     reduction: str = "mean",
+    ref: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    own: int | None = None,
+    pair_weight: Tensor | None = None,
 ) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020): all rows of a class are each other's positives.
 
@@ -243,12 +298,18 @@ def supcon(
 
     Args:
         embeddings: (N, D).
-        labels: (N,) integers, or an (N, L) matrix of zeros and ones.
+        labels: (N,) integers, or an (N, L) matrix of zeros and ones; None with ``pair_weight``.
         temperature: positive; a tensor of one element gets a gradient.
         variant: ``out`` (the paper's choice) or ``in``.
         normalize: divide each row by its Euclidean norm first, which makes the similarity a cosine.
         reduction: ``none`` gives (N,) losses, ``sum`` their sum, ``mean`` their mean over the rows that have
             a positive. A row without one has loss 0, and so has a batch of such rows.
+        ref: (M, D) rows that j goes over instead of the other embeddings, e.g. a memory of earlier batches.
+        ref_labels: (M,) or (M, L), with ``ref`` and ``labels``.
+        own: with ``ref``: row i of ``embeddings`` is also row ``own + i`` of it, and left out.
+        pair_weight: in place of labels a matrix of w_ij, at least 0 and without a gradient: (N, N), or (N, M)
+            with ``ref``. A smaller (B, C) one is repeated in both directions, for views of B samples that
+            are concatenated one after the other.
 
     Returns:
         Scalar or (N,) loss: float64 for float64 inputs, else float32.
@@ -258,5 +319,14 @@ def supcon(
             unknown name, or there is nothing to take the mean of.
     """
     return _pairwise.supcon(
-        embeddings, labels, temperature, variant=variant, normalize=normalize, reduction=reduction
+        embeddings,
+        labels,
+        temperature,
+        variant=variant,
+        normalize=normalize,
+        reduction=reduction,
+        ref=ref,
+        ref_labels=ref_labels,
+        own=own,
+        pair_weight=pair_weight,
     )

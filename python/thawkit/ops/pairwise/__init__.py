@@ -15,6 +15,7 @@ from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
 from thawkit.ops.pairwise.negatives import info_nce_with_negatives
 from thawkit.ops.pairwise.nt_xent import nt_xent
+from thawkit.ops.pairwise.nt_xent_labels import nt_xent_labels
 from thawkit.ops.pairwise.pairs import OBJECTIONS as _PAIRS_OBJECTIONS
 from thawkit.ops.pairwise.row_softmax import RowStatistics, row_softmax, row_softmax_and_statistics
 from thawkit.ops.pairwise.siglip import siglip
@@ -36,6 +37,7 @@ __all__ = [
     "linear_cross_entropy",
     "mmd",
     "nt_xent",
+    "nt_xent_labels",
     "row_softmax",
     "row_softmax_and_statistics",
     "siglip",

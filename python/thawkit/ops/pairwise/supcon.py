@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize as normalized
 
-from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
-from thawkit.ops.pairwise.common import full_precision, lifted, numbered, reduced_over
+from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
+from thawkit.ops.pairwise.positives import Positives, checked_pairs
+from thawkit.ops.pairwise.ref import check_ref_rows, own_offset
 from thawkit.ops.pairwise.row_softmax import Columns, row_softmax
 
 OBJECTIONS = {"cpu": cpu.objection}
@@ -19,12 +21,16 @@ OBJECTIONS = {"cpu": cpu.objection}
 
 def supcon(
     embeddings: Tensor,
-    labels: Tensor,
+    labels: Tensor | None,
     temperature: Tensor | float,
     *,
     variant: str = "out",
     normalize: bool = True,
     reduction: str = "mean",
+    ref: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    own: int | None = None,
+    pair_weight: Tensor | None = None,
 ) -> Tensor:
     """Supervised contrastive loss (Khosla et al. 2020, eqs. 2 and 3): rows of a class attract each other.
 
@@ -35,6 +41,11 @@ def supcon(
         variant: ``out`` (eq. 2) or ``in`` (eq. 3).
         normalize: divide each row by its Euclidean norm first.
         reduction: ``none`` gives (N,) losses; ``mean`` is over the rows that have a positive.
+        ref: (M, D) rows of the same dtype to compare with instead of the other embeddings.
+        ref_labels: (M,) or (M, L), with ``ref`` and ``labels``.
+        own: row i of ``embeddings`` is row ``own + i`` of ``ref``, with which it makes no pair.
+        pair_weight: (B, C) weights of pairs in place of labels; row i and row j of what it is compared with
+            weigh ``pair_weight[i % B, j % C]``. Without a gradient.
 
     Returns:
         The loss: float64 for float64 inputs, else float32.
@@ -44,72 +55,59 @@ def supcon(
             unknown name, or there is nothing to take the mean of.
     """
     checks.matrix("embeddings", embeddings)
-    check_labels(labels, embeddings)
+    if ref is not None:
+        check_ref_rows(embeddings, ref)
+    own = own_offset(own, embeddings, ref)
+    pairs = checked_pairs(embeddings, ref, labels, ref_labels, pair_weight)
     checks.positive_scalar("temperature", temperature)
     temperature = checks.one_number("temperature", temperature, embeddings)
     checks.one_of("variant", variant, ("out", "in"))
     checks.reduced("embeddings", embeddings.shape[0], reduction)
-    backend = choose("supcon", OBJECTIONS, embeddings)
-    if backend == "reference" or (labels.dim() == 2 and variant == "in"):
-        # there the weights of pairs are inside the logarithm, and no sums over classes stand for them
-        with full_precision(embeddings):
-            rows, anchor = reference.supcon(lifted(embeddings), labels, temperature, variant, normalize)
-            return reduced_over(rows, reduction, anchor.sum())
+    others = embeddings if ref is None else ref
+    backend = choose("supcon", OBJECTIONS, embeddings, others)
     with full_precision(embeddings):
-        return _on_the_engine(embeddings, labels, 1 / lifted(temperature), variant, normalize, reduction)
+        if backend == "reference" or (variant == "in" and not pairs.by_class):
+            # there the weights of pairs are inside the logarithm, and no sums over classes stand for them
+            weight = pairs.matrix(embeddings, others)
+            rows, anchor = reference.supcon(
+                lifted(embeddings), lifted(others), weight, own, temperature, variant, normalize
+            )
+            return reduced_over(rows, reduction, anchor.sum())
+        if normalize:
+            unit = normalized(lifted(embeddings), dim=1)
+            embeddings, others = unit, unit if ref is None else normalized(lifted(others), dim=1)
+        positives = pairs.positives(embeddings, others, own)
+        return _on_the_engine(embeddings, others, own, positives, 1 / lifted(temperature), variant, reduction)
 
 
 def _on_the_engine(
-    embeddings: Tensor, labels: Tensor, scale: Tensor, variant: str, normalize: bool, reduction: str
+    embeddings: Tensor,
+    others: Tensor,
+    own: int | None,
+    positives: Positives,
+    scale: Tensor,
+    variant: str,
+    reduction: str,
 ) -> Tensor:
-    """Log-sum-exp over the others by the engine; what the positives add are sums over classes, O(N D)."""
-    if normalize:
-        embeddings = torch.nn.functional.normalize(lifted(embeddings), dim=1)
-    rows = embeddings.shape[0]
-    if labels.dim() == 1:
-        own = numbered(labels)
-        positives = torch.zeros_like(own).index_add(0, own, torch.ones_like(own))[own] - 1
-    else:
-        shared = labels.to(torch.float32)
-        positives = shared @ shared.sum(0) - shared.square().sum(1)
-    anchor = positives > 0
+    """Log-sum-exp over all rows by the engine; what the positives add are sums, in O(N D)."""
+    anchor = positives.weight > 0
+    weight = positives.weight.where(anchor, 1)
     reduce = reduction != "none"
-    count = anchor.sum().clamp_min(1) if reduction == "mean" else 1
-    row_weight = anchor / count
-    options: dict[str, Any] = {"target": torch.full((rows,), -1), "reduce": reduce}
+    row_weight = anchor / (anchor.sum().clamp_min(1) if reduction == "mean" else 1)
+    options: dict[str, Any] = {"target": torch.full_like(anchor, -1, dtype=torch.int64), "reduce": reduce}
     if reduce:
         options["row_weight"] = row_weight
-    others = row_softmax(embeddings, embeddings, scale, columns=Columns(excluded=0), **options)
+    everyone = row_softmax(embeddings, others, scale, columns=Columns(excluded=own), **options)
     if variant == "in":
-        same = Columns(excluded=0, labels="keep same")
-        own = own.to(torch.int32)
+        assert positives.classes is not None  # else the definition has computed it
+        mine, theirs = positives.classes
+        same = Columns(excluded=own, labels="keep same")
         near = row_softmax(
-            embeddings, embeddings, scale, row_labels=own, key_labels=own, columns=same, **options
+            embeddings, others, scale, row_labels=mine, key_labels=theirs, columns=same, **options
         )
-        level = -positives.clamp_min(1).to(torch.float32).log()
-        level = (row_weight * level).sum() if reduce else level
-        loss = others - near - level
+        level = -weight.log()
+        loss = everyone - near - ((row_weight * level).sum() if reduce else level)
     else:
-        z = embeddings.float()
-        if labels.dim() == 1:
-            sums = torch.zeros_like(z).index_add(0, own, z)[own] - z
-        else:
-            sums = shared @ (shared.t() @ z) - shared.square().sum(1, keepdim=True) * z
-        level = scale * (z * sums).sum(1) / positives.clamp_min(1)
-        loss = others - ((row_weight * level).sum() if reduce else level)
+        level = scale * (embeddings.float() * positives.rows).sum(1) / weight
+        loss = everyone - ((row_weight * level).sum() if reduce else level)
     return loss if reduce else loss.where(anchor, 0)
-
-
-def check_labels(labels: Tensor, embeddings: Tensor) -> None:
-    """Require (N,) integers or an (N, L) matrix of zeros and ones, for (N, D) embeddings."""
-    if not isinstance(labels, Tensor) or labels.dim() != 2:
-        checks.labels("labels", labels, "embeddings", embeddings)
-        return
-    if labels.shape[0] != embeddings.shape[0]:
-        raise ThawkitError(
-            f"labels must have shape ({embeddings.shape[0]},) or ({embeddings.shape[0]}, L), "
-            f"got {tuple(labels.shape)}"
-        )
-    checks.same_device("labels", labels, "embeddings", embeddings)
-    if checks.readable(labels) and not bool(((labels == 0) | (labels == 1)).all()):
-        raise ThawkitError("labels of shape (N, L) must hold zeros and ones only")

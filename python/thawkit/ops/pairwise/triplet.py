@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.pairwise.common import DISTANCES
 from thawkit.ops.pairwise.margin import margin_loss
+from thawkit.ops.pairwise.ref import check_ref
 
 MININGS = ("all", "hard", "semihard")
 REDUCTIONS = ("none", "mean", "mean_nonzero", "sum")
@@ -49,23 +49,9 @@ def triplet_margin(
     margin = checks.one_number("margin", margin, embeddings)
     checks.one_of("mining", mining, MININGS)
     checks.one_of("distance", distance, DISTANCES)
-    _check_ref(embeddings, ref, ref_labels)
+    check_ref(embeddings, ref, ref_labels)
     checks.reduced("embeddings", embeddings.shape[0], reduction, REDUCTIONS)
     return margin_loss(
         "triplet_margin", embeddings, ref, margin, None, labels, ref_labels,
         kind=mining, distance=distance, reduction=reduction,
     )  # fmt: skip
-
-
-def _check_ref(embeddings: Tensor, ref: Tensor | None, ref_labels: Tensor | None) -> None:
-    if (ref is None) != (ref_labels is None):
-        given, missing = ("ref", "ref_labels") if ref_labels is None else ("ref_labels", "ref")
-        raise ThawkitError(f"{missing} must come with {given}, got None")
-    if ref is None or ref_labels is None:
-        return
-    checks.matrix("ref", ref)
-    checks.same_device("ref", ref, "embeddings", embeddings)
-    checks.same_features("ref", ref, "embeddings", embeddings)
-    if ref.dtype != embeddings.dtype:
-        raise ThawkitError(f"ref must have the dtype of embeddings, {embeddings.dtype}, got {ref.dtype}")
-    checks.labels("ref_labels", ref_labels, "ref", ref)

@@ -5,7 +5,15 @@ from thawkit.ops.pairwise.reference.distances import squared_distances
 from thawkit.ops.pairwise.reference.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.ops.pairwise.reference.mmd import mean_squared_distance, mmd
 from thawkit.ops.pairwise.reference.row_softmax import row_softmax
-from thawkit.ops.pairwise.reference.similarity import clip, nt_xent, siglip, supcon
+from thawkit.ops.pairwise.reference.similarity import (
+    clip,
+    nt_xent,
+    nt_xent_labels,
+    own_pairs,
+    shared_labels,
+    siglip,
+    supcon,
+)
 from thawkit.ops.pairwise.reference.top_k import top_k
 
 __all__ = [
@@ -16,7 +24,10 @@ __all__ = [
     "mean_squared_distance",
     "mmd",
     "nt_xent",
+    "nt_xent_labels",
+    "own_pairs",
     "row_softmax",
+    "shared_labels",
     "siglip",
     "squared_distances",
     "supcon",

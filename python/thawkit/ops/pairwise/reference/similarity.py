@@ -71,32 +71,42 @@ def nt_xent(z1: Tensor, z2: Tensor, temperature: Tensor, normalize: bool) -> Ten
         z = F.normalize(z, dim=1)
     n = z1.shape[0]
     partner = torch.arange(2 * n, device=z.device).roll(n)
-    return F.cross_entropy(_against_others(z, temperature), partner, reduction="none")
+    return F.cross_entropy(_against_others(z, z, 0, temperature), partner, reduction="none")
+
+
+def shared_labels(labels: Tensor, ref_labels: Tensor) -> Tensor:
+    """(N, M) weights of pairs: ``[y_i = y_j]``, or with label matrices (N, L), (M, L) the labels shared."""
+    return labels @ ref_labels.t() if labels.dim() == 2 else labels[:, None] == ref_labels
 
 
 def supcon(
-    embeddings: Tensor, labels: Tensor, temperature: Tensor, variant: str, normalize: bool
+    embeddings: Tensor,
+    ref: Tensor,
+    weight: Tensor,
+    own: int | None,
+    temperature: Tensor,
+    variant: str,
+    normalize: bool,
 ) -> tuple[Tensor, Tensor]:
     """Supervised contrastive loss of each row (Khosla et al. 2020, eqs. 2 and 3; 2004.11362).
 
     Args:
         embeddings: (N, D).
-        labels: (N,) integers, or an (N, L) matrix of zeros and ones.
+        ref: (M, D) rows to compare them with.
+        weight: (N, M) weights w_ij of the pairs, above 0 where j is a positive of i.
+        own: row i of ``embeddings`` is row ``i + own`` of ``ref``, and no pair; None: they are other rows.
         temperature: positive number.
         variant: ``out``: the mean over positives outside the logarithm (eq. 2); ``in``: inside (eq. 3).
         normalize: divide each row by its Euclidean norm first.
 
     Returns:
         (N,) losses, and which rows have a positive; the others' loss is 0. With p_ij the softmax of row i
-        over the others, and w_ij = [y_i = y_j] or the number of labels that i and j share:
-        ``-sum_j w_ij log p_ij / sum_j w_ij`` or ``-log(sum_j w_ij p_ij / sum_j w_ij)``, j other than i.
+        over ``ref``: ``-sum_j w_ij log p_ij / sum_j w_ij`` or ``-log(sum_j w_ij p_ij / sum_j w_ij)``.
     """
     if normalize:
-        embeddings = F.normalize(embeddings, dim=1)
-    log_p = F.log_softmax(_against_others(embeddings, temperature), dim=1)
-    weight = labels.to(log_p.dtype)
-    weight = weight @ weight.t() if labels.dim() == 2 else (labels[:, None] == labels).to(log_p.dtype)
-    weight = weight.masked_fill(_diagonal(weight), 0)
+        embeddings, ref = F.normalize(embeddings, dim=1), F.normalize(ref, dim=1)
+    log_p = F.log_softmax(_against_others(embeddings, ref, own, temperature), dim=1)
+    weight = weight.to(log_p.dtype).masked_fill(own_pairs(weight, own), 0)
     total = weight.sum(1)
     anchor = total > 0
     share = weight / total.where(anchor, 1)[:, None]
@@ -109,14 +119,54 @@ def supcon(
     return rows.where(anchor, 0), anchor
 
 
-def _against_others(z: Tensor, temperature: Tensor) -> Tensor:
-    """(N, N) similarities over the temperature, a row's own at the smallest number: its exponential is 0.
+def nt_xent_labels(
+    embeddings: Tensor,
+    ref: Tensor,
+    labels: Tensor,
+    ref_labels: Tensor,
+    own: int | None,
+    temperature: Tensor,
+    normalize: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """NT-Xent of each pair of one label, against the anchor's rows of other labels.
+
+    Args:
+        embeddings: (N, D) anchors.
+        ref: (M, D) rows to compare them with.
+        labels: (N,) integers.
+        ref_labels: (M,) integers.
+        own: row i of ``embeddings`` is row ``i + own`` of ``ref``, and no pair; None: they are other rows.
+        temperature: positive number.
+        normalize: divide each row by its Euclidean norm first.
+
+    Returns:
+        (N,) sums over each anchor's positives p of ``-log(exp(s_ip) / (exp(s_ip) + sum_n exp(s_in)))``, n
+        being the rows of other labels; their number; and the number of those with a loss above 0.
+    """
+    if normalize:
+        embeddings, ref = F.normalize(embeddings, dim=1), F.normalize(ref, dim=1)
+    logits = embeddings @ ref.t() / temperature.to(embeddings.dtype)
+    same = shared_labels(labels, ref_labels)
+    itself = own_pairs(same, own)
+    positive, lonely = same & ~itself, (same | itself).all(1)
+    negatives = logits.masked_fill(same | itself, -torch.inf).masked_fill(lonely[:, None], 0)
+    log_sum = negatives.logsumexp(1).masked_fill(lonely, -torch.inf)
+    losses = -F.logsigmoid(logits - log_sum[:, None]).masked_fill(~positive, 0)
+    return losses.sum(1), positive.sum(1), (losses > 0).sum(1)
+
+
+def _against_others(z: Tensor, others: Tensor, own: int | None, temperature: Tensor) -> Tensor:
+    """(N, M) similarities over the temperature, a row's own at the smallest number: its exponential is 0.
 
     Minus infinity would make the softmax of a single row, which has no others, not a number.
     """
-    logits = z @ z.t() / temperature.to(z.dtype)
-    return logits.masked_fill(_diagonal(logits), torch.finfo(logits.dtype).min)
+    logits = z @ others.t() / temperature.to(z.dtype)
+    return logits.masked_fill(own_pairs(logits, own), torch.finfo(logits.dtype).min)
 
 
-def _diagonal(square: Tensor) -> Tensor:
-    return torch.eye(square.shape[0], dtype=torch.bool, device=square.device)
+def own_pairs(pairs: Tensor, own: int | None) -> Tensor:
+    """Which of (N, M) pairs are i and ``i + own``: (N, M), or one False where own is None."""
+    if own is None:
+        return torch.zeros((), dtype=torch.bool, device=pairs.device)
+    rows = torch.arange(pairs.shape[0], device=pairs.device)
+    return (rows + own)[:, None] == torch.arange(pairs.shape[1], device=pairs.device)

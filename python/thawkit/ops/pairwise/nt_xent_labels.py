@@ -1,0 +1,189 @@
+"""NT-Xent with labels: each pair of one class against its anchor's rows of other classes."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thawkit.ops import checks
+from thawkit.ops._library import apart
+from thawkit.ops.dispatch import choose
+from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
+from thawkit.ops.pairwise.ref import check_ref, common_classes, own_offset
+from thawkit.ops.pairwise.row_softmax import Columns, row_softmax
+from thawkit.ops.pairwise.triplet import REDUCTIONS
+
+OBJECTIONS = {"cpu": cpu.objection}
+
+_PANEL = 128  # anchors, sorted by class, whose positives are multiplied at once
+
+
+def nt_xent_labels(
+    embeddings: Tensor,
+    labels: Tensor,
+    temperature: Tensor | float,
+    *,
+    normalize: bool = True,
+    reduction: str = "mean",
+    ref: Tensor | None = None,
+    ref_labels: Tensor | None = None,
+    own: int | None = None,
+) -> Tensor:
+    """NT-Xent (Chen et al. 2020, eq. 1) of all pairs of one label, the negatives being of other labels.
+
+    Args:
+        embeddings: (N, D) anchors.
+        labels: (N,) integers.
+        temperature: a positive number, or a tensor of one element, which gets a gradient.
+        normalize: divide each row by its Euclidean norm first.
+        reduction: ``none`` gives (N,) sums over each anchor's pairs, ``mean`` is over all pairs,
+            ``mean_nonzero`` over those with a loss above 0.
+        ref: (M, D) rows of the same dtype to take positives and negatives from; else ``embeddings``.
+        ref_labels: (M,) integers, with ``ref``.
+        own: row i of ``embeddings`` is row ``own + i`` of ``ref``, with which it makes no pair.
+
+    Returns:
+        The loss: float64 for float64 inputs, else float32.
+
+    Raises:
+        ThawkitError: shapes, dtypes, devices or labels do not fit, the temperature is not positive, or there
+            is nothing to take the mean of.
+    """
+    checks.matrix("embeddings", embeddings)
+    checks.labels("labels", labels, "embeddings", embeddings)
+    check_ref(embeddings, ref, ref_labels)
+    own = own_offset(own, embeddings, ref)
+    checks.positive_scalar("temperature", temperature)
+    temperature = checks.one_number("temperature", temperature, embeddings)
+    checks.reduced("embeddings", embeddings.shape[0], reduction, REDUCTIONS)
+    others = embeddings if ref is None else ref
+    with full_precision(embeddings):
+        if choose("nt_xent_labels", OBJECTIONS, embeddings, others) == "reference":
+            rows, pairs, active = reference.nt_xent_labels(
+                lifted(embeddings),
+                lifted(others),
+                labels,
+                labels if ref_labels is None else ref_labels,
+                own,
+                temperature,
+                normalize,
+            )
+        else:
+            if normalize:
+                unit = F.normalize(lifted(embeddings), dim=1)
+                embeddings, others = unit, unit if ref is None else F.normalize(lifted(others), dim=1)
+            classes = common_classes(labels, ref_labels)
+            rows, pairs, active = _on_the_engine(embeddings, others, *classes, own, 1 / lifted(temperature))
+        return reduced_over(rows, reduction, (active if reduction == "mean_nonzero" else pairs).sum())
+
+
+def _on_the_engine(
+    z: Tensor, others: Tensor, mine: Tensor, theirs: Tensor, own: int | None, scale: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-sum-exp over the negatives by the engine; the positives, sorted by class, panel by panel."""
+    log_sum = row_softmax(
+        z,
+        others,
+        scale,
+        target=torch.full_like(mine, -1),
+        row_labels=mine.to(torch.int32),
+        key_labels=theirs.to(torch.int32),
+        columns=Columns(labels="drop same", excluded=own),
+        reduce=False,
+    )
+    panels = _Panels.of(mine, theirs, own)
+    row, key = panels.row, panels.key
+    sums, pairs, active = _PairsOfOneClass.apply(
+        z.float()[row], others.float()[key], log_sum[row], scale, panels
+    )
+    back = row.argsort()
+    return sums[back], pairs[back], active[back]
+
+
+class _Panels(NamedTuple):
+    """Anchors and keys sorted by class: a panel of anchors meets the keys of its classes only."""
+
+    row: Tensor
+    """(N,) the anchors in that order, and"""
+    key: Tensor
+    """(M,) the keys."""
+    row_class: Tensor
+    key_class: Tensor
+    itself: Tensor
+    """(N,) the key that each anchor is, -1 for none."""
+    parts: list[tuple[slice, slice]]
+    """Of the anchors and of the keys."""
+
+    @classmethod
+    def of(cls, mine: Tensor, theirs: Tensor, own: int | None) -> _Panels:
+        row_class, row = mine.sort()
+        key_class, key = theirs.sort()
+        starts = range(0, len(row), _PANEL)
+        ends = [min(start + _PANEL, len(row)) for start in starts]
+        first = torch.searchsorted(key_class, row_class[::_PANEL].contiguous()).tolist()
+        last = torch.searchsorted(key_class, row_class[[end - 1 for end in ends]], right=True).tolist()
+        parts = [
+            (slice(start, end), slice(a, b))
+            for start, end, a, b in zip(starts, ends, first, last, strict=True)
+        ]
+        itself = torch.full_like(row, -1) if own is None else row + own
+        return cls(row, key, row_class, key_class, itself, parts)
+
+    def positive(self, rows: slice, keys: slice) -> Tensor:
+        same = self.row_class[rows, None] == self.key_class[keys]
+        return same & (self.itself[rows, None] != self.key[keys])
+
+
+class _PairsOfOneClass(torch.autograd.Function):
+    """Sums over each anchor's positives p of ``softplus(log_sum - scale s_p)``, in memory panel by panel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, z: Tensor, others: Tensor, log_sum: Tensor, scale: Tensor, panels: _Panels
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        sums = torch.empty_like(log_sum)
+        pairs, active = torch.empty_like(panels.row), torch.empty_like(panels.row)
+        for rows, keys in panels.parts:
+            positive = panels.positive(rows, keys)
+            losses = _losses(z[rows], others[keys], log_sum[rows], scale, positive)
+            sums[rows], pairs[rows], active[rows] = losses.sum(1), positive.sum(1), (losses > 0).sum(1)
+        ctx.save_for_backward(z, others, log_sum, scale)
+        ctx.panels = panels
+        ctx.mark_non_differentiable(pairs, active)
+        return sums, pairs, active
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+        z, others, log_sum, scale = ctx.saved_tensors
+        panels, wanted = ctx.panels, ctx.needs_input_grad[:4]
+        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            z, others, log_sum, scale = apart(z, others, log_sum, scale)
+            sums = [
+                _losses(z[rows], others[keys], log_sum[rows], scale, panels.positive(rows, keys)).sum(1)
+                for rows, keys in panels.parts
+            ]
+            inputs = [t for t, needed in zip((z, others, log_sum, scale), wanted, strict=True) if needed]
+            found = iter(torch.autograd.grad(torch.cat(sums), inputs, g, create_graph=True))
+            return *(next(found) if needed else None for needed in wanted), None
+        dz, dothers, dlog_sum = torch.empty_like(z), torch.zeros_like(others), torch.empty_like(log_sum)
+        dscale = torch.zeros_like(scale)
+        for rows, keys in panels.parts:
+            s = z[rows] @ others[keys].t()
+            slope = torch.sigmoid(log_sum[rows, None] - scale * s).masked_fill(
+                ~panels.positive(rows, keys), 0
+            )
+            slope *= -g[rows, None]
+            dscale += (slope * s).sum()
+            dlog_sum[rows] = -slope.sum(1)
+            slope *= scale
+            dz[rows] = slope @ others[keys]
+            dothers[keys] += slope.t() @ z[rows]
+        return dz, dothers, dlog_sum, dscale, None
+
+
+def _losses(z: Tensor, others: Tensor, log_sum: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
+    return -F.logsigmoid(scale * (z @ others.t()) - log_sum[:, None]).masked_fill(~positive, 0)
