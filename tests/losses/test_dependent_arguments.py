@@ -20,6 +20,9 @@ LOSSES = {
     "nt_xent": lambda x, y: F.nt_xent(x, y),
     "nt_xent_labels": lambda x, y: F.nt_xent_labels(x, LABELS, temperature=0.5, ref=y, ref_labels=LABELS),
     "nt_xent_labels of itself": lambda x, y: F.nt_xent_labels(x, LABELS, temperature=0.5),
+    "ranking": lambda x, y: F.multiple_negatives_ranking(
+        x, y, directions=("query_to_doc", "query_to_query", "doc_to_query", "doc_to_doc")
+    ),
     "triplet": lambda x, y: F.triplet_margin(x, LABELS, ref=y, ref_labels=LABELS),
     "contrastive": lambda x, y: F.contrastive(x, LABELS),
     "mmd": lambda x, y: F.mmd(x, y[:30]),

@@ -4,6 +4,7 @@ from thawkit.losses.functional.classifier import linear_cross_entropy
 from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
 from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.losses.functional.mmd import mmd
+from thawkit.losses.functional.ranking import multiple_negatives_ranking
 from thawkit.losses.functional.retrieval import RetrievalMetrics, retrieval_metrics
 from thawkit.losses.functional.scale import clamp_logit_scale
 from thawkit.losses.functional.similarity import (
@@ -27,6 +28,7 @@ __all__ = [
     "info_nce_statistics",
     "linear_cross_entropy",
     "mmd",
+    "multiple_negatives_ranking",
     "nt_xent",
     "nt_xent_labels",
     "retrieval_metrics",

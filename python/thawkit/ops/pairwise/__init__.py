@@ -17,6 +17,7 @@ from thawkit.ops.pairwise.negatives import info_nce_with_negatives
 from thawkit.ops.pairwise.nt_xent import nt_xent
 from thawkit.ops.pairwise.nt_xent_labels import nt_xent_labels
 from thawkit.ops.pairwise.pairs import OBJECTIONS as _PAIRS_OBJECTIONS
+from thawkit.ops.pairwise.ranking import multiple_negatives_ranking
 from thawkit.ops.pairwise.row_softmax import RowStatistics, row_softmax, row_softmax_and_statistics
 from thawkit.ops.pairwise.siglip import siglip
 from thawkit.ops.pairwise.supcon import supcon
@@ -36,6 +37,7 @@ __all__ = [
     "info_nce_with_soft_targets",
     "linear_cross_entropy",
     "mmd",
+    "multiple_negatives_ranking",
     "nt_xent",
     "nt_xent_labels",
     "row_softmax",
