@@ -1,0 +1,15 @@
+"""Stand-ins for other libraries' losses: their names, arguments, defaults and values, on this engine.
+
+One module a library::
+
+    from thawkit.losses.presets.open_clip import ClipLoss, SigLipLoss
+    from thawkit.losses.presets.pytorch_metric_learning import NTXentLoss, SupConLoss, TripletMarginLoss
+    from thawkit.losses.presets.lightly import NTXentLoss
+    from thawkit.losses.presets.sentence_transformers import MultipleNegativesRankingLoss
+    from thawkit.losses.presets.supcontrast import SupConLoss
+    from thawkit.losses.presets.pytorch import LinearCrossEntropyLoss
+
+None of them imports its library. What differs from it everywhere: half-precision embeddings give a float32
+loss, and a bad argument raises :class:`~thawkit.errors.ThawkitError`. An argument without a counterpart here
+is taken at its default only; any other value raises an error that says so.
+"""
