@@ -23,6 +23,7 @@ from thawkit import losses
 from thawkit.errors import ThawkitError
 from thawkit.losses import distributed as D
 from thawkit.losses import functional as F
+from thawkit.ops.pairwise.ranking import DIRECTIONS, HARDNESS
 
 MODES = ("gather", "ring")
 PROCESSES = 4
@@ -144,15 +145,45 @@ CASES = {
         lambda f, t: f.supcon(t.a, t.tags, variant="in", temperature=t.temperature),
         "a temperature",
     ),
+    "ranking": (
+        lambda f, t: f.multiple_negatives_ranking(t.a, torch.cat((t.b, t.c)), logit_scale=t.scale),
+        "a b c scale",
+    ),
+    "ranking, all directions": (
+        lambda f, t: f.multiple_negatives_ranking(
+            t.a, torch.cat((t.b, t.c)), logit_scale=t.scale, directions=DIRECTIONS
+        ),
+        "a b c scale",
+    ),
+    "ranking, one softmax a direction": (
+        lambda f, t: f.multiple_negatives_ranking(
+            t.a, t.b, logit_scale=t.scale, directions=DIRECTIONS[::2], partition_mode="per_direction"
+        ),
+        "a b scale",
+    ),
+    **{
+        f"ranking, {mode} hard": (
+            lambda f, t, mode=mode: f.multiple_negatives_ranking(
+                t.a, torch.cat((t.b, t.c)), logit_scale=t.scale, hardness_mode=mode, hardness_strength=3.0
+            ),
+            "a b c scale",
+        )
+        for mode in HARDNESS
+    },
 }
-LOSSES = ("clip", "info_nce", "nt_xent", "siglip", "supcon")
-GATHER_ONLY = {"info_nce, margin"}
+LOSSES = ("clip", "info_nce", "multiple_negatives_ranking", "nt_xent", "siglip", "supcon")
+NO_RING = {"multiple_negatives_ranking"}
+GATHER_ONLY = {"info_nce, margin", *(case for case in CASES if case.startswith("ranking"))}
 TWO_VIEWS = {"nt_xent", "supcon, two views"}  # 2 N rows, the first views first
 
 
 def functions(module, **options):
+    without_mode = {name: value for name, value in options.items() if name != "mode"}
     return types.SimpleNamespace(
-        **{name: functools.partial(getattr(module, name), **options) for name in LOSSES}
+        **{
+            name: functools.partial(getattr(module, name), **(without_mode if name in NO_RING else options))
+            for name in LOSSES
+        }
     )
 
 
@@ -389,6 +420,9 @@ def mistakes(rank, mode):
     yield equal, said, "image has no rows, and reduction='mean' divides by their number"
     said = complaint(D.info_nce, x, x, in_batch=False, **options)
     yield equal, said, "negatives must be given where in_batch is false, got None"
+    documents = torch.ones(6 if last else 3, 4)
+    said = complaint(D.multiple_negatives_ranking, x, documents, group=rank.group)
+    yield contains, said, "documents must have as many columns on all ranks"
     if mode == "ring":
         said = complaint(D.info_nce, x, x, false_negative_margin=0.1, **options)
         yield equal, said, "false_negative_margin needs mode='gather', got mode='ring'"

@@ -137,6 +137,24 @@ def test_ranking_twice_differentiable(directions):
     oracle.assert_differentiable_twice(loss(directions=directions), q, d, torch.tensor(3.0))
 
 
+@pytest.mark.parametrize("mode", HARDNESS)
+def test_ranking_hardness_is_a_constant_to_second_derivatives_too(mode):
+    q, d = batch(4, 2, features=3)
+
+    def penalty(function, inputs):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        slopes = torch.autograd.grad(function(*leaves), leaves, create_graph=True)
+        return torch.autograd.grad(sum(slope.square().sum() for slope in slopes), leaves)
+
+    options = {"hardness_mode": mode, "hardness_strength": 4.0}
+    inputs = q, d, torch.tensor(3.0)
+    truth = penalty(lambda *x: definition(*x, **options), [x.double() for x in inputs])
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 2e-4)):
+        got = penalty(loss(**options), [x.to(dtype) for x in inputs])
+        for a, b in zip(got, truth, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
 @pytest.mark.parametrize("hardness", [{}, {"hardness_mode": "all_negatives", "hardness_strength": 3.0}])
 @pytest.mark.parametrize("directions", CHOICES[::3])
 def test_ranking_keeps_to_what_all_losses_do(directions, hardness):

@@ -22,7 +22,7 @@ loss nor the learning rate. Scalars that all ranks hold alike (``logit_scale``, 
 batch. ``ring``: keys travel round the ranks, one rank's at a time, the next ones arriving while these are
 used, and the gradients of the keys follow them home; memory for the keys of a few ranks, at the price of a
 second turn and of computing the scores once more for the gradients (not for SigLIP's sum and mean). Second
-derivatives are had with ``gather`` only.
+derivatives are had with ``gather`` only, and so is ``multiple_negatives_ranking``.
 
 All ranks of the group are to call the loss, and its backward pass, together. Before anything else they tell
 each other how many rows they have and whether their arguments agree, so that a mistake on one rank raises on
@@ -31,7 +31,8 @@ all. Where ``torch.distributed`` is not initialized, or has one rank, the losses
 
 from thawkit.losses.distributed.info_nce import info_nce
 from thawkit.losses.distributed.pairs import clip, nt_xent, siglip
+from thawkit.losses.distributed.ranking import multiple_negatives_ranking
 from thawkit.losses.distributed.ranks import MODES
 from thawkit.losses.distributed.supcon import supcon
 
-__all__ = ["MODES", "clip", "info_nce", "nt_xent", "siglip", "supcon"]
+__all__ = ["MODES", "clip", "info_nce", "multiple_negatives_ranking", "nt_xent", "siglip", "supcon"]

@@ -53,7 +53,7 @@ def multiple_negatives_ranking(
         ThawkitError: shapes, dtypes or devices do not fit, an unknown name, a number out of range, or there
             is nothing to take the mean of.
     """
-    _check_documents(queries, documents)
+    check_documents(queries, documents)
     check_ranking_options(directions, partition_mode, hardness_mode, hardness_strength)
     checks.positive_scalar("logit_scale", logit_scale)
     scale = checks.one_number("logit_scale", logit_scale, queries)
@@ -64,76 +64,84 @@ def multiple_negatives_ranking(
             return info_nce(queries, documents, scale, **common)
         if partition_mode == "per_direction" and documents.shape == queries.shape:
             return clip(queries, documents, scale, **common)
-        hardness_mode = None
     with full_precision(queries):
         if normalize:
             queries, documents = F.normalize(lifted(queries), dim=1), F.normalize(lifted(documents), dim=1)
-        rows = _rows(
-            queries, documents, scale, directions, partition_mode, hardness_mode, float(hardness_strength)
+        rows = ranking_rows(
+            queries,
+            documents,
+            slice(0, queries.shape[0]),
+            scale,
+            directions,
+            partition_mode,
+            hardness_mode,
+            hardness_strength,
         )
         return reduced(rows, reduction)
 
 
-def _rows(
-    queries: Tensor,
+def ranking_rows(
+    everyone: Tensor,
     documents: Tensor,
+    own: slice,
     scale: Tensor,
     directions: tuple[str, ...],
     partition_mode: str,
     hardness_mode: str | None,
     strength: float,
 ) -> Tensor:
-    """(N,) losses: log-sum-exp over each direction's candidates, less the logit of the positive."""
-    n = queries.shape[0]
+    """Losses of the rows ``own`` of the queries ``everyone`` (N, D), which is ``slice(start, stop)``.
+
+    Each is the log-sum-exp over each direction's candidates, less the logit of the positive.
+    """
+    n = everyone.shape[0]
     columns = documents.shape[0] // n if n else 1
-    positives = documents[:n]
-    query = torch.arange(n, dtype=torch.int32, device=queries.device)
+    queries, positives = everyone[own], documents[:n][own]
+    query = torch.arange(n, dtype=torch.int32, device=everyone.device)
+    none = torch.full_like(query[own], -1, dtype=torch.int64)
     of_others: dict[str, Any] = {
-        "row_labels": query,
+        "row_labels": query[own],
         "key_labels": query.repeat(columns),
         "columns": Columns(labels="drop same"),
     }
 
     def log_sum(rows: Tensor, keys: Tensor, factor: Tensor = scale, **which: Any) -> Tensor:
-        none = torch.full((n,), -1, device=rows.device)
         return row_softmax(rows, keys, factor, target=none, reduce=False, **which)
 
-    # (N, C) similarities of each query with its own documents, the positive first
-    own = torch.einsum("nd,cnd->nc", lifted(queries), lifted(documents).reshape(columns, *queries.shape))
-    positive = scale * own[:, 0]
+    # similarities of each query with its own documents, the positive first
+    per_query = lifted(documents).reshape(columns, n, everyone.shape[1])[:, own]
+    similar = torch.einsum("nd,cnd->nc", lifted(queries), per_query)
+    positive = scale * similar[:, 0]
+    if hardness_mode is None or strength == 0:
+        hardness_mode = None
+    elif hardness_mode != "hard_negatives":
+        # scale q.d + strength q.d, the latter as a constant: one product of rows of twice the length
+        hard_queries = torch.cat((scale * lifted(queries), strength * lifted(queries).detach()), 1)
+        hard_documents = torch.cat((lifted(documents), lifted(documents).detach()), 1)
+        one = torch.ones_like(scale)
     terms = []
     for direction in dict.fromkeys(directions):
         if direction == "query_to_query":
-            term = log_sum(queries, queries, columns=Columns(excluded=0))
+            term = log_sum(queries, everyone, columns=Columns(excluded=own.start))
         elif direction == "doc_to_query":
-            term = log_sum(positives, queries)
+            term = log_sum(positives, everyone)
         elif direction == "doc_to_doc":
             term = log_sum(positives, documents, **of_others)
         elif hardness_mode is None:
             term = log_sum(queries, documents)
         elif hardness_mode == "hard_negatives":
-            hard = scale * own[:, 1:] + strength * own[:, 1:].detach()
+            hard = scale * similar[:, 1:] + strength * similar[:, 1:].detach()
             near = torch.cat((positive[:, None], hard), 1).logsumexp(1)
             term = torch.logaddexp(near, log_sum(queries, documents, **of_others))
+        elif hardness_mode == "all_negatives":
+            far = log_sum(hard_queries, hard_documents, one, columns=Columns(excluded=own.start))
+            term = torch.logaddexp(positive, far)
         else:
-            # Of the sum's slopes with respect to the similarities, scale + strength, the share that is the
-            # strength's has no gradient: the rows take the rest.
-            share = (scale / (scale + strength)).detach()
-            rows, keys = _with_gradient_times(queries, share), _with_gradient_times(documents, share)
-            if hardness_mode == "all_negatives":
-                far = log_sum(rows, keys, scale + strength, columns=Columns(excluded=0))
-                term = torch.logaddexp(positive, far)
-            else:
-                far = log_sum(rows, keys, scale + strength, **of_others)
-                term = torch.logaddexp((scale * own).logsumexp(1), far)
+            far = log_sum(hard_queries, hard_documents, one, **of_others)
+            term = torch.logaddexp((scale * similar).logsumexp(1), far)
         terms.append(term)
     together = torch.stack(terms)
     return (together.logsumexp(0) if partition_mode == "joint" else together.mean(0)) - positive
-
-
-def _with_gradient_times(x: Tensor, factor: Tensor) -> Tensor:
-    still = x.detach()
-    return still + (x - still) * factor.to(x.dtype)
 
 
 def check_ranking_options(
@@ -160,7 +168,8 @@ def check_ranking_options(
         raise ThawkitError(f"hardness_strength must be at least 0, got {hardness_strength}")
 
 
-def _check_documents(queries: Tensor, documents: Tensor) -> None:
+def check_documents(queries: Tensor, documents: Tensor) -> None:
+    """Require columns of as many documents as there are queries."""
     checks.row_pair("queries", queries, "documents", documents)
     n, rows = queries.shape[0], documents.shape[0]
     if rows < n or (rows % n if n else rows):
