@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Callable
 from types import ModuleType
+from typing import NoReturn
 
 import pytest
 
 from tests.losses import oracle
 
 
-def library(module: str, package: str, install: str = 'pip install ".[peers]"') -> ModuleType:
-    """Return the module, or skip the tests of a file and say what brings it."""
-    reason = f"{package} is not installed, nothing is compared with it ({install})"
-    return pytest.importorskip(module, reason=reason)
+def library(module: str) -> ModuleType:
+    """Return the module, or skip the test and say what brings it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        skip(error.name)
+
+
+def skip(name: str) -> NoReturn:
+    """Say which library is missing, and what brings it."""
+    pytest.skip(f'{name} is not installed, nothing is compared with it (pip install ".[peers]")')
 
 
 def assert_same(ours: Callable, theirs: Callable, *inputs, rtol=1e-5, atol=2e-6) -> None:

@@ -21,7 +21,7 @@ def batch(rows, features, seed=0):
 
 @pytest.fixture(scope="module")
 def lightly():
-    return peers.library("lightly.loss", "lightly", 'pip install --no-deps "lightly>=1.6"')
+    return peers.library("lightly.loss")
 
 
 def test_arguments(lightly):
@@ -72,6 +72,16 @@ def test_memory_bank_in_float64(lightly):
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_gathering_in_a_single_process_changes_nothing():
+    for size in (0, (19, 12)):
+        losses = []
+        for gathers in (False, True):
+            torch.manual_seed(3)
+            loss = NTXentLoss(memory_bank_size=size, gather_distributed=gathers)
+            losses.append(oracle.values_and_gradients(loss, *batch(5, 12)))
+        torch.testing.assert_close(*losses)
+
+
 def test_memory_bank_stays_where_nothing_trains():
     loss = NTXentLoss(memory_bank_size=(19, 12))
     before = loss.memory_bank.bank.clone()
@@ -96,8 +106,6 @@ def test_memory_bank_of_no_such_size(size):
 def test_bad_arguments():
     with pytest.raises(ThawkitError, match="temperature must be positive"):
         NTXentLoss(0.0)
-    with pytest.raises(ThawkitError, match="gather_distributed is supported at False only, got True"):
-        NTXentLoss(gather_distributed=True)
     with pytest.raises(ThawkitError, match="features of the memory bank, 12, got 8"):
         NTXentLoss(memory_bank_size=(4, 12))(*batch(5, 8))
     with pytest.raises(ThawkitError, match="out1 must have the shape of out0"):

@@ -16,7 +16,7 @@ LOSSES = ["NTXentLoss", "SupConLoss", "TripletMarginLoss"]
 
 @pytest.fixture(scope="module")
 def library():
-    peers.library("pytorch_metric_learning", "pytorch-metric-learning")
+    peers.library("pytorch_metric_learning")
     import pytorch_metric_learning.distances as distances
     import pytorch_metric_learning.losses as losses
     import pytorch_metric_learning.reducers as reducers

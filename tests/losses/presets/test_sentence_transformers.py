@@ -61,9 +61,7 @@ def inputs_for(directions, *size, **options):
 
 @pytest.fixture(scope="module")
 def theirs():
-    peers.library("sentence_transformers", "sentence-transformers")
-    from sentence_transformers.sentence_transformer import losses
-
+    losses = peers.library("sentence_transformers.sentence_transformer.losses")
     return losses.MultipleNegativesRankingLoss
 
 
@@ -158,7 +156,6 @@ def test_model_and_scale_are_learned():
         ({"scale": 0.0}, "scale must be positive"),
         ({"similarity_fct": torch.cdist}, "similarity_fct must be cos_sim or dot_score"),
         ({"similarity_fct": "euclidean"}, "similarity_fct must be cos_sim or dot_score"),
-        ({"gather_across_devices": True}, "gather_across_devices is supported at False only"),
         ({"directions": ()}, "directions must be several names, 'query_to_doc' among them"),
         ({"directions": ("doc_to_query",)}, "directions must be several names, 'query_to_doc' among them"),
         ({"directions": "query_to_doc"}, "directions must be several names"),
@@ -175,6 +172,14 @@ def test_model_and_scale_are_learned():
 def test_bad_arguments(options, says):
     with pytest.raises(ThawkitError, match=says):
         MultipleNegativesRankingLoss(Rows(), **options)
+
+
+def test_gathering_in_a_single_process_changes_nothing():
+    found = [
+        of(MultipleNegativesRankingLoss, gather_across_devices=gathers)(*columns(5, count=3))
+        for gathers in (False, True)
+    ]
+    torch.testing.assert_close(*found)
 
 
 def test_bad_columns():

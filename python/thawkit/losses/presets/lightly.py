@@ -1,4 +1,4 @@
-"""Stand-in for lightly's ``NTXentLoss`` (``lightly.loss``), its memory bank included, in a single process."""
+"""Stand-in for lightly's ``NTXentLoss`` (``lightly.loss``), its memory bank included."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from thawkit.errors import ThawkitError
+from thawkit.losses import distributed as across_ranks
 from thawkit.losses import functional as F
-from thawkit.losses.presets.unsupported import only
+from thawkit.losses.distributed.exchange import gather
+from thawkit.losses.distributed.ranks import Ranks, meet
+from thawkit.losses.presets import own_rows
 from thawkit.ops import checks
 
 
@@ -20,7 +23,8 @@ class NTXentLoss(nn.Module):
     Args:
         temperature: positive; a parameter is learned with the model.
         memory_bank_size: 0: no bank; (rows, features): of so many earlier ``out1``.
-        gather_distributed: False; across ranks see ``thawkit.losses.distributed``.
+        gather_distributed: the rows of all ranks are negatives, by :mod:`thawkit.losses.distributed`, and the
+            loss is the mean of this rank's. With a memory bank: all ranks' rows go into it.
     """
 
     def __init__(
@@ -31,8 +35,7 @@ class NTXentLoss(nn.Module):
     ):
         super().__init__()
         checks.positive_scalar("temperature", temperature)
-        only(False, gather_distributed=gather_distributed)
-        self.memory_bank = MemoryBankModule(memory_bank_size)
+        self.memory_bank = MemoryBankModule(memory_bank_size, gather_distributed)
         self.temperature = temperature
         self.gather_distributed = gather_distributed
 
@@ -43,7 +46,10 @@ class NTXentLoss(nn.Module):
         of its oldest ones, if ``out0`` needs a gradient.
         """
         if not self.memory_bank.size[0]:
-            return F.nt_xent(out0, out1, temperature=self.temperature)
+            if not self.gather_distributed:
+                return F.nt_xent(out0, out1, temperature=self.temperature)
+            rows = across_ranks.nt_xent(out0, out1, temperature=self.temperature, reduction="none")
+            return own_rows.mean(rows)
         checks.matrix("out0", out0)
         checks.twin("out1", out1, "out0", out0)
         keys, bank = self.memory_bank(normalize(out1, dim=1), update=out0.requires_grad)
@@ -65,13 +71,15 @@ class MemoryBankModule(nn.Module):
 
     Args:
         size: 0, or (rows, features).
+        gather_distributed: keep the rows of all ranks.
     """
 
     bank: Tensor
     bank_ptr: Tensor
 
-    def __init__(self, size: int | Sequence[int]):
+    def __init__(self, size: int | Sequence[int], gather_distributed: bool = False):
         super().__init__()
+        self.gather_distributed = gather_distributed
         self.size = (size,) if isinstance(size, int) else tuple(size)
         if self.size != (0,) and (len(self.size) != 2 or min(self.size) < 0):
             raise ThawkitError(f"memory_bank_size must be 0 or (rows, features), got {size!r}")
@@ -93,6 +101,10 @@ class MemoryBankModule(nn.Module):
 
     @torch.no_grad()
     def _enqueue(self, output: Tensor) -> None:
+        ranks = Ranks.of(None, "gather") if self.gather_distributed else None
+        if ranks is not None:
+            (rows,) = meet(ranks, "MemoryBankModule", {"output": output}, {}, ["output"], lambda: None)
+            output = gather(output, rows)
         start = int(self.bank_ptr)
         end = start + len(output)
         self.bank[start:end] = output[: self.size[0] - start].to(self.bank)

@@ -1,4 +1,4 @@
-"""Stand-in for sentence-transformers' ``MultipleNegativesRankingLoss`` (release 6.2), in a single process."""
+"""Stand-in for sentence-transformers' ``MultipleNegativesRankingLoss`` (release 6.2)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from thawkit.errors import ThawkitError
+from thawkit.losses import distributed as across_ranks
 from thawkit.losses import functional as F
-from thawkit.losses.presets.unsupported import only
+from thawkit.losses.presets import own_rows
 from thawkit.ops import checks
 from thawkit.ops.pairwise.ranking import check_ranking_options
 
@@ -26,7 +27,8 @@ class MultipleNegativesRankingLoss(nn.Module):
         model: called with the features of a column, it returns a dictionary with its ``sentence_embedding``.
         scale: inverse temperature; a parameter is learned with the model.
         similarity_fct: ``cos_sim`` or ``dot_score`` of ``sentence_transformers.util``, or their names.
-        gather_across_devices: False; across ranks see ``thawkit.losses.distributed``.
+        gather_across_devices: candidates are those of all ranks, by :mod:`thawkit.losses.distributed`, and
+            the loss is the mean of this rank's queries.
         directions: which similarities the softmax goes over.
         partition_mode: ``joint`` or ``per_direction``.
         hardness_mode: None, ``in_batch_negatives``, ``hard_negatives`` or ``all_negatives``.
@@ -46,7 +48,6 @@ class MultipleNegativesRankingLoss(nn.Module):
     ):
         super().__init__()
         checks.positive_scalar("scale", scale)
-        only(False, gather_across_devices=gather_across_devices)
         check_ranking_options(directions, partition_mode, hardness_mode, hardness_strength)
         self.model = model
         self.scale = scale
@@ -69,16 +70,19 @@ class MultipleNegativesRankingLoss(nn.Module):
         """Return the loss of columns of embeddings (N, D); ``labels`` are not used."""
         if len(embeddings) < 2:
             raise ThawkitError(f"embeddings must be of two columns or more, got {len(embeddings)}")
-        return F.multiple_negatives_ranking(
-            embeddings[0],
-            torch.cat(embeddings[1:]),
-            logit_scale=self.scale,
-            normalize=self.similarity == "cos_sim",
-            directions=self.directions,
-            partition_mode=self.partition_mode,
-            hardness_mode=self.hardness_mode,
-            hardness_strength=self.hardness_strength,
-        )
+        queries, documents = embeddings[0], torch.cat(embeddings[1:])
+        options: dict[str, Any] = {
+            "logit_scale": self.scale,
+            "normalize": self.similarity == "cos_sim",
+            "directions": self.directions,
+            "partition_mode": self.partition_mode,
+            "hardness_mode": self.hardness_mode,
+            "hardness_strength": self.hardness_strength,
+        }
+        if not self.gather_across_devices:
+            return F.multiple_negatives_ranking(queries, documents, **options)
+        rows = across_ranks.multiple_negatives_ranking(queries, documents, reduction="none", **options)
+        return own_rows.mean(rows)
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the arguments, for model cards."""
