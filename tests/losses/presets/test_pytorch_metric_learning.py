@@ -9,6 +9,7 @@ import torch
 
 from tests.losses.presets import peers
 from thawkit.errors import ThawkitError
+from thawkit.losses.presets import metric_learning_tuples as tuples
 from thawkit.losses.presets import pytorch_metric_learning as ours
 
 LOSSES = ["NTXentLoss", "SupConLoss", "TripletMarginLoss"]
@@ -19,12 +20,14 @@ def library():
     peers.library("pytorch_metric_learning")
     import pytorch_metric_learning.distances as distances
     import pytorch_metric_learning.losses as losses
+    import pytorch_metric_learning.miners as miners
     import pytorch_metric_learning.reducers as reducers
 
     class Library:
         pass
 
-    Library.losses, Library.distances, Library.reducers = losses, distances, reducers
+    Library.losses, Library.distances = losses, distances
+    Library.reducers, Library.miners = reducers, miners
     return Library
 
 
@@ -35,7 +38,7 @@ def batch(rows, classes=4, features=12, seed=0):
     return centres[labels] + torch.randn(rows, features, generator=generator), labels
 
 
-def compare(library, name, embeddings, labels, ref=(), number=None, atol=2e-6, **options):
+def compare(library, name, embeddings, labels, ref=(), number=None, atol=2e-6, indices=None, **options):
     """Both losses, with a temperature or margin that is learned where ``number`` is one."""
     key = "margin" if name == "TripletMarginLoss" else "temperature"
 
@@ -44,7 +47,7 @@ def compare(library, name, embeddings, labels, ref=(), number=None, atol=2e-6, *
             rest = list(rest)
             given = {key: rest.pop()} if number is not None else {}
             loss = getattr(module, name)(**given, **options)
-            return loss(x, labels, None, *rest, *ref[1:])
+            return loss(x, labels, indices, *rest, *ref[1:])
 
         return function
 
@@ -89,20 +92,13 @@ def test_few_labels_of_ref(library, name, labels):
     compare(library, name, batch(len(mine))[0], mine, (batch(len(theirs), seed=1)[0], theirs))
 
 
-@pytest.mark.parametrize("name", ["NTXentLoss", "SupConLoss"])
+@pytest.mark.parametrize("name", LOSSES)
 def test_the_same_labels_leave_pairs_of_one_row_out(library, name):
     x, labels = batch(20)
     other = batch(20, seed=1)[0]
     compare(library, name, x, labels, (other, labels))
     compare(library, name, x, labels, (other,))
     compare(library, name, x, labels, (other, labels.clone()))
-
-
-def test_triplets_refuse_what_leaves_pairs_of_one_row_out():
-    x, labels = batch(20)
-    for ref_labels in (labels, None):
-        with pytest.raises(ThawkitError, match=r"pass ref_labels=labels.clone\(\)"):
-            ours.TripletMarginLoss()(x, labels, None, x + 1, ref_labels)
 
 
 @pytest.mark.parametrize("temperature", [0.05, 0.5])
@@ -199,10 +195,138 @@ def test_labels_of_views_as_in_simclr(library):
     compare(library, "NTXentLoss", x, torch.arange(12).repeat(2), number=0.5)
 
 
-def test_regularizers_miners_and_statistics_are_refused():
+def mined(library, x, labels, ref=()):
+    """What several miners choose, pairs and triplets."""
+    m = library.miners
+    yield m.MultiSimilarityMiner(epsilon=0.3)(x, labels, *ref)
+    yield m.PairMarginMiner(pos_margin=0.4, neg_margin=1.2)(x, labels, *ref)
+    yield m.TripletMarginMiner(margin=0.2, type_of_triplets="semihard")(x, labels, *ref)
+    yield m.BatchHardMiner()(x, labels, *ref)
+    none = torch.zeros(0, dtype=torch.int64)
+    yield none, none, none
+    yield none, none, labels.new_tensor([0, 1]), labels.new_tensor([1, 0])
+    yield labels.new_tensor([1]), labels.new_tensor([2]), none, none
+    yield tuple(labels.new_tensor([i]) for i in (0, 1, 0, 2))
+    yield tuple(labels.new_tensor(i) for i in ([0, 0, 2], [1, 1, 3], [4, 4, 4]))  # one of them twice
+
+
+@pytest.mark.parametrize("rows", [7, 40])
+@pytest.mark.parametrize("name", LOSSES)
+def test_miners(library, name, rows):
+    x, labels = batch(rows)
+    ref = batch(30, seed=1)
+    for indices in mined(library, x, labels):
+        compare(library, name, x, labels, number=0.4, indices=indices)
+        compare(library, name, x, None, number=0.4, indices=indices)
+    for indices in mined(library, x, labels, ref):
+        compare(library, name, x, labels, ref, number=0.4, indices=indices)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_miners_with_distances_and_reducers(library, name):
+    x, labels = batch(40)
+    d, r = library.distances, library.reducers
+    indices = library.miners.MultiSimilarityMiner(epsilon=0.3)(x, labels)
+    for distance in (d.CosineSimilarity(), d.LpDistance(power=2)):
+        compare(library, name, x, labels, number=0.5, indices=indices, distance=distance, atol=1e-5)
+    for reducer in (
+        r.MeanReducer(),
+        r.SumReducer(),
+        r.AvgNonZeroReducer(),
+        r.ClassWeightedReducer(torch.tensor([0.5, 2.0, 0.0, 1.5])),
+    ):
+        compare(library, name, x, labels, number=0.4, indices=indices, reducer=reducer)
+
+
+@pytest.mark.parametrize(("swap", "smooth"), [(True, False), (False, True), (True, True)])
+def test_swap_and_smooth_loss(library, swap, smooth):
+    options = {"swap": swap, "smooth_loss": smooth, "number": 0.3}
+    for rows, classes in ((1, 1), (3, 2), (13, 13), (40, 4)):
+        compare(library, "TripletMarginLoss", *batch(rows, classes), **options)
+    x, labels = batch(20)
+    for reducer in reducers_of("TripletMarginLoss", library):
+        compare(library, "TripletMarginLoss", x, labels, reducer=reducer, **options)
+    compare(library, "TripletMarginLoss", x, labels, distance=library.distances.CosineSimilarity(), **options)
+    for indices in mined(library, x, labels):
+        compare(library, "TripletMarginLoss", x, labels, indices=indices, **options)
+    if not swap:
+        compare(library, "TripletMarginLoss", x, labels, batch(30, seed=1), **options)
+
+
+def test_triplets_in_several_blocks(library, monkeypatch):
+    monkeypatch.setattr(tuples, "_AT_ONCE", 100)
+    compare(library, "TripletMarginLoss", *batch(40), number=0.3, swap=True)
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_triplets_at_random(same):
+    torch.manual_seed(0)
+    labels = torch.tensor([3, 1, 3, 3, 1, 7])
+    ref_labels = labels if same else torch.tensor([1, 3, 5, 3])
+    own = 0 if same else None
+    a, p, n = tuples.random_triplets(labels, ref_labels, own, 2000)
+    allowed = {
+        (i, j, k)
+        for i in range(6)
+        for j in range(len(ref_labels))
+        for k in range(len(ref_labels))
+        if labels[i] == ref_labels[j] != ref_labels[k] and not (same and i == j)
+    }
+    found, counts = torch.stack((a, p, n), 1).unique(dim=0, return_counts=True)
+    assert {tuple(triplet) for triplet in found.tolist()} == allowed
+    for i in {i for i, *_ in allowed}:
+        drawn = counts[found[:, 0] == i]
+        assert drawn.sum() == 2000
+        assert (drawn - 2000 / len(drawn)).abs().max() < 5 * (2000 / len(drawn)) ** 0.5
+    loss = ours.TripletMarginLoss(triplets_per_anchor=3)
+    x = torch.randn(6, 4, requires_grad=True)
+    loss(x, labels).backward()
+    assert x.grad is not None
+
+
+def test_triplets_at_random_where_there_is_no_choice(library):
+    x, labels = batch(3)[0], torch.tensor([0, 0, 1])
+    compare(library, "TripletMarginLoss", x, labels, number=0.7, triplets_per_anchor=5)
+
+
+X, LABELS = torch.zeros(6, 4), torch.zeros(6, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("indices", "says"),
+    [
+        (LABELS, "indices_tuple must hold three tensors .* got Tensor of 0"),
+        ((LABELS, LABELS), "indices_tuple must hold three tensors .* got tuple of 2"),
+        ((LABELS, LABELS, X), "indices_tuple must hold three tensors"),
+        ((LABELS, LABELS, LABELS[:3]), r"as many rows in each place, got \[6, 6, 3\] indices"),
+        ((LABELS, LABELS, LABELS[:3], LABELS), r"as many rows in each place, got \[6, 6, 3, 6\] indices"),
+        ((LABELS, LABELS, LABELS + 6), "indices_tuple must hold indices of 6 anchors and 6 others"),
+        ((LABELS - 1, LABELS, LABELS), "indices_tuple must hold indices of 6 anchors and 6 others"),
+    ],
+)
+@pytest.mark.parametrize("name", LOSSES)
+def test_bad_indices(name, indices, says):
+    with pytest.raises(ThawkitError, match=says):
+        getattr(ours, name)()(X, LABELS, indices)
+
+
+def test_bad_use_of_indices(library):
     x, labels = batch(6)
-    with pytest.raises(ThawkitError, match="indices_tuple is supported at None only"):
-        ours.NTXentLoss()(x, labels, (labels, labels, labels))
+    both = (torch.tensor([0, 1]), torch.tensor([2, 3])) * 2
+    with pytest.raises(ThawkitError, match="must not name a pair both positive and negative"):
+        ours.SupConLoss()(x, labels, both)
+    with pytest.raises(ThawkitError, match="reducer must not be PerAnchorReducer where indices_tuple"):
+        ours.NTXentLoss(reducer=library.reducers.PerAnchorReducer())(x, labels, both)
+    weighted = library.reducers.ClassWeightedReducer(torch.ones(4))
+    with pytest.raises(ThawkitError, match="labels must be given for a ClassWeightedReducer"):
+        ours.NTXentLoss(reducer=weighted)(x, None, both)
+    with pytest.raises(ThawkitError, match="swap=True must come without ref_emb"):
+        ours.TripletMarginLoss(swap=True)(x, labels, None, x[:4], labels[:4])
+    with pytest.raises(ThawkitError, match="ref_emb must have the dtype of embeddings"):
+        ours.TripletMarginLoss()(x, labels, None, x.double(), labels)
+
+
+def test_regularizers_and_statistics_are_refused():
     for loss in (ours.NTXentLoss, ours.SupConLoss, ours.TripletMarginLoss):
         with pytest.raises(ThawkitError, match="embedding_regularizer is supported at None only"):
             loss(embedding_regularizer=torch.nn.Identity())
@@ -214,9 +338,7 @@ def test_regularizers_miners_and_statistics_are_refused():
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"swap": True}, "swap is supported at False only, got True"),
-        ({"smooth_loss": True}, "smooth_loss is supported at False only, got True"),
-        ({"triplets_per_anchor": 5}, "triplets_per_anchor is supported at 'all' only, got 5"),
+        ({"triplets_per_anchor": 0}, "triplets_per_anchor must be 'all' or above 0, got 0"),
         ({"distance": torch.nn.Identity()}, "distance must be LpDistance with p=2 and power=1, or"),
         ({"reducer": torch.nn.Identity()}, "reducer must be one of MeanReducer, .*, got Identity"),
     ],

@@ -8,14 +8,18 @@ They take its distances and reducers where these have a counterpart here, and re
 - reducers: ``MeanReducer``, ``SumReducer``, ``AvgNonZeroReducer``, ``ThresholdReducer``,
   ``ClassWeightedReducer`` and, but for triplets, ``PerAnchorReducer``. Among the pairs of NTXentLoss and the
   triplets of TripletMarginLoss a threshold is 0, from below.
-- no pairs or triplets from a miner (``indices_tuple``), no regularizers, no statistics.
+- pairs or triplets from a miner (``indices_tuple``) in plain torch, by the matrix of similarities; not with
+  ``PerAnchorReducer`` in NTXentLoss.
+- no regularizers, no statistics.
 
-One value differs: in float32 no pair of pytorch-metric-learning's NTXentLoss costs more than 87, nor has a
-gradient there, since the smallest float is added to what the logarithm is taken of.
+Some values differ: in float32 no pair of pytorch-metric-learning's NTXentLoss costs more than 87, nor has a
+gradient there, since the smallest float is added to what the logarithm is taken of; and a pair that costs
+less than 6e-8 costs nothing there. ``triplets_per_anchor`` draws other triplets from the same seed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -24,6 +28,7 @@ from torch.nn.functional import normalize
 
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
+from thawkit.losses.presets import metric_learning_tuples as tuples
 from thawkit.losses.presets.metric_learning_options import (
     above_zero,
     check_reducer,
@@ -35,7 +40,8 @@ from thawkit.losses.presets.metric_learning_options import (
 )
 from thawkit.losses.presets.unsupported import only
 from thawkit.ops import checks
-from thawkit.ops.pairwise.ref import common_classes
+from thawkit.ops.pairwise.common import lifted, reduced_over
+from thawkit.ops.pairwise.ref import check_ref_rows, common_classes
 
 
 class _Batch(NamedTuple):
@@ -46,6 +52,13 @@ class _Batch(NamedTuple):
     ref: Tensor | None
     ref_labels: Tensor | None
     own: int | None
+
+    @property
+    def others(self) -> tuple[Tensor, Tensor, int | None]:
+        """The rows that the anchors are compared with, their labels, and where the anchors are in them."""
+        if self.ref is None or self.ref_labels is None:
+            return self.embeddings, self.labels, 0
+        return self.ref, self.ref_labels, self.own
 
     def counts(self) -> tuple[Tensor, Tensor]:
         """Return the numbers of positives and negatives of each anchor."""
@@ -80,7 +93,7 @@ class _Loss(nn.Module):
         self,
         embeddings: Tensor,
         labels: Tensor | None = None,
-        indices_tuple: None = None,
+        indices_tuple: tuple[Tensor, ...] | None = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
     ) -> Tensor:
@@ -88,23 +101,50 @@ class _Loss(nn.Module):
 
         Positives and negatives come from ``ref_emb`` (M, D) of the classes ``ref_labels`` (M,) where given.
         If ``ref_labels`` is left out or is the very tensor ``labels``, rows i of both are left out as a pair.
+
+        ``indices_tuple`` chooses among the pairs or triplets: (anchors, positives, negatives), or (anchors,
+        positives, anchors, negatives) of two lists of pairs. Then labels may be left out.
         """
-        only(None, indices_tuple=indices_tuple)
         checks.matrix("embeddings", embeddings)
-        if not isinstance(labels, Tensor):
+        if ref_emb is not None:
+            check_ref_rows(embeddings, ref_emb, "ref_emb")
+        if isinstance(labels, Tensor):
+            labels = labels.to(embeddings.device)
+            checks.labels("labels", labels, "embeddings", embeddings)
+        elif labels is not None or indices_tuple is None:
             raise ThawkitError(f"labels must be a tensor, got {type(labels).__name__}")
-        labels = labels.to(embeddings.device)
+        if indices_tuple is not None:
+            others = embeddings if ref_emb is None else ref_emb
+            return self._chosen(embeddings, others, tuples.chosen(indices_tuple, embeddings, others), labels)
+        assert labels is not None
         own = None
         if ref_emb is not None:
             ref_labels = labels if ref_labels is None else ref_labels.to(embeddings.device)
             own = 0 if ref_labels is labels else None
         else:
             ref_labels = None
-        checks.labels("labels", labels, "embeddings", embeddings)
         return self._loss(_Batch(embeddings, labels, ref_emb, ref_labels, own))
 
     def _loss(self, batch: _Batch) -> Tensor:
         raise NotImplementedError
+
+    def _chosen(
+        self, embeddings: Tensor, others: Tensor, indices: tuple[Tensor, ...], labels: Tensor | None
+    ) -> Tensor:
+        raise NotImplementedError
+
+    def _reduced(self, losses: Tensor, anchors: Tensor, default: str, labels: Tensor | None) -> Tensor:
+        """Reduce the losses of chosen pairs, triplets or rows."""
+        kind = kind_of(self.reducer, default)
+        if kind == "PerAnchorReducer":
+            raise ThawkitError("reducer must not be PerAnchorReducer where indices_tuple is given")
+        if labels is None:
+            if kind == "ClassWeightedReducer":
+                raise ThawkitError("labels must be given for a ClassWeightedReducer, got None")
+            labels = torch.zeros_like(losses, dtype=torch.int64)
+        else:
+            labels = labels[anchors]
+        return reduced_rows(self.reducer, kind, losses, labels)
 
 
 class NTXentLoss(_Loss):
@@ -151,6 +191,16 @@ class NTXentLoss(_Loss):
 
         value = reduced_tuples(self.reducer, "MeanReducer", loss, positives, batch.labels)
         return value.where(_enough_pairs(positives, negatives), 0)
+
+    def _chosen(
+        self, embeddings: Tensor, others: Tensor, indices: tuple[Tensor, ...], labels: Tensor | None
+    ) -> Tensor:
+        pairs = tuples.pairs(indices)
+        if not (len(pairs.a1) and len(pairs.a2) and max(len(pairs.a1), len(pairs.a2)) > 1):
+            return lifted(embeddings).sum() * 0
+        scale = self._factor / self.temperature
+        losses = tuples.nt_xent(embeddings, others, scale, pairs, self._unit)
+        return self._reduced(losses, pairs.a1, "MeanReducer", labels)
 
 
 class SupConLoss(_Loss):
@@ -204,15 +254,26 @@ class SupConLoss(_Loss):
             value = reduced_rows(reducer, kind, loss("none"), batch.labels)
         return value.where(_enough_pairs(*batch.counts()), 0)
 
+    def _chosen(
+        self, embeddings: Tensor, others: Tensor, indices: tuple[Tensor, ...], labels: Tensor | None
+    ) -> Tensor:
+        pairs = tuples.pairs(indices)
+        if not (len(pairs.a1) and len(pairs.a2) and max(len(pairs.a1), len(pairs.a2)) > 1):
+            return lifted(embeddings).sum() * 0
+        scale = self._factor / self.temperature
+        rows = tuples.supcon(embeddings, others, scale, pairs, self._unit)
+        return self._reduced(rows, torch.arange(len(rows), device=rows.device), "AvgNonZeroReducer", labels)
+
 
 class TripletMarginLoss(_Loss):
     """pytorch-metric-learning's ``TripletMarginLoss``; see :func:`thawkit.losses.functional.triplet_margin`.
 
     Args:
         margin: how much nearer positives are to be than negatives.
-        swap: False.
-        smooth_loss: False.
-        triplets_per_anchor: ``all``.
+        swap: count the negative's distance to the positive instead of the anchor, where it is less; of the
+            embeddings themselves only.
+        smooth_loss: softplus in place of the hinge.
+        triplets_per_anchor: ``all``, or how many are drawn at random.
         distance: None is ``LpDistance``, of unit rows.
         reducer: None is ``AvgNonZeroReducer``, over the triplets that cost anything.
         embedding_regularizer: None.
@@ -234,9 +295,10 @@ class TripletMarginLoss(_Loss):
     ):
         super().__init__(distance, reducer, embedding_regularizer, embedding_reg_weight, collect_stats)
         checks.scalar("margin", margin)
-        only(False, swap=swap)
-        only(False, smooth_loss=smooth_loss)
-        only("all", triplets_per_anchor=triplets_per_anchor)
+        if triplets_per_anchor != "all" and not (
+            isinstance(triplets_per_anchor, int) and triplets_per_anchor > 0
+        ):
+            raise ThawkitError(f"triplets_per_anchor must be 'all' or above 0, got {triplets_per_anchor!r}")
         self.margin = margin
         self.swap = swap
         self.smooth_loss = smooth_loss
@@ -245,11 +307,19 @@ class TripletMarginLoss(_Loss):
         check_reducer(reducer, "AvgNonZeroReducer", ())
 
     def _loss(self, batch: _Batch) -> Tensor:
-        if batch.own is not None:
-            raise ThawkitError(
-                "ref_labels must be given and not be labels itself, which leaves the pairs of rows i out; "
-                "pass ref_labels=labels.clone() to keep them"
-            )
+        others, ref_labels, own = batch.others
+        self._check_swap(batch.embeddings, others)
+        if self.triplets_per_anchor != "all":
+            assert isinstance(self.triplets_per_anchor, int)
+            drawn = tuples.random_triplets(batch.labels, ref_labels, own, self.triplets_per_anchor)
+            return self._chosen(batch.embeddings, others, drawn, batch.labels)
+        positives, negatives = batch.counts()
+        count = positives * negatives
+        plain = not (self.swap or self.smooth_loss) and batch.own is None
+        loss = self._on_the_engine(batch) if plain else self._one_by_one(batch, count)
+        return reduced_tuples(self.reducer, "AvgNonZeroReducer", loss, count, batch.labels)
+
+    def _on_the_engine(self, batch: _Batch) -> Callable[[str], Tensor]:
         x, ref = batch.embeddings, batch.ref
         if self._unit:
             x, ref = normalize(x, dim=1), None if ref is None else normalize(ref, dim=1)
@@ -266,8 +336,41 @@ class TripletMarginLoss(_Loss):
             )
             return self._factor * value
 
-        positives, negatives = batch.counts()
-        return reduced_tuples(self.reducer, "AvgNonZeroReducer", loss, positives * negatives, batch.labels)
+        return loss
+
+    def _one_by_one(self, batch: _Batch, count: Tensor) -> Callable[[str], Tensor]:
+        x, (others, ref_labels, own) = batch.embeddings, batch.others
+        sums, active = tuples.all_triplets(
+            *self._rows(x, others), batch.labels, ref_labels, own, self._violation()
+        )
+
+        def loss(reduction: str) -> Tensor:
+            return reduced_over(sums, reduction, (active if reduction == "mean_nonzero" else count).sum())
+
+        return loss
+
+    def _chosen(
+        self, embeddings: Tensor, others: Tensor, indices: tuple[Tensor, ...], labels: Tensor | None
+    ) -> Tensor:
+        self._check_swap(embeddings, others)
+        a, p, n = tuples.triplets(indices)
+        if not len(a):
+            return lifted(embeddings).sum() * 0
+        losses = tuples.triplet_margin(*self._rows(embeddings, others), (a, p, n), self._violation())
+        return self._reduced(losses, a, "AvgNonZeroReducer", labels)
+
+    def _violation(self) -> tuples.Violation:
+        return tuples.Violation(self.margin, self.swap, self.smooth_loss, self._distance, self._factor)
+
+    def _rows(self, x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
+        if not self._unit:
+            return x, others
+        unit = normalize(lifted(x), dim=1)
+        return unit, unit if others is x else normalize(lifted(others), dim=1)
+
+    def _check_swap(self, x: Tensor, others: Tensor) -> None:
+        if self.swap and others is not x:
+            raise ThawkitError("swap=True must come without ref_emb, whose rows it has no distances of")
 
 
 def _enough_pairs(positives: Tensor, negatives: Tensor) -> Tensor:

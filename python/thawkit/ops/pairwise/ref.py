@@ -21,13 +21,13 @@ def check_ref(embeddings: Tensor, ref: Tensor | None, ref_labels: Tensor | None)
     checks.labels("ref_labels", ref_labels, "ref", ref)
 
 
-def check_ref_rows(embeddings: Tensor, ref: Tensor) -> None:
+def check_ref_rows(embeddings: Tensor, ref: Tensor, name: str = "ref") -> None:
     """Require a matrix of the device, dtype and number of columns of ``embeddings``."""
-    checks.matrix("ref", ref)
-    checks.same_device("ref", ref, "embeddings", embeddings)
-    checks.same_features("ref", ref, "embeddings", embeddings)
+    checks.matrix(name, ref)
+    checks.same_device(name, ref, "embeddings", embeddings)
+    checks.same_features(name, ref, "embeddings", embeddings)
     if ref.dtype != embeddings.dtype:
-        raise ThawkitError(f"ref must have the dtype of embeddings, {embeddings.dtype}, got {ref.dtype}")
+        raise ThawkitError(f"{name} must have the dtype of embeddings, {embeddings.dtype}, got {ref.dtype}")
 
 
 def own_offset(own: int | None, embeddings: Tensor, ref: Tensor | None) -> int | None:
