@@ -174,17 +174,20 @@ def all_triplets(
         sums, active = 0 * lifted(x).sum(1), torch.zeros_like(labels, dtype=torch.int64)
 
         def block(d: Tensor, rows: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
-            ap, an = d[rows[:, None], p], d[rows[:, None], n]
-            pn = d[p[:, None], n][None] if violation.swap else an[:, None]
-            losses = violation.losses(ap[:, :, None], an[:, None], pn)
+            mine = d.index_select(0, rows)
+            ap, an = mine.index_select(1, p), mine.index_select(1, n)[:, None]
+            pn = d.index_select(0, p).index_select(1, n)[None] if violation.swap else an
+            losses = violation.losses(ap[:, :, None], an, pn)
             if own is not None:
                 losses = losses.masked_fill((rows[:, None] + own == p)[:, :, None], 0)
             return losses.sum((1, 2)), (losses > 0).sum((1, 2))
 
         for rows, p, n in _blocks(labels, ref_labels):
-            found: tuple[Tensor, Tensor] = checkpoint(block, d, rows, p, n, use_reentrant=False)
-            sums = sums.index_add(0, rows, found[0])
-            active = active.index_add(0, rows, found[1])
+            if len(x) * len(p) * len(n) <= _AT_ONCE:
+                losses, some = block(d, rows, p, n)
+            else:  # kept in memory for one block only, and computed again for the gradients
+                losses, some = checkpoint(block, d, rows, p, n, use_reentrant=False)
+            sums, active = sums.index_add(0, rows, losses), active.index_add(0, rows, some)
         return sums, active
 
 
