@@ -197,8 +197,7 @@ def test_extra_memory_is_one_gradient():
     assert x.nbytes <= allocated <= x.nbytes + 4096
 
 
-def test_operators_are_well_formed(monkeypatch):
-    monkeypatch.undo()
+def test_operators_are_well_formed():
     x, t = logits_and_targets((4, 9))
     namespace = torch.ops.thawkit
     torch.library.opcheck(namespace.sigmoid_focal.default, (x, t, 0.25, 2.0))
@@ -208,8 +207,7 @@ def test_operators_are_well_formed(monkeypatch):
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_compiles_without_graph_breaks(reduction, monkeypatch):
-    monkeypatch.undo()
+def test_compiles_without_graph_breaks(reduction):
     x, t = logits_and_targets((4, 9))
     x.requires_grad_()
     step = lambda x: F.sigmoid_focal_loss(x * 2, t, reduction=reduction).sum()

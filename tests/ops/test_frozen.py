@@ -153,8 +153,7 @@ def test_float64_goes_by_the_reference():
     assert torch.autograd.gradcheck(lambda x: packed_relu(x, -1.0, 1.0), (x,))
 
 
-def test_operators_are_well_formed(monkeypatch):
-    monkeypatch.undo()
+def test_operators_are_well_formed():
     x = torch.randn(3, 21)
     _, mask = torch.ops.thawkit.packed_relu(x, 0.0, 6.0)
     torch.library.opcheck(torch.ops.thawkit.packed_relu.default, (x, 0.0, 6.0))
@@ -162,8 +161,7 @@ def test_operators_are_well_formed(monkeypatch):
 
 
 @pytest.mark.parametrize("inplace", [False, True])
-def test_compiles_without_graph_breaks(inplace, monkeypatch):
-    monkeypatch.undo()
+def test_compiles_without_graph_breaks(inplace):
     x = torch.randn(3, 21, requires_grad=True)
     step = lambda x: (packed_relu(x * 2, 0.0, 1.0, inplace=inplace) * torch.arange(21)).sum()
     got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(x), x)[0]

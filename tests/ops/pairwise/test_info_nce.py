@@ -250,8 +250,7 @@ def test_extra_memory_is_a_sliver_of_the_matrix():
 
 
 @pytest.mark.parametrize("need", [[True] * 5, [False, True, False, False, False], [False] * 5])
-def test_row_softmax_operator_is_well_formed(need, monkeypatch):
-    monkeypatch.undo()
+def test_row_softmax_operator_is_well_formed(need):
     q, k = clip_like(9, 12, 5)
     scale = torch.tensor(3.0)
     op = torch.ops.thawkit.row_softmax.default
@@ -263,8 +262,7 @@ def test_row_softmax_operator_is_well_formed(need, monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_info_nce_compiles_without_graph_breaks(backend, monkeypatch):
-    monkeypatch.undo()
+def test_info_nce_compiles_without_graph_breaks(backend):
     step = lambda q, k, s: F.info_nce(q * 2, k, logit_scale=s) + 1
     inputs = [x.requires_grad_() for x in (*clip_like(20, 30, 8), torch.tensor(4.0))]
     expected = torch.autograd.grad(step(*inputs), inputs)
@@ -286,10 +284,9 @@ def plain_epilogue(scores, first, row_weight, weight, scale, loss, dscale, gradi
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("panel_rows", "scale"), [(1, 3.0), (7, 3.0), (100, 3.0), (7, 0.0)])
-def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, scale, normalize, monkeypatch):
+def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, scale, normalize):
     q, k = clip_like(23, 31, 6)
     q[3] *= 5e-13 / q[3].norm()  # below the norm that normalization divides by at least
-    monkeypatch.undo()
     weights = torch.rand(23)
     scale = torch.tensor(scale)
     got = cuda.info_nce(

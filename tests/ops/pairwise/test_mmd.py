@@ -105,8 +105,7 @@ def test_mmd_gradcheck_and_bandwidth_gradient():
     assert learned.grad.abs().min() > 0
 
 
-def test_mmd_operator_is_well_formed(monkeypatch):
-    monkeypatch.undo()
+def test_mmd_operator_is_well_formed():
     x, y = two_samples(9, 12, 5)
     for need, relative in ((True, False), (False, True)):
         torch.library.opcheck(
@@ -115,8 +114,7 @@ def test_mmd_operator_is_well_formed(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_mmd_compiles_without_graph_breaks(backend, monkeypatch):
-    monkeypatch.undo()
+def test_mmd_compiles_without_graph_breaks(backend):
     step = lambda x, y: F.mmd(x * 2, y) + 1
     inputs = [x.requires_grad_() for x in two_samples(20, 30, 8)]
     expected = torch.autograd.grad(step(*inputs), inputs)

@@ -234,8 +234,7 @@ def test_extra_memory_is_a_sliver_of_the_matrix(backend, monkeypatch):
     assert 0 < peak < 1000 * 12000 * 4 / 10
 
 
-def test_top_k_operator_is_well_formed(monkeypatch):
-    monkeypatch.undo()
+def test_top_k_operator_is_well_formed():
     queries, gallery = rows(9, 5), rows(12, 5, 1)
     op = torch.ops.thawkit.top_k.default
     torch.library.opcheck(op, (queries, gallery, 4, "dot", None))
@@ -243,8 +242,7 @@ def test_top_k_operator_is_well_formed(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_top_k_compiles_without_graph_breaks(backend, monkeypatch):
-    monkeypatch.undo()
+def test_top_k_compiles_without_graph_breaks(backend):
     step = lambda q, g: top_k(q * 2, g, 3, similarity="cosine")
     inputs = rows(20, 8), rows(30, 8, 1)
     got = torch.compile(step, fullgraph=True, backend=backend)(*inputs)
