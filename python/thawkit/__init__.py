@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thawkit import adapt, data, deploy, frozen, losses, ops, recipes, select, tune
+    from thawkit.errors import ThawkitError
     from thawkit.frozen import freeze, unfreeze
 
 __version__ = "0.1.0"
 
 _SUBMODULES = ("adapt", "data", "deploy", "frozen", "losses", "ops", "recipes", "select", "tune")
-_FUNCTIONS = {"freeze": "thawkit.frozen", "unfreeze": "thawkit.frozen"}
+_NAMES = {"freeze": "thawkit.frozen", "unfreeze": "thawkit.frozen", "ThawkitError": "thawkit.errors"}
 
 __all__ = [
+    "ThawkitError",
     "__version__",
     "adapt",
     "data",
@@ -36,8 +38,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"thawkit.{name}")
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
     raise AttributeError(f"module 'thawkit' has no attribute {name!r}")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
+from thawkit.ops import checks
 
 
 class LinearCrossEntropyLoss(nn.Module):
@@ -49,11 +50,20 @@ class LinearCrossEntropyLoss(nn.Module):
         options: object = None,
     ):
         super().__init__()
-        for name, number in (("in_features", in_features), ("num_classes", num_classes)):
-            if number < 1:
-                raise ThawkitError(f"{name} must be at least 1, got {number}")
-        if weight is not None and weight.shape != (num_classes,):
-            raise ThawkitError(f"weight must have shape ({num_classes},), got {tuple(weight.shape)}")
+        checks.integer("in_features", in_features, 1)
+        checks.integer("num_classes", num_classes, 1)
+        if not isinstance(out_features, tuple):
+            raise ThawkitError(f"out_features must be a tuple of integers, got {out_features!r}")
+        for size in out_features:
+            checks.integer("out_features", size, 1)
+        checks.one_of("reduction", reduction, checks.REDUCTIONS)
+        if ignore_index is not None:
+            checks.integer("ignore_index", ignore_index)
+        if weight is not None:
+            checks.floating("weight", weight)
+            if weight.shape != (num_classes,):
+                raise ThawkitError(f"weight must have shape ({num_classes},), got {tuple(weight.shape)}")
+        checks.finite("label_smoothing", label_smoothing)
         if not 0 <= label_smoothing <= 1:
             raise ThawkitError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
         self.num_classes = num_classes

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable
 
 import torch
@@ -13,17 +12,20 @@ from torch import Tensor, nn
 from thawkit.errors import ThawkitError
 from thawkit.losses import distributed as across_ranks
 from thawkit.losses import functional as F
+from thawkit.losses.base import Loss
 from thawkit.losses.functional.scale import check_maximum
 from thawkit.ops import checks
 
 
-class _Contrastive(nn.Module):
+class _Contrastive(Loss):
     """What the losses have in common: rows to normalise, a reduction, and ranks that may hold other rows."""
 
     def __init__(
         self, normalize: bool, reduction: str, distributed: str | None, group: dist.ProcessGroup | None
     ):
         super().__init__()
+        checks.boolean("normalize", normalize)
+        checks.one_of("reduction", reduction, checks.REDUCTIONS)
         if distributed is not None:
             checks.one_of("distributed", distributed, across_ranks.MODES)
         self.normalize = normalize
@@ -51,37 +53,63 @@ class InfoNCELoss(_Contrastive):
     """InfoNCE of queries against keys; see :func:`thawkit.losses.functional.info_nce`.
 
     Args:
-        temperature: divides the similarities. For a learned scale call the function with a tensor.
+        temperature: divides the similarities; an ``nn.Parameter`` is learned with the model.
         normalize: use cosine similarities.
         reduction: ``none``, ``mean`` or ``sum``.
         in_batch: the keys of other rows are negatives, besides those that are given.
         distributed: ``gather`` or ``ring``: the batch is that of all ranks, as in
             :mod:`thawkit.losses.distributed`. None: it is this process's.
         group: the ranks of the batch; None: all.
+        false_negative_margin: keys more similar to a query than its positive by more than this are no
+            negatives.
+        hard_negative_beta: above 0, similar negatives weigh more.
     """
 
     def __init__(
         self,
-        temperature: float = 0.07,
+        temperature: Tensor | float = 0.07,
         normalize: bool = True,
         reduction: str = "mean",
         in_batch: bool = True,
         distributed: str | None = None,
         group: dist.ProcessGroup | None = None,
+        false_negative_margin: float | None = None,
+        hard_negative_beta: float = 0.0,
     ):
         super().__init__(normalize, reduction, distributed, group)
-        if not (math.isfinite(temperature) and temperature > 0):
-            raise ThawkitError(f"temperature must be positive and finite, got {temperature}")
+        checks.positive_scalar("temperature", temperature)
+        checks.boolean("in_batch", in_batch)
+        if false_negative_margin is not None:
+            checks.finite("false_negative_margin", false_negative_margin)
+        checks.finite("hard_negative_beta", hard_negative_beta)
         self.temperature = temperature
         self.in_batch = in_batch
+        self.false_negative_margin = false_negative_margin
+        self.hard_negative_beta = hard_negative_beta
 
-    def forward(self, q: Tensor, k: Tensor, negatives: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        q: Tensor,
+        k: Tensor,
+        negatives: Tensor | None = None,
+        labels: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         """Return the loss of ``q`` (N, D) against ``k`` (M, D), ``k[i]`` being the positive of ``q[i]``.
 
-        Further negatives are (M, D), for all rows, or (N, M, D), for each row its own.
+        Further negatives are (M, D), for all rows, or (N, M, D), for each row its own. ``labels`` (M,) say
+        which keys are no negatives of one another, ``sample_weight`` (N,) how much a row counts.
         """
         return self._function("info_nce")(
-            q, k, negatives=negatives, in_batch=self.in_batch, logit_scale=1 / self.temperature
+            q,
+            k,
+            negatives=negatives,
+            in_batch=self.in_batch,
+            logit_scale=1 / self.temperature,
+            labels=labels,
+            sample_weight=sample_weight,
+            false_negative_margin=self.false_negative_margin,
+            hard_negative_beta=self.hard_negative_beta,
         )
 
 
@@ -231,10 +259,9 @@ class NegativeQueue(nn.Module):
 
     def __init__(self, size: int, features: int, dtype: torch.dtype = torch.float32):
         super().__init__()
-        for name, number in (("size", size), ("features", features)):
-            if number < 1:
-                raise ThawkitError(f"{name} must be at least 1, got {number}")
-        if not dtype.is_floating_point:
+        checks.integer("size", size, 1)
+        checks.integer("features", features, 1)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ThawkitError(f"dtype must be a floating-point type, got {dtype}")
         self.register_buffer("rows", torch.zeros(size, features, dtype=dtype))
         self.register_buffer("written", torch.zeros((), dtype=torch.int64))

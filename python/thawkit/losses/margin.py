@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from thawkit.losses import functional as F
+from thawkit.losses.base import Loss
 from thawkit.ops import checks
 from thawkit.ops.pairwise.common import DISTANCES
-from thawkit.ops.pairwise.triplet import MININGS
+from thawkit.ops.pairwise.triplet import MININGS, REDUCTIONS
 
 
-class TripletMarginLoss(nn.Module):
+class TripletMarginLoss(Loss):
     """Triplet loss, mined within the batch; see :func:`thawkit.losses.functional.triplet_margin`.
 
     Args:
@@ -30,6 +31,7 @@ class TripletMarginLoss(nn.Module):
         super().__init__()
         checks.scalar("margin", margin)
         checks.one_of("mining", mining, MININGS)
+        checks.one_of("reduction", reduction, REDUCTIONS)
         checks.one_of("distance", distance, DISTANCES)
         self.margin = margin
         self.mining = mining
@@ -55,7 +57,7 @@ class TripletMarginLoss(nn.Module):
         )
 
 
-class ContrastiveLoss(nn.Module):
+class ContrastiveLoss(Loss):
     """Contrastive loss of all labelled pairs; see :func:`thawkit.losses.functional.contrastive`.
 
     Args:
@@ -73,6 +75,7 @@ class ContrastiveLoss(nn.Module):
         reduction: str = "mean",
     ):
         super().__init__()
+        checks.one_of("reduction", reduction, checks.REDUCTIONS)
         checks.scalar("positive_margin", positive_margin)
         checks.scalar("negative_margin", negative_margin)
         checks.one_of("distance", distance, DISTANCES)
@@ -93,7 +96,7 @@ class ContrastiveLoss(nn.Module):
         )
 
 
-class CosineContrastiveLoss(nn.Module):
+class CosineContrastiveLoss(Loss):
     """Cosine loss of given pairs; see :func:`thawkit.losses.functional.cosine_contrastive`.
 
     Args:
@@ -104,6 +107,7 @@ class CosineContrastiveLoss(nn.Module):
     def __init__(self, margin: Tensor | float = 0.0, reduction: str = "mean"):
         super().__init__()
         checks.scalar("margin", margin)
+        checks.one_of("reduction", reduction, checks.REDUCTIONS)
         self.margin = margin
         self.reduction = reduction
 

@@ -36,9 +36,9 @@ def define(schema: str, kernel: Callable, fake: Callable) -> Callable:
 
     def with_all_outputs(*arguments: Any) -> Any:
         results = kernel(*arguments)
-        if not isinstance(results, tuple):
+        if not isinstance(results, tuple) or all(x is not None for x in results):
             return results
-        return tuple(empty(arguments[0]) if x is None else x for x in results)
+        return tuple(y if x is None else x for x, y in zip(results, fake(*arguments), strict=True))
 
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     torch.library.impl(f"thawkit::{name}", ("cpu", "cuda"), with_all_outputs, lib=_library)
@@ -56,6 +56,22 @@ def define(schema: str, kernel: Callable, fake: Callable) -> Callable:
 _PLAIN = {Tensor, torch.nn.Parameter, bool, int, float, str, list, type(None)}
 # Private to torch, so feature-tested: without it every call goes through the dispatcher.
 _dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)
+
+
+def holds_numbers(x: Tensor) -> bool:
+    """Return whether Python may look at values: not in a graph, a transform, or without storage."""
+    if torch.compiler.is_compiling() or _dispatch_modes() or in_transform():
+        return False
+    return type(x) in _PLAIN and not x.is_meta
+
+
+# What torch.func.grad, vmap and the like are doing; private to torch, so feature-tested.
+_interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None)
+
+
+def in_transform() -> bool:
+    """Return whether a transform of torch.func runs."""
+    return _interpreter() is not None
 
 
 def takes_only(device: str) -> Callable[..., str]:
@@ -122,7 +138,7 @@ def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
     In the usual case, upstream 1 and a graph that is not kept, that is the saved tensor itself: no pass over
     memory.
     """
-    if torch.compiler.is_compiling() or upstream.device.type != "cpu" or upstream.item() != 1.0:
+    if not holds_numbers(upstream) or not upstream.is_cpu or upstream.item() != 1.0:
         return gradient * upstream.to(gradient.dtype)
     return gradient.clone() if _graph_is_kept() else gradient
 

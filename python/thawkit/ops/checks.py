@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
+from thawkit.ops._library import holds_numbers
 
 FLOATING = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -18,6 +20,8 @@ def floating(name: str, x: Tensor) -> None:
         raise ThawkitError(f"{name} must be a tensor, got {type(x).__name__}")
     if x.dtype not in FLOATING:
         raise ThawkitError(f"{name} must be float32, float64, bfloat16 or float16, got {x.dtype}")
+    if x.layout != torch.strided:
+        raise ThawkitError(f"{name} must be a dense tensor, got layout {x.layout}")
 
 
 def matrix(name: str, x: Tensor) -> None:
@@ -55,7 +59,7 @@ def row_pair(name: str, x: Tensor, other_name: str, other: Tensor) -> None:
 
 
 def one_number(name: str, value: Tensor | float, like: Tensor) -> Tensor:
-    """Return a finite number, or a tensor of one element, as a scalar tensor on the device of ``like``."""
+    """Return a finite number, or a tensor of one, as a scalar tensor on the device of ``like``."""
     scalar(name, value)
     if isinstance(value, Tensor):
         return value.reshape(()).to(like.device)
@@ -65,10 +69,38 @@ def one_number(name: str, value: Tensor | float, like: Tensor) -> Tensor:
 
 def finite(name: str, value: float) -> None:
     """Require a finite number."""
-    if not hasattr(value, "__float__"):
-        raise ThawkitError(f"{name} must be a number, got {type(value).__name__}")
-    if not math.isfinite(value):
+    number(name, value)
+    if not -_LARGEST <= (value if isinstance(value, int) else float(value)) <= _LARGEST:
         raise ThawkitError(f"{name} must be finite, got {value}")
+
+
+_LARGEST = (
+    sys.float_info.max
+)  # compared with, as torch.compile does not trace math.isfinite of what may change
+
+
+def number(name: str, value: float) -> None:
+    """Require a Python number, or what converts to one."""
+    if isinstance(value, int | float):
+        return
+    try:
+        float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ThawkitError(f"{name} must be a number, got {type(value).__name__}") from None
+
+
+def integer(name: str, value: int, least: int | None = None) -> None:
+    """Require an integer, of at least ``least``."""
+    is_integer = hasattr(value, "__index__") and not isinstance(value, bool | Tensor)
+    if not is_integer or (least is not None and value < least):
+        bound = "" if least is None else f" of at least {least}"
+        raise ThawkitError(f"{name} must be an integer{bound}, got {value!r}")
+
+
+def boolean(name: str, value: bool) -> None:
+    """Require True or False."""
+    if not isinstance(value, bool):
+        raise ThawkitError(f"{name} must be True or False, got {value!r}")
 
 
 def one_of(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -88,10 +120,16 @@ def reduced(name: str, rows: int, reduction: str, choices: tuple[str, ...] = RED
 
 
 def scalar(name: str, value: Tensor | float) -> None:
-    """Require a finite number, or a floating tensor of one element (whose value is not looked at)."""
+    """Require a finite number, or a floating tensor of one (looked at where that takes no waiting)."""
     if not isinstance(value, Tensor):
         finite(name, value)
         return
+    _one_element(name, value)
+    if readable(value) and not math.isfinite(value.detach().item()):
+        raise ThawkitError(f"{name} must be finite, got {value.detach().item()}")
+
+
+def _one_element(name: str, value: Tensor) -> None:
     floating(name, value)
     if value.numel() != 1:
         raise ThawkitError(f"{name} must have one element, got shape {tuple(value.shape)}")
@@ -100,19 +138,18 @@ def scalar(name: str, value: Tensor | float) -> None:
 def positive_scalar(name: str, value: Tensor | float) -> None:
     """Require a positive and finite number, or a floating tensor of one such element."""
     if isinstance(value, Tensor):
-        scalar(name, value)
+        _one_element(name, value)
         if not readable(value):
             return
-        value = float(value.detach())
-    elif not hasattr(value, "__float__"):
-        raise ThawkitError(f"{name} must be a number, got {type(value).__name__}")
-    if not (math.isfinite(value) and value > 0):
+        value = value.detach().item()
+    number(name, value)
+    if not 0 < value <= _LARGEST:
         raise ThawkitError(f"{name} must be positive and finite, got {value}")
 
 
 def readable(x: Tensor) -> bool:
     """Return whether a check may look at values: not in a traced graph, nor where the device would wait."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return x.is_cpu and holds_numbers(x)
 
 
 def twin(name: str, x: Tensor, other_name: str, other: Tensor) -> None:

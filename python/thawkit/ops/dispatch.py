@@ -20,12 +20,10 @@ import torch
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
+from thawkit.ops._library import in_transform
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
-
-# What torch.func.grad, vmap and the like are doing; private to torch, so feature-tested.
-_transformed = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None)
 
 _forced: ContextVar[str | None] = ContextVar("thawkit_backend", default=None)
 
@@ -69,7 +67,7 @@ def choose(operator: str, kernels: Mapping[str, Objection], *tensors: Tensor) ->
         ThawkitError: a backend was forced that cannot take the arguments; the message says why.
     """
     forced = forced_backend()
-    transformed = not torch.compiler.is_compiling() and _transformed() is not None
+    transformed = not torch.compiler.is_compiling() and in_transform()
     if forced == "reference" or (forced is None and transformed):
         return "reference"
     if transformed:

@@ -19,8 +19,8 @@ from thawkit.losses.distributed.terms import Turn, Weight, log_sum_exp
 from thawkit.losses.functional.similarity import alone
 from thawkit.ops import checks
 from thawkit.ops.pairwise.common import full_precision, lifted, numbered, summand
-from thawkit.ops.pairwise.info_nce import check_beta, check_weight
-from thawkit.ops.pairwise.negatives import check_negatives, row_logits, with_further
+from thawkit.ops.pairwise.info_nce import check_beta, check_weight, weighted
+from thawkit.ops.pairwise.negatives import check_keys, check_margin, check_negatives, row_logits, with_further
 
 
 def info_nce(
@@ -114,22 +114,22 @@ def info_nce(
         scale = replicated(checks.one_number("logit_scale", logit_scale, q), ranks)
         factor = summand(reduction, queries.total)
         if labels is not None:
-            labels = numbered(gather(labels, rows))[rows.before :][: rows.own].to(torch.int32)
-        if hard_negative_beta:
-            loss = _reduced(_hard(q, k, scale, rows, hard_negative_beta, labels, normalize), factor)
-        elif in_batch and (negatives is None or shared):
-            weight: Weight = factor
-            if sample_weight is not None and factor is not None:
+            labels = numbered(gather(labels.long(), rows))[rows.before :][: rows.own].to(torch.int32)
+        weight: Weight = factor
+        if sample_weight is not None:
+            sample_weight = sample_weight.to(lifted(q).dtype)
+            if factor is not None:
                 everyone = total(sample_weight.sum(), ranks) if reduction == "mean" else 1
                 weight = sample_weight / everyone
+        if hard_negative_beta:
+            loss = _reduced(_hard(q, k, scale, rows, hard_negative_beta, labels, normalize), weight)
+        elif in_batch and (negatives is None or shared):
             if negatives is not None:
                 k, rows = torch.cat((k, negatives)), rows.with_more(further)
             margin = math.inf if false_negative_margin is None else false_negative_margin
             loss = cross_entropy(
                 q, k, scale, rows, normalize=normalize, weight=weight, labels=labels, margin=margin
             )
-            if sample_weight is not None and factor is None:
-                loss = loss * sample_weight
         else:
             assert negatives is not None  # without them, in_batch is true
             positive = row_logits(q, k[: q.shape[0], None], scale, normalize).squeeze(1)
@@ -142,12 +142,16 @@ def info_nce(
             batch = torch.zeros_like(positive)
             if in_batch:
                 batch = cross_entropy(q, k, scale, rows, normalize=normalize, weight=None)
-            loss = _reduced(with_further(batch, positive, log_sum), factor)
-        return loss if factor is None else total(loss, ranks)
+            loss = _reduced(with_further(batch, positive, log_sum), weight)
+        if factor is not None:
+            return total(loss, ranks)
+        return loss if sample_weight is None else weighted(loss, sample_weight, "none")
 
 
-def _reduced(rows: Tensor, factor: float | None) -> Tensor:
-    return rows if factor is None else rows.sum() * factor
+def _reduced(rows: Tensor, weight: Weight) -> Tensor:
+    if weight is None:
+        return rows
+    return weighted(rows, weight, "sum") if isinstance(weight, Tensor) else rows.sum() * weight
 
 
 def _hard(
@@ -187,12 +191,7 @@ def _check(
     false_negative_margin: float | None,
     hard_negative_beta: float,
 ) -> None:
-    checks.row_pair("q", q, "k", k)
-    if k.shape[0] < q.shape[0] or (k.shape[0] != q.shape[0] and not in_batch):
-        count = "at least as many" if in_batch else "as many"
-        raise ThawkitError(
-            f"k must have {count} rows as q, whose positives they are, got {k.shape[0]} and {q.shape[0]}"
-        )
+    check_keys(q, k, in_batch)
     checks.scalar("logit_scale", logit_scale)
     checks.one_of("reduction", reduction, checks.REDUCTIONS)
     options = {"labels": labels, "false_negative_margin": false_negative_margin}
@@ -200,17 +199,16 @@ def _check(
     given = {name for name, value in options.items() if value is not None}
     if negatives is not None:
         check_negatives(negatives, q)
-        alone("negatives", given)
+        alone("negatives", given - {"sample_weight", "false_negative_margin"})
     elif not in_batch:
         raise ThawkitError("negatives must be given where in_batch is false, got None")
     if hard_negative_beta:
         check_beta(hard_negative_beta)
-        alone("hard_negative_beta", given - {"labels"})
+        alone("hard_negative_beta", given - {"labels", "sample_weight"})
     if labels is not None:
         checks.labels("labels", labels, "k", k)
     if sample_weight is not None:
         check_weight(sample_weight, q)
-    if false_negative_margin is not None:
-        checks.finite("false_negative_margin", false_negative_margin)
-        if ranks.mode != "gather":
-            raise ThawkitError(f"false_negative_margin needs mode='gather', got mode={ranks.mode!r}")
+    check_margin(false_negative_margin, negatives, in_batch)
+    if false_negative_margin is not None and ranks.mode != "gather":
+        raise ThawkitError(f"false_negative_margin needs mode='gather', got mode={ranks.mode!r}")

@@ -42,15 +42,18 @@ class Ranks:
         Raises:
             ThawkitError: ``mode`` is unknown, or this process is not in the group.
         """
-        checks.one_of("mode", mode, MODES)
         if not (dist.is_available() and dist.is_initialized()):
+            checks.one_of("mode", mode, MODES)
             if group is not None:
                 raise ThawkitError("group is given, but torch.distributed is not initialized")
             return None
         rank, world = dist.get_rank(group), dist.get_world_size(group)
         if rank < 0:
             raise ThawkitError(f"group must contain this process, rank {dist.get_rank()} of all")
-        return None if world == 1 else cls(group, rank, world, mode)
+        if world == 1:
+            checks.one_of("mode", mode, MODES)
+            return None
+        return cls(group, rank, world, mode)  # an unknown mode is found where all ranks hear of it, in meet
 
     def sum(self, x: Tensor) -> Tensor:
         """Return the sum of the ranks' tensors."""
@@ -117,10 +120,11 @@ def meet(
     call = f"{loss}({', '.join(f'{name}={_kind(x)}' for name, x in arguments.items())})"
     counts = [0] * _COUNTS
     try:
+        checks.one_of("mode", ranks.mode, MODES)
         check()
         counts[: len(counted)] = (_rows(tensors[name]) for name in counted)
-    except ThawkitError as error:
-        problem = str(error)
+    except Exception as error:  # whatever it is, the others must not wait for this rank
+        problem = str(error) if isinstance(error, ThawkitError) else f"{type(error).__name__}: {error}"
     here = next((x.device for x in tensors.values() if isinstance(x, Tensor)), torch.device("cpu"))
     summary = [-1 if problem else zlib.crc32(call.encode()), *counts]
     every = torch.stack(ranks.numbers(torch.tensor(summary, device=here))).tolist()

@@ -92,7 +92,7 @@ def _labels_and_positives(labels: Tensor, rows: Rows, z: Tensor) -> tuple[Tensor
     if labels.dim() == 2:
         shared = labels.to(dtype)
         return shared, shared @ rows.ranks.sum(shared.sum(0)) - shared.square().sum(1)
-    numbers = numbered(gather(labels, rows))
+    numbers = numbered(gather(labels.long(), rows))
     own = numbers[rows.before :][: rows.own]
     return own.to(torch.int32), (numbers.bincount()[own] - 1).to(dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from thawkit.ops import checks
 from thawkit.ops import pairwise as _pairwise
 
 __all__ = ["multiple_negatives_ranking"]
@@ -53,6 +54,7 @@ def multiple_negatives_ranking(
         ThawkitError: shapes, dtypes or devices do not fit, an unknown name, a number out of range, or there
             is nothing to take the mean of.
     """
+    checks.boolean("normalize", normalize)
     return _pairwise.multiple_negatives_ranking(
         queries,
         documents,

@@ -81,12 +81,14 @@ def retrieval_metrics(
     elif gallery_labels is None:
         raise ThawkitError("gallery came without gallery_labels")
     checks.row_pair("queries", queries, "gallery", gallery)
-    _check_labels("query_labels", query_labels, "queries", queries)
-    _check_labels("gallery_labels", gallery_labels, "gallery", gallery)
+    checks.labels("query_labels", query_labels, "queries", queries)
+    checks.labels("gallery_labels", gallery_labels, "gallery", gallery)
     checks.one_of("distance", distance, ("cosine", "euclidean", "dot"))
-    for name, number in (*(("recall_at", k) for k in recall_at), ("neighbours", neighbours)):
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ThawkitError(f"{name} must be integers of at least 1, got {number!r}")
+    if not isinstance(recall_at, tuple | list):
+        raise ThawkitError(f"recall_at must be a tuple of integers, got {recall_at!r}")
+    for k in recall_at:
+        checks.integer("recall_at", k, 1)
+    checks.integer("neighbours", neighbours, 1)
 
     query_class, gallery_class, positives = _classes(query_labels, gallery_labels, itself)
     if queries.dtype in (torch.bfloat16, torch.float16):
@@ -124,18 +126,6 @@ def retrieval_metrics(
         counted,
         positives.numel() - counted,
     )
-
-
-def _check_labels(name: str, labels: Tensor, rows_name: str, rows: Tensor) -> None:
-    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
-        came = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise ThawkitError(f"{name} must be a tensor of integers, got {came}")
-    if labels.shape != rows.shape[:1]:
-        raise ThawkitError(
-            f"{name} must have one label for each of the {rows.shape[0]} rows of {rows_name}, "
-            f"got shape {tuple(labels.shape)}"
-        )
-    checks.same_device(name, labels, rows_name, rows)
 
 
 def _classes(query_labels: Tensor, gallery_labels: Tensor, itself: bool) -> tuple[Tensor, Tensor, Tensor]:

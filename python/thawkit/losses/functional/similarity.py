@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
+from thawkit.ops import checks
 from thawkit.ops import pairwise as _pairwise
 
 __all__ = ["clip", "info_nce", "info_nce_statistics", "nt_xent", "nt_xent_labels", "siglip", "supcon"]
@@ -62,6 +63,8 @@ def info_nce(
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit, or options exclude each other.
     """
+    checks.boolean("normalize", normalize)
+    checks.finite("hard_negative_beta", hard_negative_beta)
     options = {
         "labels": labels,
         "false_negative_margin": false_negative_margin,
@@ -75,12 +78,14 @@ def info_nce(
             raise ThawkitError("negatives must be given where in_batch is false, got None")
         common: dict[str, Any] = {"normalize": normalize, "reduction": reduction}
         if soft_targets is not None:
-            alone("soft_targets", given)
-            return _pairwise.info_nce_with_soft_targets(q, k, logit_scale, soft_targets, **common)
+            alone("soft_targets", given - {"sample_weight"})
+            return _pairwise.info_nce_with_soft_targets(
+                q, k, logit_scale, soft_targets, sample_weight=sample_weight, **common
+            )
         if hard_negative_beta:
-            alone("hard_negative_beta", given - {"labels"})
+            alone("hard_negative_beta", given - {"labels", "sample_weight"})
             return _pairwise.info_nce_with_hard_negatives(
-                q, k, logit_scale, hard_negative_beta, labels=labels, **common
+                q, k, logit_scale, hard_negative_beta, labels=labels, sample_weight=sample_weight, **common
             )
         return _pairwise.info_nce(
             q,
@@ -91,9 +96,17 @@ def info_nce(
             sample_weight=sample_weight,
             **common,
         )
-    alone("negatives", given | {"negatives"})
+    alone("negatives", given - {"sample_weight", "false_negative_margin"})
     return _pairwise.info_nce_with_negatives(
-        q, k, negatives, logit_scale, in_batch=in_batch, normalize=normalize, reduction=reduction
+        q,
+        k,
+        negatives,
+        logit_scale,
+        in_batch=in_batch,
+        normalize=normalize,
+        reduction=reduction,
+        sample_weight=sample_weight,
+        false_negative_margin=false_negative_margin,
     )
 
 
@@ -121,6 +134,7 @@ def info_nce_statistics(
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit.
     """
+    checks.boolean("normalize", normalize)
     return _pairwise.info_nce_statistics(q, k, logit_scale, normalize=normalize, reduction=reduction)
 
 
@@ -157,6 +171,7 @@ def clip(
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit.
     """
+    checks.boolean("normalize", normalize)
     return _pairwise.clip(image, text, logit_scale, normalize=normalize, reduction=reduction)
 
 
@@ -188,6 +203,7 @@ def siglip(
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit, or there is nothing to take the mean of.
     """
+    checks.boolean("normalize", normalize)
     return _pairwise.siglip(image, text, logit_scale, logit_bias, normalize=normalize, reduction=reduction)
 
 
@@ -218,6 +234,7 @@ def nt_xent(
         ThawkitError: shapes, dtypes or devices do not fit, the temperature is not positive, or there is
             nothing to take the mean of.
     """
+    checks.boolean("normalize", normalize)
     return _pairwise.nt_xent(z1, z2, temperature, normalize=normalize, reduction=reduction)
 
 
@@ -260,6 +277,7 @@ def nt_xent_labels(
         ThawkitError: shapes, dtypes, devices or labels do not fit, the temperature is not positive, an
             unknown name, or there are no rows to take the mean of.
     """
+    checks.boolean("normalize", normalize)
     return _pairwise.nt_xent_labels(
         embeddings,
         labels,
@@ -318,6 +336,7 @@ def supcon(
         ThawkitError: shapes, dtypes, devices or labels do not fit, the temperature is not positive, an
             unknown name, or there is nothing to take the mean of.
     """
+    checks.boolean("normalize", normalize)
     return _pairwise.supcon(
         embeddings,
         labels,

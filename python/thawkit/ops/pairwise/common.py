@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import Tensor
 
@@ -13,8 +15,10 @@ def lifted(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
 
 
-def full_precision(x: Tensor) -> torch.autocast:
+def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
     """Return a context in which products on the device of ``x`` are not cast to half precision."""
+    if x.is_meta:
+        return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
 
 

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from thawkit.errors import ThawkitError
 from thawkit.ops._library import DTYPES, cpu_kernels, empty, pointer, takes_only, threads
 
 objection = takes_only("cpu")
@@ -46,6 +47,34 @@ def _floats(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(torch.float32).contiguous()
 
 
+def _check_inside(
+    rows: int,
+    keys: int,
+    offset: int,
+    target: Tensor | None,
+    bias: Tensor | None,
+    row_labels: Tensor | None,
+    key_labels: Tensor | None,
+    row_weight: Tensor | None,
+) -> None:
+    """Require what keeps the kernel within its arguments: in a compiled graph nobody has looked at values."""
+    vectors = (
+        ("target", target, rows, torch.int64),
+        ("row_labels", row_labels, rows, torch.int32),
+        ("key_labels", key_labels, keys, torch.int32),
+        ("bias", bias, keys, torch.float32),
+        ("row_weight", row_weight, rows, torch.float32),
+    )
+    for name, x, count, dtype in vectors:
+        if x is not None and (x.shape != (count,) or x.dtype != dtype):
+            raise ThawkitError(f"{name} must be ({count},) {dtype}, got {tuple(x.shape)} {x.dtype}")
+    if target is None:
+        if rows + offset > keys:
+            raise ThawkitError(f"k must have at least {rows + offset} rows, as many as positives, got {keys}")
+    elif rows and (largest := int(target.max())) >= keys:
+        raise ThawkitError(f"target must be below the number of classes, {keys}, got {largest}")
+
+
 def row_softmax(
     q: Tensor,
     k: Tensor,
@@ -72,6 +101,7 @@ def row_softmax(
     q_rows, k_rows = q.to(storage).contiguous(), k.to(storage).contiguous()
     (rows, depth), keys = q.shape, k.shape[0]
     bias, row_weight = _floats(bias), _floats(row_weight)
+    _check_inside(rows, keys, offset, target, bias, row_labels, key_labels, row_weight)
     target, row_labels, key_labels = _packed(target), _packed(row_labels), _packed(key_labels)
     total = q.new_empty((), dtype=torch.float32)
     loss = total.new_empty(rows)

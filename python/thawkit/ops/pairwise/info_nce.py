@@ -53,8 +53,10 @@ def info_nce(
     check_weight(sample_weight, q)
     if reduction == "none":
         rows = row_softmax(q, k, logit_scale, normalize=normalize, reduce=False, columns=columns, **options)
-        return sample_weight * rows
-    row_weight = sample_weight / sample_weight.sum() if reduction == "mean" else sample_weight
+        return weighted(rows, sample_weight, reduction)
+    row_weight = sample_weight.to(lifted(q).dtype)
+    if reduction == "mean":
+        row_weight = row_weight / row_weight.sum()
     return row_softmax(
         q, k, logit_scale, normalize=normalize, row_weight=row_weight, columns=columns, **options
     )
@@ -87,6 +89,7 @@ def info_nce_with_hard_negatives(
     normalize: bool = True,
     reduction: str = "mean",
     labels: Tensor | None = None,
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """InfoNCE whose negatives weigh ``exp(beta s)``, on average 1 (Robinson et al. 2021, eq. 4 with tau = 0).
 
@@ -94,13 +97,14 @@ def info_nce_with_hard_negatives(
     over the M_i negatives: two log-sum-exps of the engine. Arguments and errors are :func:`info_nce`'s.
     """
     check_beta(beta)
+    if sample_weight is not None:
+        check_weight(sample_weight, q)
     columns, options = _columns(q, k, labels, None, reduction)
     scale = checks.one_number("logit_scale", logit_scale, q)
     rows, keys = q.shape[0], k.shape[0]
     with full_precision(q):
         if normalize:
             q, k = F.normalize(lifted(q), dim=1), F.normalize(lifted(k), dim=1)
-        options["target"] = torch.full((rows,), -1, device=q.device)
         if labels is None:
             columns = Columns(excluded=0)
             count: Tensor | float = math.log(keys - 1) if keys > 1 else -math.inf
@@ -110,13 +114,14 @@ def info_nce_with_hard_negatives(
             count = (keys - same).to(lifted(q).dtype).log()  # -inf where there are no negatives
 
         def log_sum(times: float) -> Tensor:
-            return row_softmax(q, k, times * scale, columns=columns, reduce=False, **options)
+            nobody = torch.full((rows,), -1, device=q.device)
+            return row_softmax(q, k, times * scale, target=nobody, columns=columns, reduce=False, **options)
 
         hard = log_sum(1 + beta) - log_sum(beta) + count
-        nothing = count.isinf() if isinstance(count, Tensor) else torch.tensor(keys < 2)
+        nothing = count.isinf() if isinstance(count, Tensor) else torch.tensor(keys < 2, device=q.device)
         hard = hard.masked_fill(nothing, -torch.inf)
         positive = scale * (lifted(q) * lifted(k[:rows])).sum(1)
-        return reduced(-F.logsigmoid(positive - hard), reduction)
+        return weighted(-F.logsigmoid(positive - hard), sample_weight, reduction)
 
 
 def info_nce_with_soft_targets(
@@ -127,6 +132,7 @@ def info_nce_with_soft_targets(
     *,
     normalize: bool = True,
     reduction: str = "mean",
+    sample_weight: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy of each row against given probabilities (N, M) of its positives, which get a gradient."""
     checks.row_pair("q", q, "k", k)
@@ -136,11 +142,22 @@ def info_nce_with_soft_targets(
         came = tuple(soft_targets.shape) if isinstance(soft_targets, Tensor) else type(soft_targets).__name__
         raise ThawkitError(f"soft_targets must have shape {shape}, got {came}")
     checks.floating("soft_targets", soft_targets)
+    checks.same_device("soft_targets", soft_targets, "q", q)
+    checks.reduced("q", q.shape[0], reduction)
+    if sample_weight is not None:
+        check_weight(sample_weight, q)
+    if 0 in (*shape, q.shape[1]):  # no keys, no features: not what a classifier is
+        scores = scale * (lifted(q) @ lifted(k).t())
+        return weighted(-(soft_targets * scores.log_softmax(1)).sum(1), sample_weight, reduction)
     with full_precision(q):
         q, k = lifted(q), lifted(k)
         if normalize:
             q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
-        return linear_cross_entropy(scale.to(q.dtype) * q, k, soft_targets, reduction=reduction)
+        q = scale.to(q.dtype) * q
+        if sample_weight is None:
+            return linear_cross_entropy(q, k, soft_targets, reduction=reduction)
+        rows = linear_cross_entropy(q, k, soft_targets, reduction="none")
+        return weighted(rows, sample_weight, reduction)
 
 
 def _columns(
@@ -172,6 +189,17 @@ def check_beta(beta: float) -> None:
     checks.finite("hard_negative_beta", beta)
     if beta <= 0:
         raise ThawkitError(f"hard_negative_beta must be above 0, got {beta}")
+
+
+def weighted(rows: Tensor, sample_weight: Tensor | None, reduction: str) -> Tensor:
+    """Return losses of rows times their weights, reduced; of weight 0 they may be infinite."""
+    if sample_weight is None:
+        return reduced(rows, reduction)
+    weight = sample_weight.to(rows.dtype)
+    rows = weight * rows.where((weight != 0) | rows.isfinite(), 0.0)
+    if reduction == "none":
+        return rows
+    return rows.sum() if reduction == "sum" else rows.sum() / weight.sum()
 
 
 def check_weight(sample_weight: Tensor, q: Tensor) -> None:

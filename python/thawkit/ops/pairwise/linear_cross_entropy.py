@@ -50,6 +50,8 @@ def linear_cross_entropy(
             nothing to take the mean of.
     """
     _check_layer(input, linear_weight, linear_bias)
+    if ignore_index is not None:
+        checks.integer("ignore_index", ignore_index)
     ignored = IGNORED if ignore_index is None else ignore_index
     _check_target(target, input, linear_weight, ignored)
     if weight is not None:
@@ -158,18 +160,19 @@ def _index_rows(
     classes = matrix.shape[0]
     counted = target != ignored
     known = target.where(counted, 0)
+    numbers = target.where(target >= 0, classes)  # in a compiled graph the kernel is the first to look
     row_weight = counted.to(torch.float32)
     if weight is not None:
         row_weight = row_weight * weight[known]
     everything = float(classes) if weight is None else weight.sum()
     share = smoothing / classes
     if smoothing:
-        row_weight = (1 - smoothing) * row_weight + share * everything * counted
+        row_weight = (1 - smoothing) * row_weight + share * everything * counted.to(torch.float32)
     loss = row_softmax(
         input,
         matrix,
         1.0,
-        target=target.where(counted, -1),
+        target=numbers.where(counted, -1),
         bias=bias,
         row_weight=row_weight / count if reduce else None,
         reduce=reduce,
@@ -177,13 +180,14 @@ def _index_rows(
     if not reduce:
         loss = (row_weight * loss).where(counted, 0)
     if smoothing:
-        of_classes = torch.ones(classes) if weight is None else weight
+        of_classes = row_weight.new_ones(classes) if weight is None else weight
         queries = input.float()
-        level = everything * (queries * matrix[known].float()).sum(1) - queries @ (
-            of_classes @ matrix.float()
-        )
+        own = matrix.index_select(
+            0, known
+        ).float()  # its gradient adds up in one order, unlike matrix[known]'s
+        level = everything * (queries * own).sum(1) - queries @ (of_classes @ matrix.float())
         if bias is not None:
-            level = level + everything * bias[known].float() - of_classes @ bias.float()
+            level = level + everything * bias.index_select(0, known).float() - of_classes @ bias.float()
         rest = (share * level).where(counted, 0)
         loss = loss + (rest.sum() / count if reduce else rest)
     return loss
@@ -207,7 +211,7 @@ def _probability_rows(
     if weight is not None:
         target = target * weight
     row_weight = target.sum(1)
-    nobody = torch.full(target.shape[:1], -1)
+    nobody = torch.full(target.shape[:1], -1, device=target.device)
     level = (input.float() * (target @ matrix.float())).sum(1)
     if bias is not None:
         level = level + target @ bias.float()
@@ -228,10 +232,10 @@ def _check_layer(input: Tensor, linear_weight: Tensor, linear_bias: Tensor | Non
     checks.floating("linear_weight", linear_weight)
     if input.dim() < 1:
         raise ThawkitError("input must have shape (..., features), got ()")
-    if linear_weight.dim() < 2 or linear_weight.shape[0] == 0 or linear_weight.shape[-1] != input.shape[-1]:
+    if linear_weight.dim() < 2 or 0 in linear_weight.shape or linear_weight.shape[-1] != input.shape[-1]:
         raise ThawkitError(
-            f"linear_weight must have shape (classes, ..., {input.shape[-1]}), the features of input last, "
-            f"got {tuple(linear_weight.shape)}"
+            f"linear_weight must have shape (classes, ..., {input.shape[-1]}), the features of input last "
+            f"and none of them 0, got {tuple(linear_weight.shape)}"
         )
     checks.same_device("linear_weight", linear_weight, "input", input)
     _check_precision("linear_weight", linear_weight, input)

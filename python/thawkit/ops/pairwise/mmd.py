@@ -12,6 +12,7 @@ from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise.common import full_precision, lifted
 
 OBJECTIONS = {"cpu": cpu.objection}
 
@@ -45,9 +46,8 @@ def mmd(
     _check_mmd(x, y, gamma, unbiased)
     objections = {} if gamma.requires_grad else OBJECTIONS
     if choose("mmd", objections, x, y) == "reference":
-        if x.dtype in (torch.bfloat16, torch.float16):
-            x, y = x.float(), y.float()
-        return reference.mmd(x, y, gamma, relative, unbiased)
+        with full_precision(x):
+            return reference.mmd(lifted(x), lifted(y), gamma, relative, unbiased)
     if not torch.is_grad_enabled():
         x, y = x.detach(), y.detach()
     return _MMD.apply(x, y, gamma, relative, doubling, unbiased)
@@ -97,7 +97,8 @@ class _MMD(torch.autograd.Function):
         x, y, gamma, dx, dy = ctx.saved_tensors
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             x, y = apart(x, y)
-            value = reference.mmd(x.float(), y.float(), gamma, *ctx.options)
+            with full_precision(x):
+                value = reference.mmd(lifted(x), lifted(y), gamma, *ctx.options)
             wanted = [sample for sample, needed in ((x, need_x), (y, need_y)) if needed]
             found = iter(torch.autograd.grad(value, wanted, g, create_graph=True))
             gradients = next(found) if need_x else None, next(found) if need_y else None

@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import full_precision, lifted, reduced
-from thawkit.ops.pairwise.info_nce import info_nce
+from thawkit.ops.pairwise.common import full_precision, lifted
+from thawkit.ops.pairwise.info_nce import check_weight, info_nce, weighted
 from thawkit.ops.pairwise.row_softmax import row_softmax
 
 
@@ -22,6 +22,8 @@ def info_nce_with_negatives(
     in_batch: bool = True,
     normalize: bool = True,
     reduction: str = "mean",
+    sample_weight: Tensor | None = None,
+    false_negative_margin: float | None = None,
 ) -> Tensor:
     """InfoNCE where ``k[i]`` is the positive of ``q[i]`` and ``negatives`` are no row's positive.
 
@@ -33,6 +35,9 @@ def info_nce_with_negatives(
         in_batch: the keys of other rows are negatives too.
         normalize: divide each row by its Euclidean norm first.
         reduction: ``none`` gives (N,) losses, ``mean`` and ``sum`` a scalar.
+        sample_weight: (N,) factors of the losses; the mean divides by their sum.
+        false_negative_margin: of (M, D) negatives beside those in the batch: keys and negatives more similar
+            to the query than its positive by more than this are none.
 
     Returns:
         The loss: float64 for float64 inputs, else float32.
@@ -40,15 +45,21 @@ def info_nce_with_negatives(
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit, or there is nothing to take the mean of.
     """
-    checks.row_pair("q", q, "k", k)
-    if k.shape[0] < q.shape[0] or (k.shape[0] != q.shape[0] and not in_batch):
-        count = "at least as many" if in_batch else "as many"
-        raise ThawkitError(
-            f"k must have {count} rows as q, whose positives they are, got {k.shape[0]} and {q.shape[0]}"
-        )
+    check_keys(q, k, in_batch)
     check_negatives(negatives, q)
     if in_batch and negatives.dim() == 2:
-        return info_nce(q, torch.cat((k, negatives)), logit_scale, normalize=normalize, reduction=reduction)
+        return info_nce(
+            q,
+            torch.cat((k, negatives)),
+            logit_scale,
+            normalize=normalize,
+            reduction=reduction,
+            sample_weight=sample_weight,
+            false_negative_margin=false_negative_margin,
+        )
+    check_margin(false_negative_margin, negatives, in_batch)
+    if sample_weight is not None:
+        check_weight(sample_weight, q)
     checks.reduced("q", q.shape[0], reduction)
     scale = checks.one_number("logit_scale", logit_scale, q)
     with full_precision(q):
@@ -63,7 +74,7 @@ def info_nce_with_negatives(
         batch = torch.zeros_like(positive)
         if in_batch:
             batch = info_nce(q, k, scale, normalize=normalize, reduction="none")
-        return reduced(with_further(batch, positive, log_sum), reduction)
+        return weighted(with_further(batch, positive, log_sum), sample_weight, reduction)
 
 
 def with_further(loss: Tensor, positive: Tensor, log_sum: Tensor) -> Tensor:
@@ -86,6 +97,28 @@ def row_logits(q: Tensor, keys: Tensor, scale: Tensor, normalize: bool) -> Tenso
     if normalize:
         q, keys = F.normalize(q, dim=-1), F.normalize(keys, dim=-1)
     return scale.to(q.dtype) * torch.einsum("nd,nmd->nm", q, keys)
+
+
+def check_margin(margin: float | None, negatives: Tensor | None, in_batch: bool) -> None:
+    """Require that all keys of a query are in one sum where some are to be left out of it."""
+    if margin is None:
+        return
+    checks.finite("false_negative_margin", margin)
+    if not in_batch or (negatives is not None and negatives.dim() == 3):
+        raise ThawkitError(
+            "false_negative_margin takes negatives in the batch, and beside them none or those that all "
+            "queries share, (M, D)"
+        )
+
+
+def check_keys(q: Tensor, k: Tensor, in_batch: bool) -> None:
+    """Require a positive for each query, and where the batch has no negatives nothing else."""
+    checks.row_pair("q", q, "k", k)
+    if k.shape[0] < q.shape[0] or (k.shape[0] != q.shape[0] and not in_batch):
+        count = "at least as many" if in_batch else "as many"
+        raise ThawkitError(
+            f"k must have {count} rows as q, whose positives they are, got {k.shape[0]} and {q.shape[0]}"
+        )
 
 
 def check_negatives(negatives: Tensor, q: Tensor) -> None:

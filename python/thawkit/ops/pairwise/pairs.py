@@ -46,6 +46,8 @@ def pair_loss(
     if not torch.is_grad_enabled():
         x, scale = x.detach(), scale.detach()
         y, bias = (t if t is None else t.detach() for t in (y, bias))
+    if y is x:
+        y = y.view_as(y)  # torch.compile takes no Function whose arguments are one tensor
     return _PairLoss.apply(x, y, scale, bias, kind, normalize, weight, offset, backend)
 
 

@@ -17,7 +17,7 @@ from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
-from thawkit.ops.pairwise.common import lifted
+from thawkit.ops.pairwise.common import full_precision, lifted
 
 KERNELS = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
@@ -133,16 +133,17 @@ def row_softmax_and_statistics(
         # the kernel's logits hold the bias: the scale's gradient comes from that of the rows, as normalized
         q, k, normalize = normalized(lifted(q), dim=1), normalized(lifted(k), dim=1), False
     if backend == "reference":
-        loss, *rest = reference.row_softmax(
-            lifted(q), lifted(k), scale, target, bias, row_labels, key_labels, columns, normalize
-        )
-        stats = RowStatistics(loss.detach(), *(x.detach() for x in rest))
-        total = _reduced(loss, row_weight, weight) if reduce else loss
-        return total, stats
+        with full_precision(q):
+            loss, *rest = reference.row_softmax(
+                lifted(q), lifted(k), scale, target, bias, row_labels, key_labels, columns, normalize
+            )
+            stats = RowStatistics(loss.detach(), *(x.detach() for x in rest))
+            total = _reduced(loss, row_weight, weight) if reduce else loss
+            return total, stats
     if not torch.is_grad_enabled():
         q, k, scale = q.detach(), k.detach(), scale.detach()
-    options = target, row_labels, key_labels, columns, weight, normalize, reduce, statistics, backend
-    results = _RowSoftmax.apply(q, k, scale, bias, row_weight, options)
+    options = columns, weight, normalize, reduce, statistics, backend
+    results = _RowSoftmax.apply(q, k, scale, bias, row_weight, target, row_labels, key_labels, options)
     return (results[0], RowStatistics(*results[1:])) if statistics else (results, None)
 
 
@@ -219,9 +220,12 @@ class _RowSoftmax(torch.autograd.Function):
         scale: Tensor,
         bias: Tensor | None,
         row_weight: Tensor | None,
+        target: Tensor | None,
+        row_labels: Tensor | None,
+        key_labels: Tensor | None,
         options: tuple,
     ) -> Tensor | tuple[Tensor, ...]:
-        target, row_labels, key_labels, columns, weight, normalize, reduce, statistics, backend = options
+        columns, weight, normalize, reduce, statistics, backend = options
         need = [*ctx.needs_input_grad[:4], statistics] if reduce else [False] * 4 + [statistics]
         loss, total, positive, maximum, *gradients = _operator(
             q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize,
@@ -247,14 +251,16 @@ class _RowSoftmax(torch.autograd.Function):
         need = list(wanted[:4])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             q, k, scale, bias, row_weight = apart(q, k, scale, bias, row_weight)
-            loss, *_ = reference.row_softmax(
-                lifted(q), lifted(k), scale, target, bias, row_labels, key_labels, ctx.columns, ctx.normalize
-            )
+            with full_precision(q):
+                loss, *_ = reference.row_softmax(
+                    lifted(q), lifted(k), scale, target, bias, row_labels, key_labels,
+                    ctx.columns, ctx.normalize,
+                )  # fmt: skip
             if ctx.reduce:
                 loss = _reduced(loss, row_weight, ctx.weight)
             inputs = [x for x, needed in zip((q, k, scale, bias, row_weight), wanted, strict=True) if needed]
             found = iter(torch.autograd.grad(loss, inputs, g, create_graph=True))
-            return *(next(found) if needed else None for needed in wanted), None
+            return *(next(found) if needed else None for needed in wanted), None, None, None, None
         if ctx.reduce:
             gradients = [scaled(x, g) if needed else None for x, needed in zip(saved, need, strict=True)]
         else:
@@ -273,7 +279,7 @@ class _RowSoftmax(torch.autograd.Function):
         if weighed is not None:
             usable = (row_weight != 0) | weighed.isfinite()
             dweight = (weighed * g).where(usable, 0.0).to(row_weight.dtype)
-        return dq, dk, dscale, dbias, dweight, None
+        return dq, dk, dscale, dbias, dweight, None, None, None, None
 
 
 def _numbers(columns: Columns) -> tuple[int, int, int, float]:

@@ -93,7 +93,7 @@ def _on_the_engine(
     anchor = positives.weight > 0
     weight = positives.weight.where(anchor, 1)
     reduce = reduction != "none"
-    row_weight = anchor / (anchor.sum().clamp_min(1) if reduction == "mean" else 1)
+    row_weight = anchor.to(weight.dtype) / (anchor.sum().clamp_min(1) if reduction == "mean" else 1)
     options: dict[str, Any] = {"target": torch.full_like(anchor, -1, dtype=torch.int64), "reduce": reduce}
     if reduce:
         options["row_weight"] = row_weight

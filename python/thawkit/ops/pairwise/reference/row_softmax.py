@@ -53,16 +53,17 @@ def row_softmax(
     positive = logits.gather(1, own).squeeze(1)
     out = torch.zeros(logits.shape, dtype=torch.bool, device=q.device)
     if columns.excluded is not None:
-        out |= number == (rows + columns.excluded)[:, None]
+        out = out | (number == (rows + columns.excluded)[:, None])
     if columns.labels != "ignored":
         assert row_labels is not None
         assert key_labels is not None
-        out |= (row_labels[:, None] == key_labels) == (columns.labels == "drop same")
+        out = out | ((row_labels[:, None] == key_labels) == (columns.labels == "drop same"))
     own_column = number == target[:, None]
     maximum = logits.detach().masked_fill(out & ~own_column, -torch.inf)
     maximum = maximum.amax(1) if k.shape[0] else positive.detach()
-    out |= (logits > (positive + columns.margin * scale.detach().abs())[:, None]) & has_positive[:, None]
-    out &= ~own_column
+    most = positive + columns.margin * scale.detach().abs()
+    out = out | ((logits > most[:, None]) & has_positive[:, None])
+    out = out & ~own_column
     logits = logits.masked_fill(out, -torch.inf)
     nothing = out.all(1)
     logits = logits.masked_fill(nothing[:, None], 0.0)
