@@ -29,7 +29,7 @@ RowSoftmaxArgs row_softmax_args(Pointer q, Pointer k, int dtype, int operand, in
   return {as<void>(q),
           as<void>(k),
           static_cast<Dtype>(dtype),
-          static_cast<Dtype>(operand),
+          static_cast<Operands>(operand),
           rows,
           keys,
           depth,
@@ -65,7 +65,7 @@ PairArgs pair_args(int kind, Pointer x, Pointer y, int dtype, int operand, int64
           as<void>(x),
           as<void>(y),
           static_cast<Dtype>(dtype),
-          static_cast<Dtype>(operand),
+          static_cast<Operands>(operand),
           rows,
           columns,
           depth,
@@ -85,11 +85,12 @@ PairArgs pair_args(int kind, Pointer x, Pointer y, int dtype, int operand, int64
           threads};
 }
 
-MMDArgs mmd_args(Pointer x, Pointer y, int64_t n, int64_t m, int64_t depth, Pointer gamma, int64_t bandwidths,
-                 bool doubling, bool relative, float cxx, float cyy, float cxy, double diagonal,
-                 Pointer value, Pointer dx, Pointer dy, Pointer workspace, int threads) {
+MMDArgs mmd_args(Pointer x, Pointer y, int operand, int64_t n, int64_t m, int64_t depth, Pointer gamma,
+                 int64_t bandwidths, bool doubling, bool relative, float cxx, float cyy, float cxy,
+                 double diagonal, Pointer value, Pointer dx, Pointer dy, Pointer workspace, int threads) {
   return {as<const float>(x),
           as<const float>(y),
+          static_cast<Operands>(operand),
           n,
           m,
           depth,
@@ -223,10 +224,14 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cpu_bfloat16", [] { return kernels().bfloat16; });
   m.def("cpu_isas", [] { return available_isas(); });
   m.def("cpu_problem", [] { return kernels_problem(); });
+  m.def("set_blas", [](Pointer sgemm, Pointer set_threads) {
+    blas() = {reinterpret_cast<decltype(Blas::sgemm)>(sgemm),
+              reinterpret_cast<decltype(Blas::set_threads)>(set_threads)};
+  });
   m.def(
       "fma_peak",
       [](int threads, double seconds, int operand) {
-        return kernels().fma_peak(threads, seconds, static_cast<Dtype>(operand));
+        return kernels().fma_peak(threads, seconds, static_cast<Operands>(operand));
       },
       py::call_guard<py::gil_scoped_release>());
 

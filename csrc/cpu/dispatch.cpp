@@ -54,6 +54,11 @@ Kernels choose() {
 
 }  // namespace
 
+Blas& blas() {
+  static Blas functions{nullptr, nullptr};
+  return functions;
+}
+
 const Kernels& kernels() {
   static const Kernels table = choose();
   return table;

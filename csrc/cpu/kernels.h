@@ -7,6 +7,19 @@ namespace thawkit {
 
 enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+// What the pairwise products multiply, and what multiplies it: the engine or, for kTorchFloat32, torch's
+// BLAS.
+enum class Operands : int { kFloat32 = 0, kBFloat16 = 1, kTorchFloat32 = 2 };
+
+// torch's BLAS as MKL exports it with 32-bit integers; null until Python has looked it up.
+struct Blas {
+  void (*sgemm)(const char* transa, const char* transb, const int* m, const int* n, const int* k,
+                const float* alpha, const float* a, const int* lda, const float* b, const int* ldb,
+                const float* beta, float* c, const int* ldc);
+  int (*set_threads)(int threads);  // of the calling thread's products; returns what it was, 0 by default
+};
+Blas& blas();
+
 // Which columns count for a row, by the labels of both.
 enum class Labels : int { kIgnored = 0, kDropSame = 1, kKeepSame = 2 };
 
@@ -22,8 +35,8 @@ enum class Labels : int { kIgnored = 0, kDropSame = 1, kKeepSame = 2 };
 struct RowSoftmaxArgs {
   const void* q;
   const void* k;
-  Dtype dtype;    // of q, k, dq and dk: float32, or bfloat16 where the operands are bfloat16 too
-  Dtype operand;  // of what the products multiply; bfloat16 where the table has it. Sums are float32
+  Dtype dtype;       // of q, k, dq and dk: float32, or bfloat16 where the operands are bfloat16 too
+  Operands operand;  // bfloat16 where the table has it. Sums are float32
   int64_t rows, keys, depth;
   float scale;
   bool normalize;
@@ -64,7 +77,7 @@ struct PairArgs {
   const void* x;
   const void* y;  // not read for kNTXent
   Dtype dtype;    // of x, y, dx and dy, as above
-  Dtype operand;
+  Operands operand;
   int64_t rows, columns, depth;
   float scale, bias;
   int64_t offset;
@@ -89,6 +102,7 @@ struct PairArgs {
 struct MMDArgs {
   const float* x;
   const float* y;
+  Operands operand;  // float32 of either kind
   int64_t n, m, depth;
   const float* gamma;
   int64_t bandwidths;
@@ -200,28 +214,28 @@ struct Kernels {
   void (*margin)(const MarginArgs&);
   void (*sigmoid_focal)(const FocalArgs&);
   void (*packed_relu)(const PackedReluArgs&);
-  void (*packed_relu_backward)(const PackedReluArgs&);             // x = g, y = dx
-  double (*fma_peak)(int threads, double seconds, Dtype operand);  // FLOP/s of multiply-adds in registers
+  void (*packed_relu_backward)(const PackedReluArgs&);                // x = g, y = dx
+  double (*fma_peak)(int threads, double seconds, Operands operand);  // FLOP/s of multiply-adds in registers
 };
 
-#define THAWKIT_DECLARE_KERNELS(isa)                           \
-  namespace isa {                                              \
-  int lanes();                                                 \
-  bool bfloat16_operands();                                    \
-  int64_t row_softmax_workspace(const RowSoftmaxArgs&);        \
-  void row_softmax(const RowSoftmaxArgs&);                     \
-  int64_t pairs_workspace(const PairArgs&);                    \
-  void pairs(const PairArgs&);                                 \
-  int64_t mmd_workspace(const MMDArgs&);                       \
-  void mmd(const MMDArgs&);                                    \
-  int64_t top_k_workspace(const TopKArgs&);                    \
-  void top_k(const TopKArgs&);                                 \
-  int64_t margin_workspace(const MarginArgs&);                 \
-  void margin(const MarginArgs&);                              \
-  void sigmoid_focal(const FocalArgs&);                        \
-  void packed_relu(const PackedReluArgs&);                     \
-  void packed_relu_backward(const PackedReluArgs&);            \
-  double fma_peak(int threads, double seconds, Dtype operand); \
+#define THAWKIT_DECLARE_KERNELS(isa)                              \
+  namespace isa {                                                 \
+  int lanes();                                                    \
+  bool bfloat16_operands();                                       \
+  int64_t row_softmax_workspace(const RowSoftmaxArgs&);           \
+  void row_softmax(const RowSoftmaxArgs&);                        \
+  int64_t pairs_workspace(const PairArgs&);                       \
+  void pairs(const PairArgs&);                                    \
+  int64_t mmd_workspace(const MMDArgs&);                          \
+  void mmd(const MMDArgs&);                                       \
+  int64_t top_k_workspace(const TopKArgs&);                       \
+  void top_k(const TopKArgs&);                                    \
+  int64_t margin_workspace(const MarginArgs&);                    \
+  void margin(const MarginArgs&);                                 \
+  void sigmoid_focal(const FocalArgs&);                           \
+  void packed_relu(const PackedReluArgs&);                        \
+  void packed_relu_backward(const PackedReluArgs&);               \
+  double fma_peak(int threads, double seconds, Operands operand); \
   }
 
 THAWKIT_DECLARE_KERNELS(baseline)

@@ -625,8 +625,8 @@ struct MarginRun {
     for (int64_t tile = tiles.first; want_dy && tile < tiles.last; ++tile) {
       const int64_t first = tile * kTileCols;
       if (transposed_product)
-        unpack_transposed(column_sums, sums, column_sum, a.columns, a.depth, scratch.rows,
-                          a.cosine ? nullptr : tile_weights, tile);
+        unpack_transposed<Float32>(column_sums, sums, column_sum, a.columns, a.depth, scratch.rows,
+                                   a.cosine ? nullptr : tile_weights, tile);
       for (int64_t j = first; j < smaller(first + kTileCols, a.columns); ++j) {
         float* sum = v_sums + j * a.depth;
         float weight = v_weights[j];

@@ -60,7 +60,9 @@ static inline PairSums mmd_segment(float* x, int64_t count, float own_norm, cons
   return {sum(value), sum(weight)};
 }
 
-// Everything that a thread needs to know, so that the phases below can be functions.
+// Everything that a thread needs to know, so that the phases below can be functions. Operand is what the
+// products multiply, float32 numbers.
+template <class Operand>
 struct MMDRun {
   const MMDArgs& a;
   const bool gradient;
@@ -93,7 +95,8 @@ struct MMDRun {
     z = workspace.take(count * a.depth);
     dz = workspace.take(gradient ? count * a.depth : 0);
     transposed = workspace.take(width * a.depth);
-    packed = workspace.take(gradient ? round_up(a.depth, kTileCols) * count : 0);
+    packed =
+        Operand::kPlain ? transposed : workspace.take(gradient ? round_up(a.depth, kTileCols) * count : 0);
     norms = workspace.take(padded);
     against_x = workspace.take(padded);
     against_y = workspace.take(padded);
@@ -139,7 +142,7 @@ struct MMDRun {
       for (int64_t d = 0; d < a.depth; ++d) own[d] = row[d] - centre[d];
       norms[i] = dot(own, own, a.depth);
     }
-    pack_columns<Float32>(z, count, a.depth, nullptr, transposed, nullptr, gradient ? packed : nullptr,
+    pack_columns<Operand>(z, count, a.depth, nullptr, transposed, nullptr, gradient ? packed : nullptr,
                           tiles.first, tiles.last, scratch);
     if (gradient) zero(dz + rows.first * a.depth, (rows.last - rows.first) * a.depth);
   }
@@ -171,17 +174,17 @@ struct MMDRun {
     const int64_t after = top + height, own_rows = own.last - own.first;
     double total = 0;
     if (own_rows <= 0) return 0;
-    pack_rows<Float32>(z + (top + own.first) * a.depth, own_rows, a.depth, nullptr,
+    pack_rows<Operand>(z + (top + own.first) * a.depth, own_rows, a.depth, nullptr,
                        panel_rows + own.first * a.depth, scratch);
     if (column_sum && after < count) {
-      const TransposedRows<Float32> columns(a.depth, panel.rows, panel_columns, scratch);
+      const TransposedRows<Operand> columns(a.depth, panel.rows, panel_columns, scratch);
       for (int64_t i = own.first; i < own.last; ++i)
         columns.add(i, z + (top + i) * a.depth, a.depth, 1.f, 0.f, i + 1 == own.last);
     }
     for (int64_t block = top / kBlockCols; block < blocks; ++block) {
       const int64_t start = block * kBlockCols, end = smaller(start + kBlockCols, count);
       const int64_t first = start < top ? top : start;
-      score_block<Float32>(panel, block, own.first, own_rows, panel_rows + own.first * a.depth, a.depth,
+      score_block<Operand>(panel, block, own.first, own_rows, panel_rows + own.first * a.depth, a.depth,
                            transposed, first, smaller(start + kBlockCols, width));
       const int64_t seam =
           after < first ? first : smaller(after, end);  // [first, seam) inside, [seam, end) right
@@ -200,7 +203,7 @@ struct MMDRun {
         sums[g] += inside.weight + right.weight;
       }
       if (gradient)
-        times_rows<Float32>(panel, block, own.first, own_rows, first, end, packed, count, a.depth,
+        times_rows<Operand>(panel, block, own.first, own_rows, first, end, packed, count, a.depth,
                             dz + (top + own.first) * a.depth);
     }
     return total;
@@ -210,7 +213,7 @@ struct MMDRun {
   void columns(int64_t top, int64_t height, const Member& member) const {
     const int64_t first = (top + height) / kTileCols;
     const Share tiles = share_of(width / kTileCols - first, member.thread, member.threads, 1);
-    transposed_times_rows<Float32>(panel, height, first + tiles.first, first + tiles.last, panel_columns,
+    transposed_times_rows<Operand>(panel, height, first + tiles.first, first + tiles.last, panel_columns,
                                    panel.rows, a.depth, own_column_sum);
   }
 
@@ -223,24 +226,24 @@ struct MMDRun {
       float* const g = dz + i * a.depth;
       float* const out = i < a.n ? a.dx + i * a.depth : a.dy + (i - a.n) * a.depth;
       for (int t = 0; column_sum && t < sums; ++t) {
-        const float* right =
-            column_sums + t * column_sum + i / kTileCols * kTileCols * a.depth + i % kTileCols;
-        for (int64_t d = 0; d < a.depth; ++d) g[d] += right[d * kTileCols];
+        const float* const right = sum_of_key<Operand>(column_sums + t * column_sum, i, a.depth);
+        for (int64_t d = 0; d < a.depth; ++d) g[d] += right[d * kSumStep<Operand>];
       }
       for (int64_t d = 0; d < a.depth; ++d) out[d] = -4.f * (weight * z[i * a.depth + d] - g[d]);
     }
   }
 };
 
-template <bool Doubling>
+template <bool Doubling, class Operand>
 static void mmd_panels(const MMDArgs& a) {
-  const MMDRun all(a, 0);
+  typedef MMDRun<Operand> Run;
+  const Run all(a, 0);
   prefer_huge_pages(a.workspace, all.workspace_floats * 4);
   all.prepare();
 #pragma omp parallel num_threads(all.teams.threads)
   {
     const Member member(all.teams);
-    const MMDRun run(a, member.team);
+    const Run run(a, member.team);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     run.pack(thread, threads);
     if (run.column_sum) clear_sum(run.own_column_sum, run.column_sum, member);
@@ -250,8 +253,8 @@ static void mmd_panels(const MMDArgs& a) {
     for (int64_t round = 0, top; (top = member.top(round)) < run.count; ++round) {
       const int64_t height = smaller(run.panel.rows, run.count - top);
       run.totals[thread] +=
-          run.rows<Doubling>(top, height, share_of(height, member.thread, member.threads, kTileRows),
-                             run.row_sums + thread * run.padded);
+          run.template rows<Doubling>(top, height, share_of(height, member.thread, member.threads, kTileRows),
+                                      run.row_sums + thread * run.padded);
       member.wait();
       if (run.column_sum && top + height < run.count) {
         run.columns(top, height, member);

@@ -1,7 +1,7 @@
 // What the products multiply: float32 numbers, or bfloat16 numbers in pairs that lie together along the inner
 // dimension. Sums are float32 either way, and so are scores until their epilogue is through. A pair travels
-// in the bits of one float, so both kinds share the packing and the microkernel; a driver takes one of the
-// structs below as a template parameter.
+// in the bits of one float, so both kinds share the packing and the microkernel; torch's BLAS has neither
+// (blas.h). A driver takes one of the structs below as a template parameter.
 #pragma once
 
 #include "cpu/gemm.h"
@@ -28,6 +28,7 @@ static inline void scale_row(To* out, const From* row, int64_t count, float fact
 struct Float32 {
   static constexpr int kTogether = 1;  // numbers of one unit
   static constexpr bool kRounds = false;
+  static constexpr bool kPlain = false;  // packed as rows one after the other
   typedef OneFloat Step;
   typedef RowsLeft<kBlockStride> Weights;
 
@@ -50,6 +51,11 @@ struct Float32 {
   static inline void set_weight(float* rows, int64_t row, int64_t column, float value) {
     rows[row * kBlockStride + column] = value;
   }
+};
+
+// The same for torch's BLAS, which takes plain rows in any order: one packing serves all three products.
+struct TorchFloat32 : Float32 {
+  static constexpr bool kPlain = true;
 };
 
 #if defined(THAWKIT_AVX512_BF16)
@@ -77,6 +83,7 @@ struct PairedWeights {
 struct BFloat16 {
   static constexpr int kTogether = 2;
   static constexpr bool kRounds = true;
+  static constexpr bool kPlain = false;
   typedef OnePair Step;
   typedef PairedWeights Weights;
 

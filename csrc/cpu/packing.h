@@ -1,7 +1,7 @@
 // Rows of either storage type into the packed forms of an operand, and float32 sums back into rows.
 #pragma once
 
-#include "cpu/operand.h"
+#include "cpu/blas.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
@@ -98,13 +98,17 @@ static inline void pack_across(const float* units, int64_t depth, float* packed,
 
 // The rows of K, each times its factor (a null factor is 1), for tiles first <= tile < last of them:
 //   transposed[tile][unit of a row][row], B of S = Q Kt. It takes only what Operand::before_scores says of
-//   the
-//     factor; the rest goes to `rest` (where not null), whose padding is 0
+//   the factor; the rest goes to `rest` (where not null), whose padding is 0
 //   across[tile of features][unit of rows][feature], B of W K (where not null)
+// or, where the operand is plain, transposed[row][feature] for both, `across` being the same memory or null.
 template <class Operand, class Storage>
 static void pack_columns(const Storage* K, int64_t count, int64_t depth, const float* factor,
                          float* transposed, float* rest, float* across, int64_t first, int64_t last,
                          const Scratch& scratch) {
+  if constexpr (Operand::kPlain) {
+    pack_plain(K, count, depth, factor, transposed, first * kTileCols, last * kTileCols);
+    return;
+  }
   constexpr int64_t kTogether = Operand::kTogether;
   for (int64_t tile = first; tile < last; ++tile) {
     const int64_t top = tile * kTileCols, present = smaller(kTileCols, count - top);
@@ -126,10 +130,15 @@ static void pack_columns(const Storage* K, int64_t count, int64_t depth, const f
 }
 
 // Rows of Q as A of S = Q Kt, in parts: packed[part][unit][row]. `factor` as above; what the scores are still
-// to be multiplied by takes its place.
+// to be multiplied by takes its place. Plain ones: packed[row][feature].
 template <class Operand, class Storage>
 static void pack_rows(const Storage* Q, int64_t count, int64_t depth, float* factor, float* packed,
                       const Scratch& scratch) {
+  if constexpr (Operand::kPlain) {
+    pack_plain(Q, count, depth, factor, packed, 0, count);
+    for (int64_t r = 0; factor && r < count; ++r) factor[r] = 1.f;
+    return;
+  }
   const Parts parts(count);
   const int64_t depth_units = units<Operand>(depth);
   for (int64_t part = 0; part < parts.count; ++part) {
@@ -155,7 +164,8 @@ static inline void complete_scores(float* x, int64_t width, float row_rest, cons
   }
 }
 
-// Rows of Q, one after the other, as A of Qt W: packed[part of the features][unit of rows][feature].
+// Rows of Q, one after the other, as A of Qt W: packed[part of the features][unit of rows][feature], plain
+// ones packed[row][feature].
 template <class Operand>
 struct TransposedRows {
   const Parts parts;  // of the features
@@ -170,6 +180,11 @@ struct TransposedRows {
   // `more`. After the `last` row nothing is kept back.
   template <class Storage>
   inline void add(int64_t i, const Storage* row, int64_t given, float factor, float more, bool last) const {
+    if constexpr (Operand::kPlain) {
+      scale_row(packed + i * depth, row, given, factor);
+      if (given < depth) packed[i * depth + given] = more;
+      return;
+    }
     constexpr int64_t kTogether = Operand::kTogether;
     Operand::along(row, given, factor, scratch.row(i % kTogether));
     if (given < depth) Operand::append(scratch.row(i % kTogether), given, more);
@@ -183,9 +198,18 @@ struct TransposedRows {
   }
 };
 
-// The product Qt W leaves the gradient of the keys as [block][d][j], block * kTileCols + j being the key, in
-// `sums` parts `apart` floats apart. One block of their sum, row by row from `out` on; where `last` is given,
-// its place for the block's first key takes the feature after the `depth` of `out`.
+// The product Qt W leaves the gradient of the keys as [block][d][j], block * kTileCols + j being the key, or
+// as rows where the operand is plain: where the first feature of key j lies, and how far apart features are.
+template <class Operand>
+static inline float* sum_of_key(float* packed, int64_t j, int64_t depth) {
+  return packed + (Operand::kPlain ? j * depth : j / kTileCols * kTileCols * depth + j % kTileCols);
+}
+template <class Operand>
+constexpr int64_t kSumStep = Operand::kPlain ? 1 : kTileCols;
+
+// It does so in `sums` parts `apart` floats apart. One block of their sum, row by row from `out` on; where
+// `last` is given, its place for the block's first key takes the feature after the `depth` of `out`.
+template <class Operand>
 static void unpack_transposed(float* packed, int64_t sums, int64_t apart, int64_t rows, int64_t depth,
                               float* out, float* last, int64_t block) {
   const int64_t floats = (depth + (last != nullptr)) * kTileCols;
@@ -193,6 +217,14 @@ static void unpack_transposed(float* packed, int64_t sums, int64_t apart, int64_
   for (int64_t part = 1; part < sums; ++part)
     for (int64_t i = 0; i < floats; i += kLanes) store(p + i, load(p + i) + load(p + part * apart + i));
   const int64_t present = smaller(kTileCols, rows - block * kTileCols);
+  if constexpr (Operand::kPlain) {
+    for (int64_t j = 0; j < present; ++j) {
+      const float* const sum = p + j * (floats / kTileCols);
+      memcpy(out + j * depth, sum, static_cast<size_t>(depth) * sizeof(float));
+      if (last) last[j] = sum[depth];
+    }
+    return;
+  }
   for (int64_t d = 0; d < depth; d += kLanes) {
     const int64_t some = smaller(kLanes, depth - d);
     for (int64_t j = 0; j < present; j += kLanes) {

@@ -93,7 +93,9 @@ struct PairRun {
         alone(teams.count == teams.threads) {
     Workspace workspace(a.workspace);
     transposed = workspace.take(padded * units<Operand>(a.depth));
-    packed = workspace.take(a.dx ? round_up(a.depth, kTileCols) * units<Operand>(columns) : 0);
+    packed = Operand::kPlain
+                 ? transposed
+                 : workspace.take(a.dx ? round_up(a.depth, kTileCols) * units<Operand>(columns) : 0);
     x_norm = workspace.take(a.normalize ? a.rows : 0);
     y_norm = kSymmetric ? x_norm : workspace.take(a.normalize ? columns : 0);
     column_rest = Operand::kRounds && a.normalize ? workspace.take(padded) : nullptr;
@@ -488,7 +490,7 @@ struct PairRun {
       for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
         const int64_t first = tile * kTileCols;
         float* const dy = kWide ? static_cast<float*>(a.dy) + first * a.depth : scratch.rows;
-        unpack_transposed(column_sums, sums, column_sum, columns, a.depth, dy, nullptr, tile);
+        unpack_transposed<Operand>(column_sums, sums, column_sum, columns, a.depth, dy, nullptr, tile);
         for (int64_t j = first; j < smaller(first + kTileCols, columns); ++j)
           finish_row(static_cast<Storage*>(a.dy), dy + (j - first) * a.depth, y, y_norm, j);
       }
@@ -498,9 +500,8 @@ struct PairRun {
       float* const g = dx_sums + i * a.depth;
       for (int64_t d = 0; d < a.depth; ++d) g[d] *= a.scale;
       for (int t = 0; kSymmetric && t < sums; ++t) {
-        const float* right =
-            column_sums + t * column_sum + i / kTileCols * kTileCols * a.depth + i % kTileCols;
-        for (int64_t d = 0; d < a.depth; ++d) g[d] += right[d * kTileCols];
+        const float* const right = sum_of_key<Operand>(column_sums + t * column_sum, i, a.depth);
+        for (int64_t d = 0; d < a.depth; ++d) g[d] += right[d * kSumStep<Operand>];
       }
       finish_row(static_cast<Storage*>(a.dx), g, x, x_norm, i);
     }

@@ -19,12 +19,13 @@ bool bfloat16_operands() {
 
 // call(storage type, operand)
 template <class Call>
-static auto with_operand(Dtype dtype, Dtype operand, Call call) {
+static auto with_operand(Dtype dtype, Operands operand, Call call) {
+  if (operand == Operands::kTorchFloat32) return call(float{}, TorchFloat32{});
 #if defined(THAWKIT_AVX512_BF16)
   if (dtype == Dtype::kBFloat16) return call(bfloat16{}, BFloat16{});
-  if (operand == Dtype::kBFloat16) return call(float{}, BFloat16{});
+  if (operand == Operands::kBFloat16) return call(float{}, BFloat16{});
 #else
-  (void)dtype, (void)operand;
+  (void)dtype;
 #endif
   return call(float{}, Float32{});
 }
@@ -77,13 +78,22 @@ void pairs(const PairArgs& a) {
   });
 }
 
-int64_t mmd_workspace(const MMDArgs& a) { return MMDRun(a, 0).workspace_floats; }
+template <class Call>
+static auto with_float32(Operands operand, Call call) {
+  if (operand == Operands::kTorchFloat32) return call(TorchFloat32{});
+  return call(Float32{});
+}
+
+int64_t mmd_workspace(const MMDArgs& a) {
+  return with_float32(a.operand,
+                      [&](auto operand) { return MMDRun<decltype(operand)>(a, 0).workspace_floats; });
+}
 
 void mmd(const MMDArgs& a) {
-  if (a.doubling)
-    mmd_panels<true>(a);
-  else
-    mmd_panels<false>(a);
+  with_float32(a.operand, [&](auto operand) {
+    typedef decltype(operand) Operand;
+    return a.doubling ? mmd_panels<true, Operand>(a) : mmd_panels<false, Operand>(a);
+  });
 }
 
 int64_t top_k_workspace(const TopKArgs& a) { return TopKRun(a, 0).workspace_floats; }
@@ -117,7 +127,7 @@ static double peak_of(int threads, double seconds) {
   return flops / elapsed;
 }
 
-double fma_peak(int threads, double seconds, Dtype operand) {
+double fma_peak(int threads, double seconds, Operands operand) {
   return with_operand(Dtype::kFloat32, operand,
                       [&](auto, auto kind) { return peak_of<decltype(kind)>(threads, seconds); });
 }

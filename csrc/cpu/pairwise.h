@@ -153,11 +153,17 @@ struct Workspace {
 };
 
 // The tiles of one block of scores, columns `first` (a multiple of a tile) to `last`: S[rows x (first, last)]
-// = A Kt, A in parts as pack_rows leaves them, of `units` units.
+// = A Kt, A as pack_rows leaves it, of `units` units.
 template <class Operand>
 static inline void score_block(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
                                const float* A, int64_t units, const float* transposed, int64_t first,
                                int64_t last) {
+  if constexpr (Operand::kPlain) {
+    multiply_plain(rows, last - first, units, As::kItself, A, units, As::kTransposed,
+                   transposed + first * units, units, false,
+                   panel.at(block, first_row) + (first - block * kBlockCols), kBlockStride);
+    return;
+  }
   const Parts parts(rows);
   for (int64_t column = first; column < last; column += kTileCols) {
     const float* packed = transposed + column * units;
@@ -189,6 +195,12 @@ template <class Operand>
 static inline void times_rows(const Panel& panel, int64_t block, int64_t first_row, int64_t rows,
                               int64_t first, int64_t last, const float* packed, int64_t packed_rows,
                               int64_t depth, float* out) {
+  if constexpr (Operand::kPlain) {
+    multiply_plain(rows, depth, last - first, As::kItself,
+                   panel.at(block, first_row) + (first - block * kBlockCols), kBlockStride, As::kItself,
+                   packed + first * depth, depth, true, out, depth);
+    return;
+  }
   const typename Operand::Weights W{panel.at(block, first_row) + (first - block * kBlockCols)};
   for (int64_t d = 0; d < depth; d += kTileCols) {
     const float* K = packed + (d / kTileCols * packed_rows + first / Operand::kTogether) * kTileCols;
@@ -199,12 +211,20 @@ static inline void times_rows(const Panel& panel, int64_t block, int64_t first_r
 }
 
 // out[key][d] += sum_row W[row, key] Q[row, d] for the tiles of keys first <= tile < last and all rows of the
-// panel, out being packed as unpack_transposed reads it, Q as TransposedRows leaves it. With the keys along
+// panel, out being packed as sum_of_key says, Q as TransposedRows leaves it. With the keys along
 // the vectors every step reads whole cache lines of W. `packed_rows` counts units.
 template <class Operand>
 static inline void transposed_times_rows(const Panel& panel, int64_t rows, int64_t first, int64_t last,
                                          const float* packed, int64_t packed_rows, int64_t depth,
                                          float* out) {
+  if constexpr (Operand::kPlain) {
+    for (int64_t key = first * kTileCols, end; key < last * kTileCols; key = end) {
+      end = smaller((key / kBlockCols + 1) * kBlockCols, last * kTileCols);
+      multiply_plain(end - key, depth, rows, As::kTransposed, &panel.entry(0, key), kBlockStride, As::kItself,
+                     packed, depth, true, out + key * depth, depth);
+    }
+    return;
+  }
   constexpr int64_t kStride = Operand::kTogether * kBlockStride;
   const Parts parts(depth);
   for (int64_t tile = first; tile < last; ++tile) {

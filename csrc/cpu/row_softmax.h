@@ -134,7 +134,9 @@ struct RowSoftmaxRun {
         teams(a.rows, a.keys, Operand::kTogether, key_sum, threads_of(a, gradient)) {
     Workspace workspace(a.workspace);
     transposed = workspace.take(padded_keys * depth_units);
-    keys_rows = workspace.take(a.dq ? round_up(a.depth, kTileCols) * units<Operand>(a.keys) : 0);
+    keys_rows = Operand::kPlain
+                    ? transposed
+                    : workspace.take(a.dq ? round_up(a.depth, kTileCols) * units<Operand>(a.keys) : 0);
     q_norm = workspace.take(a.normalize ? a.rows : 0);
     k_norm = workspace.take(a.normalize ? a.keys : 0);
     key_rest = a.normalize && Operand::kRounds ? workspace.take(padded_keys) : nullptr;
@@ -294,8 +296,8 @@ struct RowSoftmaxRun {
     for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
       const int64_t first = tile * kTileCols;
       float* const dk = kWide ? static_cast<float*>(a.dk) + first * a.depth : scratch.rows;
-      unpack_transposed(key_sums, sums, key_sum, a.keys, a.depth, dk, a.dbias ? a.dbias + first : nullptr,
-                        tile);
+      unpack_transposed<Operand>(key_sums, sums, key_sum, a.keys, a.depth, dk,
+                                 a.dbias ? a.dbias + first : nullptr, tile);
       for (int64_t j = first; j < smaller(first + kTileCols, a.keys); ++j) {
         float* const row = dk + (j - first) * a.depth;
         if (a.normalize) through_norm(row, k + j * a.depth, k_norm[j], a.depth);

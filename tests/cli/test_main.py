@@ -62,5 +62,6 @@ def test_doctor_names_kernels_and_reasons(capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out
     assert "CPU kernels" in said
+    assert "CPU products  " in said
     for operator in ("row_softmax", "mmd", "sigmoid_focal", "packed_relu"):
         assert operator in said

@@ -78,6 +78,7 @@ def _machine(console: Console) -> bool:
         return False
     problem = f"  [yellow]{escape(_C.cpu_problem())}[/]" if _C.cpu_problem() else ""
     console.print(f"  CPU kernels   {_C.cpu_isa()}, {_C.cpu_lanes()} lanes (of: {_C.cpu_isas()}){problem}")
+    console.print(f"  CPU products  {escape(_products())}")
     console.print(f"  threads       {torch.get_num_threads()}")
     if not _C.has_cuda:
         console.print("  CUDA kernels  not compiled in: no CUDA compiler was found when thawkit was built")
@@ -93,6 +94,17 @@ def _machine(console: Console) -> bool:
     else:
         console.print("  CUDA device   none that torch sees")
     return True
+
+
+def _products() -> str:
+    from thawkit.errors import ThawkitError
+    from thawkit.ops.pairwise import gemm
+
+    try:
+        choice = gemm.choose()
+    except ThawkitError as error:
+        return str(error)
+    return f"{choice.gemm} ({choice.why})"
 
 
 def _kernels(console: Console) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops._library import DTYPES, cpu_kernels, empty, pointer, takes_only, threads
+from thawkit.ops.pairwise import gemm
 
 objection = takes_only("cpu")
 
@@ -30,9 +31,10 @@ def kernel_dtypes(dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
     """Return what the kernels take for tensors of ``dtype``, and what their products multiply.
 
     bfloat16 is multiplied as it is where the CPU can, and float32 is rounded to it under
-    ``torch.set_float32_matmul_precision("medium")``, as torch's own products do it. Sums are float32.
+    ``torch.set_float32_matmul_precision("medium")``, as torch's own products do it. Sums are float32, and
+    so are the products of torch's BLAS.
     """
-    if not cpu_kernels().cpu_bfloat16() or dtype == torch.float16:
+    if not cpu_kernels().cpu_bfloat16() or dtype == torch.float16 or gemm.choose().gemm == "torch":
         return torch.float32, torch.float32
     if dtype == torch.float32 and torch.get_float32_matmul_precision() != "medium":
         return torch.float32, torch.float32
@@ -116,7 +118,7 @@ def row_softmax(
         pointer(q_rows),
         pointer(k_rows),
         DTYPES[storage],
-        DTYPES[operand],
+        gemm.operands(operand),
         rows,
         keys,
         depth,
@@ -178,6 +180,7 @@ def mmd(
     arguments = (
         pointer(x32),
         pointer(y32),
+        gemm.operands(torch.float32),
         n,
         m,
         depth,
@@ -231,7 +234,7 @@ def pair_loss(
         pointer(x_rows),
         pointer(y_rows),
         DTYPES[storage],
-        DTYPES[operand],
+        gemm.operands(operand),
         rows,
         columns,
         depth,
