@@ -13,14 +13,13 @@ from tests.ops.pairwise.test_info_nce import SIZES, clip_like
 from tests.ops.pairwise.test_row_softmax import problem, run
 from thawkit import ops
 from thawkit.losses import functional as F
-from thawkit.ops._library import cpu_kernels
 from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.row_softmax import LABELS, Columns
 
 ROUNDING = 2.0**-8  # of bfloat16, from one number to the next, relative
 
 needs_bfloat16 = pytest.mark.skipif(
-    not cpu_kernels().cpu_bfloat16(), reason="these kernels multiply no bfloat16"
+    cpu.kernel_dtypes(torch.bfloat16)[1] != torch.bfloat16, reason="these kernels multiply no bfloat16"
 )
 
 

@@ -35,7 +35,6 @@ def fresh_choice():
     forget()
     yield
     forget()
-    blas.problem()
 
 
 @pytest.fixture(params=[1, 2])

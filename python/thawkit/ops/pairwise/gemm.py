@@ -31,16 +31,16 @@ class Choice(NamedTuple):
 
 # By the kernels' instruction set. Time with torch's products over time with the engine's own: medians of
 # interleaved runs of loss and gradients, InfoNCE 4096 x 128 and 2048 x 512 and CLIP 2048 x 512, float32, two
-# threads, AMD EPYC (family 25, model 17), torch 2.14.1 with MKL 2024.2. Not measured: Intel CPUs, AMX (which
-# only bfloat16 products use), MKL's AVX code on CPUs without FMA; Arm's torch has no MKL.
+# threads, taken twice; AMD EPYC (family 25, model 17), torch 2.14.1 with MKL 2024.2. Not measured: Intel's
+# CPUs, AMX (which only bfloat16 products use), MKL's AVX code where there is no FMA. On Arm torch has no MKL.
 _MEASURED = {
     # MKL obeys no MKL_ENABLE_INSTRUCTIONS here and takes AVX2 with FMA, which the baseline kernels lack.
     # Under MKL_CBWR=COMPATIBLE it has SSE2 alone as they do: the least that it can do on another CPU.
-    "baseline": Choice("torch", "measured: 0.43-0.45 of the own time, 0.94-1.00 where MKL has SSE2 alone"),
-    "avx2": Choice("own", "measured: torch's takes 1.10-1.17 times as long"),
-    "avx512": Choice("own", "measured: torch's takes 1.11-1.20 times as long"),
+    "baseline": Choice("torch", "measured: 0.43-0.46 of the own time, 0.94-1.02 where MKL has SSE2 alone"),
+    "avx2": Choice("own", "measured: torch's takes 1.10-1.22 times as long"),
+    "avx512": Choice("own", "measured: torch's takes 1.11-1.22 times as long"),
     # 2.17 times as long for bfloat16, which is multiplied as it is
-    "avx512_bf16": Choice("own", "measured: torch's takes 1.10-1.19 times as long"),
+    "avx512_bf16": Choice("own", "measured: torch's takes 1.10-1.32 times as long"),
 }
 
 
