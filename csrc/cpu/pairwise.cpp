@@ -33,7 +33,8 @@ static auto with_operand(Dtype dtype, Operands operand, Call call) {
 int64_t row_softmax_workspace(const RowSoftmaxArgs& a) {
   return with_operand(a.dtype, a.operand, [&](auto storage, auto operand) {
     if (suits_keys<decltype(storage), decltype(operand)>(a))
-      return with_panel_of_queries(a, [](const auto& run) { return run.workspace_floats; });
+      return with_panel_of_queries<decltype(operand)>(a,
+                                                      [](const auto& run) { return run.workspace_floats; });
     return RowSoftmaxRun<decltype(storage), decltype(operand)>(a, 0).workspace_floats;
   });
 }
@@ -41,7 +42,7 @@ int64_t row_softmax_workspace(const RowSoftmaxArgs& a) {
 void row_softmax(const RowSoftmaxArgs& a) {
   with_operand(a.dtype, a.operand, [&](auto storage, auto operand) {
     if (suits_keys<decltype(storage), decltype(operand)>(a))
-      with_panel_of_queries(a, [&](const auto& run) { row_softmax_by_keys(a, run); });
+      with_panel_of_queries<decltype(operand)>(a, [&](const auto& run) { row_softmax_by_keys(a, run); });
     else
       row_softmax_panels<decltype(storage), decltype(operand)>(a);
   });

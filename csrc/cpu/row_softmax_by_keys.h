@@ -35,8 +35,9 @@ static inline void prefetch_piece(const float* rows, int64_t count, int64_t widt
     __builtin_prefetch(rows + i / lines * stride + i % lines * kLineFloats, 0, 2);
 }
 
-// kQueries: rows of a panel, whole tiles.
-template <int64_t kQueries>
+// kQueries: rows of a panel, whole tiles. Operand is what the products multiply, float32 numbers; where it is
+// plain, the keys serve all products where they lie.
+template <int64_t kQueries, class Operand>
 struct RowSoftmaxByKeys {
   static constexpr int64_t kPanel = kQueries;
   // An odd number of cache lines, as in a block of the other layout.
@@ -86,7 +87,7 @@ struct RowSoftmaxByKeys {
     row_maxima = own(workspace, kQueries, thread);
     chunk_sums = own(workspace, kQueries, thread);
     chunk_weighted = own(workspace, kQueries, thread);
-    keys_tile = own(workspace, kChunk * kTileCols, thread);
+    keys_tile = own(workspace, Operand::kPlain ? 0 : kChunk * kTileCols, thread);
     scratch = workspace.scratch(a.depth, asked);
     workspace_floats = workspace.total();
   }
@@ -99,15 +100,41 @@ struct RowSoftmaxByKeys {
   float* row(int64_t key) const { return scores + key * kStride; }
   int64_t positive_of(int64_t g) const { return a.target ? a.target[g] : g + a.offset; }
 
-  // The thread's tiles of queries, as B of St = K Qt. Missing rows are 0.
+  // The thread's tiles of queries, as B of St = K Qt, plain ones as rows. Missing rows are 0.
   void pack_queries(int64_t top, int64_t height, int thread) const {
     const Share tiles = share_of(ceil_div(height, kTileCols), thread, threads, 1);
     for (int64_t tile = tiles.first; tile < tiles.last; ++tile) {
       const int64_t start = tile * kTileCols, present = smaller(kTileCols, height - start);
+      float* const packed = queries_packed + start * a.depth;
       for (int64_t j = 0; j < present; ++j)
-        scale_row(scratch.row(j), q + (top + start + j) * a.depth, a.depth, a.scale * kLog2E);
-      interleave(scratch, present, kTileCols, a.depth, queries_packed + start * a.depth);
+        scale_row(Operand::kPlain ? packed + j * a.depth : scratch.row(j), q + (top + start + j) * a.depth,
+                  a.depth, a.scale * kLog2E);
+      if constexpr (Operand::kPlain)
+        zero(packed + present * a.depth, (kTileCols - present) * a.depth);
+      else
+        interleave(scratch, present, kTileCols, a.depth, packed);
       for (int64_t j = start; j < start + kTileCols; ++j) statistics[j] = {kNothing, kNothing, 0.f, 0.f};
+    }
+  }
+
+  // Scores of keys `first` to `last`, of which the thread owns some more up to `end`.
+  void multiply_keys(int64_t first, int64_t last, int64_t width, int64_t end) const {
+    if constexpr (Operand::kPlain) {
+      multiply_plain(last - first, width, a.depth, As::kItself, k + first * a.depth, a.depth, As::kTransposed,
+                     queries_packed, a.depth, false, row(first), kStride);
+      return;
+    }
+    const Parts parts(last - first);
+    for (int64_t part = 0; part < parts.count; ++part) {
+      const int64_t key = first + parts.start(part);
+      const int64_t height_of = parts.height(part), ahead = smaller(key + height_of + kTileRows, end);
+      for (int64_t tile = 0; tile < width; tile += kTileCols) {
+        const float* const packed = queries_packed + tile * a.depth;
+        prefetch_piece(k + (key + height_of) * a.depth, 1, (ahead - key - height_of) * a.depth, 0,
+                       tile / kTileCols, width / kTileCols);
+        multiply_part<false, OneFloat>(height_of, a.depth, StridedLeft(k + key * a.depth, a.depth),
+                                       {packed, kTileCols, nullptr}, row(key) + tile, kStride);
+      }
     }
   }
 
@@ -117,18 +144,7 @@ struct RowSoftmaxByKeys {
     for (int64_t j = 0; j < width; j += kLanes) store(maxima + j, splat(kNothing));
     for (int64_t first = keys.first; first < keys.last; first += kChunk) {
       const int64_t last = smaller(first + kChunk, keys.last);
-      const Parts parts(last - first);
-      for (int64_t part = 0; part < parts.count; ++part) {
-        const int64_t key = first + parts.start(part);
-        const int64_t height_of = parts.height(part), ahead = smaller(key + height_of + kTileRows, keys.last);
-        for (int64_t tile = 0; tile < width; tile += kTileCols) {
-          const float* const packed = queries_packed + tile * a.depth;
-          prefetch_piece(k + (key + height_of) * a.depth, 1, (ahead - key - height_of) * a.depth, 0,
-                         tile / kTileCols, width / kTileCols);
-          multiply_part<false, OneFloat>(height_of, a.depth, StridedLeft(k + key * a.depth, a.depth),
-                                         {packed, kTileCols, nullptr}, row(key) + tile, kStride);
-        }
-      }
+      multiply_keys(first, last, width, keys.last);
       for (int64_t key = first; a.bias && key < last; ++key)
         for (int64_t j = 0; j < width; j += kLanes)
           store(row(key) + j, load(row(key) + j) + a.bias[key] * kLog2E);
@@ -158,6 +174,39 @@ struct RowSoftmaxByKeys {
     }
   }
 
+  // The product of such keys with their weights.
+  void add_to_query_sums(int64_t first, int64_t last, int64_t height, int64_t end) const {
+    if constexpr (Operand::kPlain) {
+      multiply_plain(height, a.depth, last - first, As::kTransposed, row(first), kStride, As::kItself,
+                     k + first * a.depth, a.depth, true, query_sums, a.depth);
+      return;
+    }
+    for (int64_t d = 0; d < a.depth; d += kTileCols) {
+      const int64_t present = smaller(kTileCols, a.depth - d);
+      for (int64_t key = first; key < last; ++key) {
+        float* const to = keys_tile + (key - first) * kTileCols;
+        const float* const from = k + key * a.depth + d;
+        if (present == kTileCols) {
+          memcpy(to, from, kTileCols * sizeof(float));
+          continue;
+        }
+        memcpy(to, from, static_cast<size_t>(present) * sizeof(float));
+        zero(to + present, kTileCols - present);
+      }
+      const bool more = d + kTileCols < a.depth;
+      const Parts parts(height);
+      for (int64_t part = 0; part < parts.count; ++part) {
+        const int64_t start = parts.start(part);
+        prefetch_piece(k + (more ? first * a.depth + d + kTileCols : last * a.depth),
+                       more ? last - first : smaller(last + kChunk, end) - last, kTileCols, a.depth, part,
+                       parts.count);
+        multiply<true, OneFloat>(parts.height(part), last - first, PackedLeft{row(first) + start, kStride},
+                                 {keys_tile, kTileCols, nullptr}, query_sums + start * a.depth + d, a.depth,
+                                 present);
+      }
+    }
+  }
+
   // Softmax weights of the thread's keys, unnormalised, their sums, and their product with the keys.
   void weigh(int64_t top, int64_t height, Share keys) const {
     const int64_t width = round_up(height, kTileCols);
@@ -174,30 +223,7 @@ struct RowSoftmaxByKeys {
         const int64_t t = positive_of(top + i);
         if (first <= t && t < last) row(t)[i] = kTakenOut;
       }
-      for (int64_t d = 0; dq && d < a.depth; d += kTileCols) {
-        const int64_t present = smaller(kTileCols, a.depth - d);
-        for (int64_t key = first; key < last; ++key) {
-          float* const to = keys_tile + (key - first) * kTileCols;
-          const float* const from = k + key * a.depth + d;
-          if (present == kTileCols) {
-            memcpy(to, from, kTileCols * sizeof(float));
-            continue;
-          }
-          memcpy(to, from, static_cast<size_t>(present) * sizeof(float));
-          zero(to + present, kTileCols - present);
-        }
-        const bool more = d + kTileCols < a.depth;
-        const Parts parts(height);
-        for (int64_t part = 0; part < parts.count; ++part) {
-          const int64_t start = parts.start(part);
-          prefetch_piece(k + (more ? first * a.depth + d + kTileCols : last * a.depth),
-                         more ? last - first : smaller(last + kChunk, keys.last) - last, kTileCols, a.depth,
-                         part, parts.count);
-          multiply<true, OneFloat>(parts.height(part), last - first, PackedLeft{row(first) + start, kStride},
-                                   {keys_tile, kTileCols, nullptr}, query_sums + start * a.depth + d, a.depth,
-                                   present);
-        }
-      }
+      if (dq) add_to_query_sums(first, last, height, keys.last);
     }
   }
 
@@ -240,8 +266,9 @@ struct RowSoftmaxByKeys {
       factors[i] = result.factor;
       if (dk) {
         if (t >= 0) row(t)[i] = -row_of.others;
-        scale_row(scratch.row(0), q + g * depth, depth, result.factor * a.scale);
-        pack_across(scratch.row(0), depth, queries_rows, kQueries, i);
+        float* const scaled = Operand::kPlain ? queries_rows + i * depth : scratch.row(0);
+        scale_row(scaled, q + g * depth, depth, result.factor * a.scale);
+        if constexpr (!Operand::kPlain) pack_across(scaled, depth, queries_rows, kQueries, i);
       }
       if (dq) {
         float* const out = dq + g * depth;
@@ -268,7 +295,10 @@ struct RowSoftmaxByKeys {
   void key_gradient(int64_t height, Share keys) const {
     for (int64_t first = keys.first; first < keys.last; first += kChunk) {
       const int64_t last = smaller(first + kChunk, keys.last);
-      for (int64_t d = 0; d < a.depth; d += kTileCols)
+      if constexpr (Operand::kPlain)
+        multiply_plain(last - first, a.depth, height, As::kItself, row(first), kStride, As::kItself,
+                       queries_rows, a.depth, true, dk + first * a.depth, a.depth);
+      for (int64_t d = 0; !Operand::kPlain && d < a.depth; d += kTileCols)
         multiply<true, OneFloat>(last - first, height, RowsLeft<kStride>{row(first)},
                                  {queries_rows + d * kQueries, kTileCols,
                                   queries_rows + (d + kTileCols < a.depth ? d + kTileCols : 0) * kQueries},
@@ -319,12 +349,14 @@ static inline bool suits_keys(const RowSoftmaxArgs& a) {
 
 // call(number of queries in a panel): the more, the less often the keys are read, but no more than what keeps
 // the workspace near the size of the queries' gradient.
-template <class Call>
+template <class Operand, class Call>
 static inline auto with_panel_of_queries(const RowSoftmaxArgs& a, Call call) {
   constexpr int64_t kMany = 192, kFew = 96;
   static_assert(kMany % kTileCols == 0 && kFew % kTileCols == 0, "panels are whole tiles");
-  const bool room = 4 * RowSoftmaxByKeys<kMany>(a, 0, 1).workspace_floats <= 5 * a.rows * a.depth;
-  return room ? call(RowSoftmaxByKeys<kMany>(a, 0, 1)) : call(RowSoftmaxByKeys<kFew>(a, 0, 1));
+  typedef RowSoftmaxByKeys<kMany, Operand> Many;
+  typedef RowSoftmaxByKeys<kFew, Operand> Few;
+  const bool room = 4 * Many(a, 0, 1).workspace_floats <= 5 * a.rows * a.depth;
+  return room ? call(Many(a, 0, 1)) : call(Few(a, 0, 1));
 }
 
 }  // namespace THAWKIT_ISA

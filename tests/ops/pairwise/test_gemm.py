@@ -10,6 +10,7 @@ import torch
 from tests.ops.conftest import against_reference, relative_error, values_and_gradients
 from tests.ops.pairwise.test_info_nce import clip_like
 from tests.ops.pairwise.test_row_softmax import assert_same, problem, run
+from tests.ops.pairwise.test_row_softmax_by_keys import many_keys
 from thawkit import _C, ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
@@ -116,7 +117,19 @@ def test_mmd_equals_float64(torch_gemm, threads, sizes):
 @needs_blas
 def test_a_sum_too_large_for_every_thread_is_shared(torch_gemm, threads):
     tensors = problem(5, 10_000, 900, 3)
+    del tensors["target"]  # with targets the keys are shared out
     assert_same(run(tensors, "cpu"), run(tensors, "reference"))
+
+
+@needs_blas
+@pytest.mark.parametrize("sizes", [(1, 500, 1), (95, 501, 33), (193, 700, 70), (400, 500, 16)])
+def test_many_keys_equal_float64(torch_gemm, threads, sizes):
+    rows, keys, features = sizes
+    tensors = many_keys(rows, features, keys=keys)
+    for name in (None, "bias", "row_weight"):
+        tensors.pop(name, None)
+        reduce = name != "row_weight"
+        assert_same(run(tensors, "cpu", reduce=reduce), run(tensors, "reference", reduce=reduce))
 
 
 @needs_blas
