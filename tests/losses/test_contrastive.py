@@ -143,8 +143,8 @@ def test_queued_keys_are_negatives_without_gradient():
 @pytest.mark.parametrize(
     ("call", "says"),
     [
-        (lambda: NegativeQueue(0, 4), "size must be at least 1"),
-        (lambda: NegativeQueue(4, 0), "features must be at least 1"),
+        (lambda: NegativeQueue(0, 4), "size must be an integer of at least 1"),
+        (lambda: NegativeQueue(4, 0), "features must be an integer of at least 1"),
         (lambda: NegativeQueue(4, 4, torch.int64), "dtype must be a floating-point type"),
         (lambda: NegativeQueue(4, 4).enqueue(torch.zeros(2, 3)), r"keys must have shape \(N, 4\)"),
         (lambda: NegativeQueue(4, 4).enqueue(torch.zeros(4)), "keys must"),

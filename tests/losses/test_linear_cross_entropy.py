@@ -316,8 +316,8 @@ def test_bad_input(x, weight, target, options, says):
 @pytest.mark.parametrize(
     ("arguments", "options", "says"),
     [
-        ((0, 7), {}, "in_features must be at least 1"),
-        ((4, 0), {}, "num_classes must be at least 1"),
+        ((0, 7), {}, "in_features must be an integer of at least 1"),
+        ((4, 0), {}, "num_classes must be an integer of at least 1"),
         ((4, 7), {"weight": torch.ones(6)}, r"weight must have shape \(7,\)"),
         ((4, 7), {"label_smoothing": -0.1}, "label_smoothing must be from 0 to 1"),
     ],

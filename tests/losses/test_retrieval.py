@@ -165,10 +165,10 @@ def test_labels_of_any_integer_type(dtype):
         (
             (torch.zeros(3, 2), torch.zeros(3)),
             {},
-            "query_labels must be a tensor of integers, got torch.float32",
+            "query_labels must hold integers, got torch.float32",
         ),
-        ((torch.zeros(3, 2), [0, 1, 2]), {}, "query_labels must be a tensor of integers, got list"),
-        ((torch.zeros(3, 2), torch.zeros(2).int()), {}, "one label for each of the 3 rows of queries"),
+        ((torch.zeros(3, 2), [0, 1, 2]), {}, "query_labels must be a tensor, got list"),
+        ((torch.zeros(3, 2), torch.zeros(2).int()), {}, "one label a row of queries"),
         (
             (torch.zeros(3, 2), torch.zeros(3).int(), torch.zeros(4, 2)),
             {},
@@ -182,14 +182,14 @@ def test_labels_of_any_integer_type(dtype):
         (
             (torch.zeros(3, 2), torch.zeros(3).int(), torch.zeros(4, 2), torch.zeros(3).int()),
             {},
-            "one label for each of the 4 rows of gallery",
+            "one label a row of gallery",
         ),
         (
             (torch.zeros(3, 2), torch.zeros(3).int()),
             {"recall_at": (1, 0)},
-            "recall_at must be integers of at",
+            "recall_at must be an integer of at",
         ),
-        ((torch.zeros(3, 2), torch.zeros(3).int()), {"neighbours": 2.0}, "neighbours must be integers of at"),
+        ((torch.zeros(3, 2), torch.zeros(3).int()), {"neighbours": 2.0}, "neighbours must be an integer"),
         ((torch.zeros(3, 2), torch.zeros(3).int()), {"distance": "l1"}, "distance must be one of"),
     ],
 )
