@@ -51,9 +51,9 @@ def losses(name: str, limit: str, limit_title: str, memory_peer: str) -> str:
     return "\n\n".join(parts)
 
 
-def contrastive() -> str:
+def pairwise(name: str) -> str:
     parts = []
-    for document in results("contrastive"):
+    for document in results(name):
         lines = [
             "| loss | size | thawkit | fastest peer | faster by | other peers | share of the FMA peak | "
             "ours / torch's bare products | extra memory, ours / fastest peer |",
@@ -64,14 +64,19 @@ def contrastive() -> str:
             others = ", ".join(f"{peer} {x:.3g}×" for peer, x in row["speedup"].items() if peer != fastest)
             bare = row["of_bare_products"]
             lines.append(
-                f"| {row['loss']} | {row['size']}{' bf16' if row['dtype'] == 'bfloat16' else ''} | "
+                f"| {row['loss']} | {row['size']}{' bf16' if row.get('dtype') == 'bfloat16' else ''} | "
                 f"{ms['thawkit']:.3g} ms | {fastest}, {ms[fastest]:.3g} ms | "
                 f"{row['speedup_over_fastest_peer']:.2f}× | {others or '–'} | "
                 f"{100 * row['share_of_fma_peak']:.0f} % | {f'{bare:.2f}' if bare else '–'} | "
-                f"{memory['thawkit']:.4g} / {memory[fastest]:.4g} MiB |"
+                f"{mib(memory, 'thawkit')} / {mib(memory, fastest)} MiB |"
             )
         parts.append("\n".join([*lines, "", source(document)]))
     return "\n\n".join(parts)
+
+
+def mib(memory: dict[str, float], name: str) -> str:
+    """Return extra memory; that of a library with an allocator of its own is unknown."""
+    return f"{memory[name]:.4g}" if name in memory else "?"
 
 
 def frozen() -> str:
@@ -96,7 +101,9 @@ def frozen() -> str:
 
 
 TABLES = {
-    "contrastive": contrastive,
+    "contrastive": lambda: pairwise("contrastive"),
+    "margin": lambda: pairwise("margin"),
+    "retrieval": lambda: pairwise("retrieval"),
     "mmd": lambda: losses("mmd", "share_of_fma_peak", "share of the FMA peak", "eager"),
     "focal": lambda: losses("focal", "share_of_copy_bandwidth", "share of the copy bandwidth", "torchvision"),
     "frozen": frozen,
