@@ -2,7 +2,7 @@
 // epilogues, which see all distances of a row at once.
 #pragma once
 
-#include "cpu/pairwise.h"
+#include "cpu/centre.h"
 #include "cpu/sort.h"
 
 namespace thawkit {
@@ -159,6 +159,20 @@ static void count_within(const float* negatives, int64_t padded, const float* re
   for (int k = 0; k < kTogether; ++k) within[k] = -sum(__builtin_convertvector(found[k], Floats));
 }
 
+// Of distances and slopes; an infinite distance of slope 0 counts for nothing.
+static float weighted_sum(const float* slope, const float* d, int64_t padded) {
+  Floats s0 = {}, s1 = {};
+  const auto term = [&](int64_t j) {
+    const Floats w = load(slope + j);
+    return w * select(w == splat(0.f), min(splat(__FLT_MAX__), load(d + j)), load(d + j));
+  };
+  for (int64_t j = 0; j < padded; j += 2 * kLanes) {
+    s0 += term(j);
+    s1 += term(j + kLanes);
+  }
+  return sum(s0 + s1);
+}
+
 // Every triplet. The loss is linear in the distances as long as the same triplets cost something, so the
 // slope of a distance is the number of these that it is in: for a positive, the negatives that are nearer
 // than it and the margin; for a negative, the positives that reach beyond it with the margin.
@@ -190,7 +204,7 @@ static void all_triplets(const Anchor& a, int64_t padded, float margin, const Mi
     }
   }
   a.each_positive([&](int64_t j) { row.active += slope[j]; });
-  row.loss = dot(slope, a.d, a.columns) + static_cast<float>(row.active) * margin;
+  row.loss = weighted_sum(slope, a.d, padded) + static_cast<float>(row.active) * margin;
   row.slope = row.active;
 }
 
@@ -287,8 +301,9 @@ static void contrastive_pairs(const Anchor& a, int64_t padded, float positive_ma
 
 // ---- distances of a row, and its slopes as weights of the products
 
-// `own` and `norms` are squared lengths. Squares of no more than rounding leaves of two equal rows are 0.
-// Returns whether all distances are numbers.
+// `own` and `norms` are squared lengths. Squares of no more than rounding leaves of two equal rows are 0. An
+// infinite row is at no distance from any (NaN), but infinitely far from finite ones, whatever the products
+// are. Returns whether all distances are numbers.
 template <bool Cosine>
 static bool distances(const Panel& panel, int64_t row, int64_t columns, float own, const float* norms,
                       float* d) {
@@ -300,8 +315,9 @@ static bool distances(const Panel& panel, int64_t row, int64_t columns, float ow
     for (int64_t j = 0; j < width; j += kLanes) {
       Floats v = 1.f - load(x + j);
       if constexpr (!Cosine) {
-        const Floats both = load(norms + first + j) + own, squares = both - 2.f * load(x + j);
+        const Floats other = load(norms + first + j), both = other + own, squares = both - 2.f * load(x + j);
         v = select(squares <= both * (8 * __FLT_EPSILON__), splat(0.f), sqrt(squares));
+        v = select(other - own == splat(__builtin_inff()), splat(__builtin_inff()), v) + (own - own);
       }
       total += v;
       store(d + first + j, v);
@@ -337,7 +353,7 @@ static float weigh(const Panel& panel, int64_t row, int64_t padded, const float*
 // ---- driver
 
 // Everything that a thread needs to know, so that the phases below can be functions. u stands for the rows of
-// x less the common mean, or divided by their norm; v for those of y, or of x again, by class. Of both kinds
+// x less their centre, or divided by their norm; v for those of y, or of x again, by class. Of both kinds
 // of distances the gradient is sum_j W_ij u_i - sum_j W_ij v_j with respect to u_i, the first sum being 0
 // for cosines.
 struct MarginRun {
@@ -446,18 +462,9 @@ struct MarginRun {
   int64_t id(int64_t row) const { return self ? a.order[row] : row; }
   float weight_of_row(int64_t row) const { return a.row_weight ? a.row_weight[id(row)] : a.weight; }
 
-  void add_to_centre(const float* rows, int64_t count) const {
-    for (int64_t i = 0; i < count; ++i)
-      for (int64_t k = 0; k < a.depth; ++k) centre_sum[k] += rows[i * a.depth + k];
-  }
-
-  // Distances do not see a common shift, but |u|^2 + |v|^2 - 2 <u, v> loses digits to it.
   void prepare() const {
-    for (int64_t k = 0; k < a.depth; ++k) centre_sum[k] = 0;
-    if (!a.cosine) add_to_centre(a.x, a.rows);
-    if (!a.cosine && !self) add_to_centre(a.y, a.columns);
-    for (int64_t k = 0; k < a.depth; ++k)
-      centre[k] = static_cast<float>(centre_sum[k] / double(a.rows + (self ? 0 : a.columns)));
+    const auto row = [&](int64_t i) { return i < a.rows ? a.x + i * a.depth : a.y + (i - a.rows) * a.depth; };
+    if (!a.cosine) find_mean_of_near(row, a.rows + (self ? 0 : a.columns), a.depth, centre, centre_sum);
     for (int t = 0; t < teams.threads; ++t) totals[t] = {};
     starts[0] = 0;
     for (int64_t i = 0; few && i < a.rows; ++i) starts[i + 1] = starts[i] + slopes_of(i);
@@ -600,12 +607,17 @@ struct MarginRun {
         }
   }
 
-  // 0, or NaN where a row holds what is not a number: products with all weights, of which few are kept here,
-  // make it one of every gradient.
-  static float nothing_times(const float* norms, int64_t count) {
-    double total = 0;
-    for (int64_t i = 0; i < count; ++i) total += norms[i];
-    return static_cast<float>(0. * total);
+  // 0, or NaN of a row that makes distances NaN: all weights, of which few are kept here, would be so too.
+  static float nothing_times(float norm) { return norm == norm ? 0.f : norm; }
+
+  // The same for the gradients of all rows: times these rows, weights of 0 make NaN of what is infinite, too.
+  const float* nothing_times(const float* rows, const float* norms, int64_t count) const {
+    float* const sum = scratch.row(kTileCols);
+    zero(sum, a.depth);
+    for (int64_t i = 0; i < count; ++i)
+      if (!(norms[i] < __builtin_inff()))
+        less_row(sum, rows + i * a.depth, a.depth, 0.f, 1.f + nothing_times(norms[i]));
+    return sum;
   }
 
   void write(float* out, float* sum, float weight, const float* row, const float* given, float inverse,
@@ -619,8 +631,8 @@ struct MarginRun {
   void finish(int sums, float factor, int thread, int threads) const {
     const Share tiles = share_of(padded / kTileCols, thread, threads, 1);
     const bool listed = a.kind == MarginLoss::kHard || a.kind == MarginLoss::kSemiHard;
-    const float unlike_u = listed ? nothing_times(u_norms, a.rows) : 0.f;
-    const float unlike_v = listed ? nothing_times(v_norms, a.columns) : 0.f;
+    float unlike_u = 0.f;
+    for (int64_t i = 0; (listed || contrastive) && i < a.rows; ++i) unlike_u += u_norms[i] - u_norms[i];
     if (few && want_dy) add_slopes(tiles.first * kTileCols, tiles.last * kTileCols);
     for (int64_t tile = tiles.first; want_dy && tile < tiles.last; ++tile) {
       const int64_t first = tile * kTileCols;
@@ -636,16 +648,20 @@ struct MarginRun {
           if (!a.cosine) weight += tile_weights[j - first];
           sum = product;
         }
-        write((self ? a.dx : a.dy) + a.order[j] * a.depth, sum, (a.cosine ? 0.f : weight) + unlike_u,
-              v + j * a.depth, (self ? a.x : a.y) + a.order[j] * a.depth, a.cosine ? v_inverse[j] : 0.f,
-              factor);
+        write((self ? a.dx : a.dy) + a.order[j] * a.depth, sum,
+              (a.cosine ? 0.f : weight) + unlike_u + nothing_times(v_norms[j]), v + j * a.depth,
+              (self ? a.x : a.y) + a.order[j] * a.depth, a.cosine ? v_inverse[j] : 0.f, factor);
       }
     }
     if (self || !want_dx) return;
     const Share rows = share_of(a.rows, thread, threads, 1);
-    for (int64_t i = rows.first; i < rows.last; ++i)
-      write(a.dx + i * a.depth, u_sums + i * a.depth, (a.cosine ? 0.f : u_weights[i]) + unlike_v,
+    const float* const unlike_v = nothing_times(v, v_norms, listed ? a.columns : 0);
+    for (int64_t i = rows.first; i < rows.last; ++i) {
+      float* const sum = u_sums + i * a.depth;
+      if (listed) less_row(sum, unlike_v, a.depth, 1.f, 1.f);
+      write(a.dx + i * a.depth, sum, (a.cosine ? 0.f : u_weights[i]) + (u_norms[i] - u_norms[i]),
             u + i * a.depth, a.x + i * a.depth, a.cosine ? u_inverse[i] : 0.f, factor);
+    }
   }
 
   Totals sum_totals() const {

@@ -1,7 +1,7 @@
 // Multi-kernel RBF MMD: driver over the upper triangle and its epilogue.
 #pragma once
 
-#include "cpu/pairwise.h"
+#include "cpu/centre.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
@@ -71,7 +71,7 @@ struct MMDRun {
   int64_t workspace_floats, column_sum;
   float *z, *dz, *transposed, *packed, *norms, *against_x, *against_y, *centre;  // of all teams
   float *row_sums, *column_sums;
-  double *totals, *centre_sum;  // the former of each thread
+  double *totals, *sums;  // the former of each thread
   Panel panel;
   float *gamma, *exponents, *own_column_sum, *panel_rows, *panel_columns;
   Scratch scratch;
@@ -101,7 +101,7 @@ struct MMDRun {
     against_x = workspace.take(padded);
     against_y = workspace.take(padded);
     centre = workspace.take(a.depth);
-    centre_sum = reinterpret_cast<double*>(workspace.take(2 * a.depth));
+    sums = reinterpret_cast<double*>(workspace.take(2 * a.depth));
     row_sums = workspace.take(padded * teams.threads);
     totals = reinterpret_cast<double*>(workspace.take(2 * teams.threads));
     column_sums = workspace.take(column_sum * teams.count);
@@ -117,14 +117,8 @@ struct MMDRun {
 
   const float* sample(int64_t i) const { return i < a.n ? a.x + i * a.depth : a.y + (i - a.n) * a.depth; }
 
-  // Distances do not see a common shift, but |z_i|^2 + |z_j|^2 - 2 <z_i, z_j> loses digits to it.
   void prepare() const {
-    for (int64_t d = 0; d < a.depth; ++d) centre_sum[d] = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      const float* row = sample(i);
-      for (int64_t d = 0; d < a.depth; ++d) centre_sum[d] += row[d];
-    }
-    for (int64_t d = 0; d < a.depth; ++d) centre[d] = static_cast<float>(centre_sum[d] / double(count));
+    find_mean_of_near([&](int64_t i) { return sample(i); }, count, a.depth, centre, sums);
     zero(row_sums, padded * teams.threads);
     for (int t = 0; t < teams.threads; ++t) totals[t] = 0;
     for (int64_t j = 0; j < count; ++j) {
@@ -147,13 +141,23 @@ struct MMDRun {
     if (gradient) zero(dz + rows.first * a.depth, (rows.last - rows.first) * a.depth);
   }
 
-  // About the centre the mean of |z_i - z_j|^2 over i != j is 2 / (count - 1) sum_i |z_i|^2.
+  // The square of the mean of z, times their number.
+  double squared_mean() const {
+    for (int64_t d = 0; d < a.depth; ++d) sums[d] = 0;
+    for (int64_t i = 0; i < count; ++i)
+      for (int64_t d = 0; d < a.depth; ++d) sums[d] += z[i * a.depth + d];
+    double square = 0;
+    for (int64_t d = 0; d < a.depth; ++d) square += sums[d] * sums[d];
+    return square / double(count);
+  }
+
+  // The mean of |z_i - z_j|^2 over i != j is 2 / (count - 1) sum_i |z_i - mean z|^2.
   void set_bandwidths() const {
     constexpr float kLargestGamma = 1e37f;
     float unit = 1.f;
     if (a.relative) {
       constexpr double kLeast = 2.6e-29;  // coinciding points: keep gamma finite
-      double spread = 0;
+      double spread = -squared_mean();
       for (int64_t i = 0; i < count; ++i) spread += norms[i];
       const double mean = 2 * spread / double(count > 1 ? count - 1 : 1);
       unit = static_cast<float>(1 / (mean < kLeast ? kLeast : mean));

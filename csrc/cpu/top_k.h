@@ -1,7 +1,7 @@
 // The k largest similarities of each row: driver over row panels, and the filter that keeps candidates.
 #pragma once
 
-#include "cpu/pairwise.h"
+#include "cpu/centre.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
@@ -222,21 +222,6 @@ struct TopKRun {
     return fit < 2 * kTileRows ? 2 * kTileRows : smaller(fit, a.depth < 256 ? 96 : 192);
   }
 
-  // Distances do not see a common shift, but |q|^2 + |k|^2 - 2 <q, k> loses digits to it. Any point amid the
-  // keys will do: the mean of some finite ones.
-  void find_centre() const {
-    constexpr int64_t kSample = 512;
-    const int64_t step = ceil_div(a.keys, kSample);
-    int64_t count = 0;
-    zero(centre, a.depth);
-    for (int64_t j = 0; j < a.keys; j += step) {
-      const float* row = a.gallery + j * a.depth;
-      if (!(dot(row, row, a.depth) <= __FLT_MAX__)) continue;
-      ++count;
-      for (int64_t d = 0; d < a.depth; ++d) centre[d] += (row[d] - centre[d]) / static_cast<float>(count);
-    }
-  }
-
   // About the centre; returns the square of the norm.
   float centre_row(const float* row, float* out) const {
     for (int64_t d = 0; d < a.depth; ++d) out[d] = row[d] - centre[d];
@@ -356,7 +341,8 @@ struct TopKRun {
 static void top_k_panels(const TopKArgs& a) {
   const TopKRun all(a, 0);
   prefer_huge_pages(a.workspace, all.workspace_floats * 4);
-  if (all.euclidean) all.find_centre();
+  if (all.euclidean)
+    find_centre([&](int64_t i) { return a.gallery + i * a.depth; }, a.keys, a.depth, all.centre);
 #pragma omp parallel num_threads(all.threads)
   {
     const int thread = omp_get_thread_num();

@@ -33,6 +33,13 @@ def signs(rows: int, features: int = 16, seed: int = 0) -> Tensor:
     ]
 
 
+def with_one_that_holds(value: float, rows: Tensor) -> Tensor:
+    """One row more, so that the mean of the others is still 0."""
+    spoilt = torch.ones(1, rows.shape[1])
+    spoilt[0, 2] = value
+    return torch.cat((rows[:4], spoilt, rows[4:]))
+
+
 def classes_of(rows: int, classes: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, classes, (rows,), generator=generator) * 7 - 3
@@ -198,8 +205,11 @@ def test_rows_without_a_direction(mining, length):
 @pytest.mark.parametrize("classes", [1, 3, 30])
 def test_special_values_come_out_where_the_definition_has_them(classes, mining, distance, value, place):
     z, ref = signs(30), signs(50, seed=1)
-    labels, ref_labels = classes_of(30, classes), classes_of(50, classes, seed=1)
-    (z if place == "anchor" else ref)[4, 2] = value
+    if place == "anchor":
+        z = with_one_that_holds(value, z)
+    else:
+        ref = with_one_that_holds(value, ref)
+    labels, ref_labels = classes_of(len(z), classes), classes_of(len(ref), classes, seed=1)
     for reduction in ("none", "mean"):
         function = triplets(labels, ref_labels, mining=mining, distance=distance, reduction=reduction)
         with ops.use_backend("cpu"):
@@ -214,8 +224,7 @@ def test_special_values_come_out_where_the_definition_has_them(classes, mining, 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_special_values_of_pairs(distance, value):
-    z, labels = signs(30), classes_of(30, 4)
-    z[4, 2] = value
+    z, labels = with_one_that_holds(value, signs(30)), classes_of(31, 4)
     function = pairs(labels, distance=distance, reduction="none")
     margins = torch.tensor(0.3), torch.tensor(1.1)
     with ops.use_backend("cpu"):
@@ -352,3 +361,46 @@ def test_compiles_without_graph_breaks(kind):
     expected = torch.autograd.grad(step(z), z)
     got = torch.autograd.grad(torch.compile(step, fullgraph=True, backend="aot_eager")(z), z)
     torch.testing.assert_close(got, expected)
+
+
+def with_one_far_away(rows: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(rows, 16, generator=generator) * 0.25
+    z[0] = 1e5 * torch.nn.functional.normalize(torch.randn(16, generator=generator), dim=0)
+    return z
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("rows", [3, 4, 64, 200])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_far_away_leaves_the_distances_of_others_alone(kind, rows, backend):
+    z, labels = with_one_far_away(rows), torch.arange(rows) // 2
+    if kind == "contrastive":
+        function = lambda z: F.contrastive(z, labels, negative_margin=2.0, reduction="none")
+    else:
+        function = lambda z: F.triplet_margin(z, labels, mining=kind, reduction="none")
+    with ops.use_backend(backend):
+        got = values_and_gradients(function, z)
+    with ops.use_backend("reference"):
+        truth = values_and_gradients(function, z.double())
+    near = slice(2, None)  # not those of its class, whose losses it is in
+    assert relative_error(got[0][near], truth[0][near]) < 1e-5
+    assert relative_error(got[1][near], truth[1][near]) < 1e-4
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_infinite_row_is_infinitely_far_from_others(kind, backend):
+    z, labels = torch.randn(40, 8, generator=torch.Generator().manual_seed(1)), torch.arange(40) // 4
+    z[0, 3], z[0, 5] = math.inf, -math.inf
+    if kind == "contrastive":
+        function = lambda z: F.contrastive(z, labels, negative_margin=5.0, reduction="none")
+    else:
+        function = lambda z: F.triplet_margin(z, labels, mining=kind, reduction="none")
+    with ops.use_backend(backend):
+        got = function(z)
+        z[0] = 1e6
+        expected = function(z)
+    assert not got[0].isfinite()
+    assert (got[1:4] == math.inf).all()
+    torch.testing.assert_close(got[4:], expected[4:], rtol=1e-5, atol=1e-5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.ops.conftest import against_reference
+from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 from thawkit.ops.pairwise import reference
@@ -141,3 +142,14 @@ def test_mmd_compiles_without_graph_breaks(backend):
 def test_mmd_bad_input(x, y, options, says):
     with pytest.raises(ThawkitError, match=says):
         F.mmd(x, y, **options)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("bandwidths", [torch.tensor([0.5, 2.0]), "mean"])
+def test_a_row_far_away_leaves_the_distances_of_others_alone(bandwidths, backend):
+    x, y = two_samples(60, 70, 8)
+    x[0] *= 1e5
+    truth = F.mmd(x.double(), y.double(), bandwidths=bandwidths)
+    with ops.use_backend(backend):
+        got = F.mmd(x, y, bandwidths=bandwidths)
+    torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-6)

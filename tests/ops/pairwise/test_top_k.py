@@ -154,6 +154,18 @@ def test_distances_far_from_the_origin_keep_their_digits(offset):
     torch.testing.assert_close(truth.gather(1, indices), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("count", [3, 200])
+def test_a_row_far_away_leaves_the_distances_of_others_alone(count, backend):
+    queries, gallery = rows(count, 16), rows(300, 16, 1)
+    gallery[0] *= 1e5
+    expected = torch.cdist(queries.double(), gallery.double()).sort(dim=1)
+    with ops.use_backend(backend):
+        values, indices = top_k(queries, gallery, 10, similarity="euclidean")
+    torch.testing.assert_close(-values.double(), expected.values[:, :10].square(), rtol=1e-5, atol=1e-5)
+    assert (indices == expected.indices[:, :10]).double().mean() > 0.999
+
+
 def test_a_row_is_at_no_distance_from_its_copy():
     x = rows(50, 30) + 3
     values, indices = top_k(x, x, 1, similarity="euclidean")

@@ -62,9 +62,10 @@ def _all_triplets(
     nearer = torch.searchsorted(d_negative.sort(dim=1).values, reach)
     short = torch.searchsorted(reach.where(positive, torch.inf).sort(dim=1).values, d_negative, right=True)
     positives = positive.sum(1)
-    above = nearer.where(positive, 0) - (positives[:, None] - short).where(negative, 0)
+    above = nearer.where(positive, 0) - (positives[:, None] - short).clamp_min(0).where(negative, 0)
     active = nearer.where(positive, 0).sum(1)
-    return (above * d).sum(1) + active * margin, positives * negative.sum(1), active
+    costs = (above * d).masked_fill((above == 0) & d.isinf(), 0)
+    return costs.sum(1) + active * margin, positives * negative.sum(1), active
 
 
 def _hardest_triplets(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thawkit.ops.pairwise.reference.distances import squared_distances
+from thawkit.ops.pairwise.reference.distances import centre, squared_distances
 
 
 def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -41,8 +41,8 @@ def mmd(x: Tensor, y: Tensor, gamma: Tensor, relative: bool, unbiased: bool) -> 
         gamma = gamma.to(x.dtype) / mean_squared_distance(x, y).clamp_min(2.6e-29)
         gamma = gamma.clamp_max(1e37)
     n, m = x.shape[0], y.shape[0]
-    centre = torch.cat((x, y)).detach().mean(0)  # distances do not see it, rounding does
-    x, y = x - centre, y - centre
+    middle = centre(x, y)  # distances do not see it, rounding does
+    x, y = x - middle, y - middle
     xx, yy, xy = kernel_sum(x, x), kernel_sum(y, y), kernel_sum(x, y)
     if unbiased:
         count = gamma.shape[0]

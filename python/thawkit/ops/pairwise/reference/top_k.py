@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from thawkit.ops.pairwise.reference.distances import centre
+
 _CHUNK = 1 << 22  # similarities at once
 
 
@@ -29,9 +31,8 @@ def top_k(
     if similarity == "cosine":
         queries, gallery = F.normalize(queries, dim=1), F.normalize(gallery, dim=1)
     if similarity == "euclidean":
-        usable = gallery.isfinite().all(1, keepdim=True)
-        centre = gallery.where(usable, 0.0).sum(0) / usable.sum().clamp_min(1)
-        queries, gallery = queries - centre, gallery - centre
+        middle = centre(gallery)
+        queries, gallery = queries - middle, gallery - middle
     values = queries.new_full((queries.shape[0], k), -torch.inf)
     indices = torch.full(values.shape, -1, dtype=torch.int64, device=values.device)
     height = max(1, _CHUNK // max(1, gallery.shape[0]))
