@@ -176,8 +176,8 @@ struct TransposedRows {
   TransposedRows(int64_t depth, int64_t rows, float* packed, const Scratch& scratch)
       : parts(depth), depth(depth), row_units(units<Operand>(rows)), packed(packed), scratch(scratch) {}
 
-  // Row i, of which `given` features are read, times the factor; then, if that is one less than there are,
-  // `more`. After the `last` row nothing is kept back.
+  // Row i, of which `given` features are read, times the factor, which if 0 makes 0 of whatever the row
+  // holds; then, if that is one less than there are, `more`. After the `last` row nothing is kept back.
   template <class Storage>
   inline void add(int64_t i, const Storage* row, int64_t given, float factor, float more, bool last) const {
     if constexpr (Operand::kPlain) {
@@ -186,7 +186,10 @@ struct TransposedRows {
       return;
     }
     constexpr int64_t kTogether = Operand::kTogether;
-    Operand::along(row, given, factor, scratch.row(i % kTogether));
+    if (factor == 0.f)
+      memset(scratch.row(i % kTogether), 0, static_cast<size_t>(units<Operand>(given)) * sizeof(float));
+    else
+      Operand::along(row, given, factor, scratch.row(i % kTogether));
     if (given < depth) Operand::append(scratch.row(i % kTogether), given, more);
     if (i % kTogether + 1 < kTogether && !last) return;
     const float* const across =

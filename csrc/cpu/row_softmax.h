@@ -73,6 +73,7 @@ static inline void cut_segment(float* x, int64_t width, float most) {
 struct FinishedRow {
   double weighted_loss;
   float factor;  // of the unnormalised weights, in the gradient of the logits
+  bool ignored;  // of weight 0, so that the unnormalised weights, which may be no numbers, are to become 0
 };
 
 // Writes what is asked for of row g: its loss, its positive's logit, its part of the scale's gradient.
@@ -89,10 +90,10 @@ static inline FinishedRow finish_row(const RowSoftmaxArgs& a, const SoftmaxRow& 
   const float factor = z == 0.f || weight == 0.f ? 0.f : weight / z;
   if (a.dscale) {
     const float above = has_positive ? gap : row.maximum * kLn2;
-    a.dscale[g] = factor * (row.weighted * kLn2 + row.others * above) / a.scale;
+    a.dscale[g] = factor == 0.f ? 0.f : factor * (row.weighted * kLn2 + row.others * above) / a.scale;
   }
-  // an ignored row may be infinite
-  return {weight == 0.f ? 0. : double(weight) * a.loss[g], factor};
+  const bool ignored = weight == 0.f && !(__builtin_fabsf(a.loss[g]) <= __FLT_MAX__);
+  return {weight == 0.f ? 0. : double(weight) * a.loss[g], factor, ignored};
 }
 
 // Everything that a thread needs to know, so that the phases below can be functions. Storage is the type of
@@ -265,19 +266,22 @@ struct RowSoftmaxRun {
       const Storage* const query = q + g * depth;
       if (a.dk) {
         if (has_positive) Operand::set_weight(panel.at(t / kBlockCols, 0), i, t % kBlockCols, -row.others);
-        packed.add(i, query, depth, factor * a.scale * (a.normalize ? q_norm[g] : 1.f), factor,
-                   i + 1 == own.last);
+        for (int64_t j = 0; finished.ignored && j < a.keys; ++j)
+          Operand::set_weight(panel.at(j / kBlockCols, 0), i, j % kBlockCols, 0.f);
+        packed.add(i, query, depth, factor == 0.f ? 0.f : factor * a.scale * (a.normalize ? q_norm[g] : 1.f),
+                   factor, i + 1 == own.last);
       }
       if (a.dq) {
         float* const dq = query_sum(top, i);
         const float own_weight =  // what stood in its place comes off too
             has_positive ? (row.others + kTakenOut) * (a.normalize ? k_norm[t] : 1.f) : 0.f;
         const float f = factor * a.scale;
-        if (f == 0.f)
+        if (f == 0.f) {  // whatever the row holds
           zero(dq, depth);
-        else
+        } else {
           less_row(dq, k + (has_positive ? t : 0) * depth, depth, own_weight, f);
-        if (a.normalize) through_norm(dq, query, q_norm[g], depth);
+          if (a.normalize) through_norm(dq, query, q_norm[g], depth);
+        }
         if constexpr (!kWide) scale_row(static_cast<Storage*>(a.dq) + g * depth, dq, depth, 1.f);
       }
     }

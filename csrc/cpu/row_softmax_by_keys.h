@@ -266,8 +266,12 @@ struct RowSoftmaxByKeys {
       factors[i] = result.factor;
       if (dk) {
         if (t >= 0) row(t)[i] = -row_of.others;
+        for (int64_t key = 0; result.ignored && key < a.keys; ++key) row(key)[i] = 0.f;
         float* const scaled = Operand::kPlain ? queries_rows + i * depth : scratch.row(0);
-        scale_row(scaled, q + g * depth, depth, result.factor * a.scale);
+        if (result.factor == 0.f)
+          zero(scaled, depth);
+        else
+          scale_row(scaled, q + g * depth, depth, result.factor * a.scale);
         if constexpr (!Operand::kPlain) pack_across(scaled, depth, queries_rows, kQueries, i);
       }
       if (dq) {

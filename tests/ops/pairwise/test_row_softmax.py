@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -107,6 +109,26 @@ def test_a_row_of_weight_zero_has_no_gradient_whatever_it_holds():
     assert all(x.isfinite().all() for x in (got[0], *got[4:]))
     assert not got[4][2].any()
     assert_same(got, run(tensors, "reference", columns=columns))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("keys", "dtype"), [(9, torch.float32), (9, torch.bfloat16), (1000, torch.float32)])
+def test_a_row_of_weight_zero_may_hold_what_is_no_number(keys, dtype, backend, normalize, value):
+    tensors = problem(6, keys, 5, 0)
+    tensors = {n: tensors[n] for n in ("q", "k", "logit_scale", "target", "row_weight")}
+    tensors["q"], tensors["k"] = tensors["q"].to(dtype), tensors["k"].to(dtype)
+    tensors["row_weight"][2] = 0.0
+    expected = run(tensors, backend, normalize=normalize)
+    tensors["q"][2, 3] = value
+    got = run(tensors, backend, normalize=normalize)
+    torch.testing.assert_close(got[0], expected[0])
+    dq, dk, dscale, dweight = got[4:]
+    assert not dq[2].any()
+    assert dweight[2] == 0
+    expected[-1][2] = 0  # there its loss was a number
+    torch.testing.assert_close([dq, dk, dscale, dweight], expected[4:])
 
 
 def test_offset_says_which_rows_of_the_keys_are_the_positives():

@@ -133,18 +133,41 @@ def row_softmax_and_statistics(
         # the kernel's logits hold the bias: the scale's gradient comes from that of the rows, as normalized
         q, k, normalize = normalized(lifted(q), dim=1), normalized(lifted(k), dim=1), False
     if backend == "reference":
-        with full_precision(q):
-            loss, *rest = reference.row_softmax(
-                lifted(q), lifted(k), scale, target, bias, row_labels, key_labels, columns, normalize
-            )
-            stats = RowStatistics(loss.detach(), *(x.detach() for x in rest))
-            total = _reduced(loss, row_weight, weight) if reduce else loss
-            return total, stats
+        loss, *rest = _definition(
+            q, k, scale, target, bias, row_labels, key_labels, row_weight if reduce else None, columns,
+            normalize,
+        )  # fmt: skip
+        stats = RowStatistics(loss.detach(), *(x.detach() for x in rest))
+        total = _reduced(loss, row_weight, weight) if reduce else loss
+        return total, stats
     if not torch.is_grad_enabled():
         q, k, scale = q.detach(), k.detach(), scale.detach()
     options = columns, weight, normalize, reduce, statistics, backend
     results = _RowSoftmax.apply(q, k, scale, bias, row_weight, target, row_labels, key_labels, options)
     return (results[0], RowStatistics(*results[1:])) if statistics else (results, None)
+
+
+def _definition(
+    q: Tensor,
+    k: Tensor,
+    scale: Tensor,
+    target: Tensor | None,
+    bias: Tensor | None,
+    row_labels: Tensor | None,
+    key_labels: Tensor | None,
+    row_weight: Tensor | None,
+    columns: Columns,
+    normalize: bool,
+) -> tuple[Tensor, ...]:
+    q, k = lifted(q), lifted(k)
+    others = scale, target, bias, row_labels, key_labels, columns, normalize
+    with full_precision(q):
+        if row_weight is None:
+            return reference.row_softmax(q, k, *others)
+        # 0 times what is not a number is none either: such a row is left out, what is known of it filled in
+        ignored = (row_weight == 0) & ~q.isfinite().all(1)
+        known = reference.row_softmax(q.masked_fill(ignored[:, None], 0), k, *others)
+        return tuple(x.masked_fill(ignored, torch.nan) for x in known)
 
 
 def _reduced(loss: Tensor, row_weight: Tensor | None, weight: float) -> Tensor:
@@ -251,11 +274,10 @@ class _RowSoftmax(torch.autograd.Function):
         need = list(wanted[:4])
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             q, k, scale, bias, row_weight = apart(q, k, scale, bias, row_weight)
-            with full_precision(q):
-                loss, *_ = reference.row_softmax(
-                    lifted(q), lifted(k), scale, target, bias, row_labels, key_labels,
-                    ctx.columns, ctx.normalize,
-                )  # fmt: skip
+            loss, *_ = _definition(
+                q, k, scale, target, bias, row_labels, key_labels, row_weight if ctx.reduce else None,
+                ctx.columns, ctx.normalize,
+            )  # fmt: skip
             if ctx.reduce:
                 loss = _reduced(loss, row_weight, ctx.weight)
             inputs = [x for x, needed in zip((q, k, scale, bias, row_weight), wanted, strict=True) if needed]
