@@ -142,3 +142,12 @@ def test_statistics_are_those_of_the_logits():
 def test_bad_options(options, says):
     with pytest.raises(ThawkitError, match=says):
         F.info_nce(*batch(), **options)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_gradients_with_hard_negatives_are_rounded_to_half_precision_once(dtype):
+    q, k = (x.to(dtype) for x in batch()[:2])
+    loss = lambda q, k: F.info_nce(q, k, logit_scale=0.5, hard_negative_beta=0.7, normalize=False)
+    half = oracle.values_and_gradients(loss, q, k)[1:]
+    single = oracle.values_and_gradients(loss, q.float(), k.float())[1:]
+    assert all(torch.equal(a, b.to(dtype)) for a, b in zip(half, single, strict=True))

@@ -239,6 +239,55 @@ def test_supcon_saturated(variant):
     )
 
 
+def eager(z, labels, temperature):
+    """Equation 2 in plain torch, in the dtype of z."""
+    itself = torch.eye(len(z), dtype=torch.bool)
+    positive = (labels[:, None] == labels) & ~itself
+    log_p = (z @ z.t() / temperature).masked_fill(itself, -torch.inf).log_softmax(1)
+    return -log_p.where(positive, 0).sum(1) / positive.sum(1)
+
+
+@pytest.mark.parametrize("labelled_by", ["classes", "label matrix", "pair_weight"])
+@pytest.mark.parametrize("views", [2, 3, 8])
+def test_supcon_keeps_its_digits_where_it_is_nearly_zero(views, labelled_by):
+    generator = torch.Generator().manual_seed(0)
+    z = nn.functional.normalize(torch.randn(32, 64, generator=generator), dim=1).repeat(views, 1)
+    z = nn.functional.normalize(z + 0.02 * torch.randn(z.shape, generator=generator), dim=1)
+    labels = torch.arange(32).repeat(views)
+    given, options = labels, {}
+    if labelled_by == "label matrix":
+        given = nn.functional.one_hot(labels)
+    elif labelled_by == "pair_weight":
+        given, options = None, {"pair_weight": torch.eye(32)}
+
+    def ours(z):
+        return F.supcon(z, given, temperature=0.05, normalize=False, reduction="none", **options)
+
+    def errors(function):
+        for a, b in zip(oracle.values_and_gradients(function, z), truth, strict=True):
+            yield ((a.double() - b).reshape(len(z), -1).norm(dim=1) / b.reshape(len(z), -1).norm(dim=1)).max()
+
+    # with several positives the loss is at least the logarithm of their number, and the logits are up to 20
+    rounding = 20 * torch.finfo(torch.float32).eps if views > 2 else 0
+    truth = oracle.values_and_gradients(lambda z: eager(z, labels, 0.05), z.double())
+    for mine, torchs in zip(errors(ours), errors(lambda z: eager(z, labels, 0.05)), strict=True):
+        assert mine < max(4 * torchs, 2 * rounding)
+        assert mine < 1e-4
+    total, *gradient = oracle.values_and_gradients(lambda z: ours(z).mean(), z)
+    reduced = lambda z: F.supcon(z, given, temperature=0.05, normalize=False, **options)
+    torch.testing.assert_close(oracle.values_and_gradients(reduced, z), [total, *gradient])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("variant", ["out", "in"])
+def test_supcon_gradients_are_rounded_to_half_precision_once(variant, dtype):
+    z, labels = batch(40)
+    z = z.to(dtype)
+    (half,) = oracle.values_and_gradients(lambda z: loss(labels, variant, False)(z, 3.0), z)[1:]
+    (single,) = oracle.values_and_gradients(lambda z: loss(labels, variant, False)(z, 3.0), z.float())[1:]
+    assert torch.equal(half, single.to(dtype))
+
+
 def test_supcon_variants_order_as_in_the_paper():
     z, labels = batch(20)
     inside, outside = (F.supcon(z, labels, variant=v, reduction="none") for v in ("in", "out"))

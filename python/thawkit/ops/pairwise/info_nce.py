@@ -103,15 +103,16 @@ def info_nce_with_hard_negatives(
     scale = checks.one_number("logit_scale", logit_scale, q)
     rows, keys = q.shape[0], k.shape[0]
     with full_precision(q):
+        q, k = lifted(q), lifted(k)  # several gradients of theirs add up before they are rounded
         if normalize:
-            q, k = F.normalize(lifted(q), dim=1), F.normalize(lifted(k), dim=1)
+            q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
         if labels is None:
             columns = Columns(excluded=0)
             count: Tensor | float = math.log(keys - 1) if keys > 1 else -math.inf
         else:
             numbers = options["key_labels"].long()
             same = torch.zeros_like(numbers).index_add(0, numbers, torch.ones_like(numbers))[numbers[:rows]]
-            count = (keys - same).to(lifted(q).dtype).log()  # -inf where there are no negatives
+            count = (keys - same).to(q.dtype).log()  # -inf where there are no negatives
 
         def log_sum(times: float) -> Tensor:
             nobody = torch.full((rows,), -1, device=q.device)
@@ -120,7 +121,7 @@ def info_nce_with_hard_negatives(
         hard = log_sum(1 + beta) - log_sum(beta) + count
         nothing = count.isinf() if isinstance(count, Tensor) else torch.tensor(keys < 2, device=q.device)
         hard = hard.masked_fill(nothing, -torch.inf)
-        positive = scale * (lifted(q) * lifted(k[:rows])).sum(1)
+        positive = scale * (q * k[:rows]).sum(1)
         return weighted(-F.logsigmoid(positive - hard), sample_weight, reduction)
 
 

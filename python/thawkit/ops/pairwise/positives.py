@@ -29,6 +29,9 @@ class Positives(NamedTuple):
         return self._replace(weight=self.weight - weight, rows=self.rows - weight[:, None] * rows)
 
 
+_CHUNK = 1 << 22  # weights of pairs at once
+
+
 class Pairs(NamedTuple):
     """What says how much a row of (N, D) embeddings and one of (M, D) others weigh as a pair.
 
@@ -77,6 +80,41 @@ class Pairs(NamedTuple):
             if own is not None:
                 itself = (labels * ref_labels[own : own + n]).sum(1)
         return found if own is None else found.without(itself, others[own : own + n])
+
+    def heaviest(self, embeddings: Tensor, others: Tensor, own: int | None) -> tuple[Tensor, Tensor]:
+        """Return the number of a positive of the largest weight of each row, -1 for none, and that weight."""
+        n, m = embeddings.shape[0], others.shape[0]
+        row = torch.arange(n, device=embeddings.device)
+        itself = torch.full_like(row, -1) if own is None else row + own
+        if self.labels is not None and self.by_class:
+            mine, theirs = common_classes(self.labels, self.ref_labels)
+            number = torch.arange(m, device=mine.device)
+            none = torch.full((n + m,), m, device=mine.device)
+            first = none.scatter_reduce(0, theirs, number, "amin")
+            second = none.scatter_reduce(0, theirs, number.where(number != first[theirs], m), "amin")
+            found = first[mine].where(first[mine] != itself, second[mine])
+            return found.where(found < m, -1), (found < m).float()
+        weights, numbers = [], []
+        for rows in row.split(max(1, _CHUNK // max(m, 1))) if m else ():
+            weight = self._some(rows, embeddings, others).masked_fill(
+                itself[rows, None] == torch.arange(m, device=row.device), 0
+            )
+            heaviest = weight.max(dim=1)
+            weights.append(heaviest.values)
+            numbers.append(heaviest.indices)
+        if not weights:
+            return torch.full_like(row, -1), row.float() * 0
+        weight = torch.cat(weights)
+        return torch.cat(numbers).where(weight > 0, -1), weight
+
+    def _some(self, rows: Tensor, embeddings: Tensor, others: Tensor) -> Tensor:
+        """(R, M) weights of some rows' pairs."""
+        if self.labels is None:
+            assert self.pair_weight is not None
+            _, views = _views(embeddings, others, self.pair_weight)
+            return self.pair_weight.detach().float()[rows % self.pair_weight.shape[0]].repeat(1, views)
+        labels = self.labels.float()
+        return labels[rows] @ (labels if self.ref_labels is None else self.ref_labels.float()).t()
 
     def _weighed(self, embeddings: Tensor, others: Tensor, own: int | None) -> Positives:
         """The sums by ``pair_weight``. A row's own weight is never in them: taking it out again would leave

@@ -12,7 +12,7 @@ from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
-from thawkit.ops.pairwise.positives import Positives, checked_pairs
+from thawkit.ops.pairwise.positives import Pairs, checked_pairs
 from thawkit.ops.pairwise.ref import check_ref_rows, own_offset
 from thawkit.ops.pairwise.row_softmax import Columns, row_softmax
 
@@ -73,32 +73,36 @@ def supcon(
                 lifted(embeddings), lifted(others), weight, own, temperature, variant, normalize
             )
             return reduced_over(rows, reduction, anchor.sum())
+        # several gradients of the rows add up: they are rounded to half precision afterwards
+        embeddings = lifted(embeddings)
+        others = embeddings if ref is None else lifted(ref)
         if normalize:
-            unit = normalized(lifted(embeddings), dim=1)
-            embeddings, others = unit, unit if ref is None else normalized(lifted(others), dim=1)
-        positives = pairs.positives(embeddings, others, own)
-        return _on_the_engine(embeddings, others, own, positives, 1 / lifted(temperature), variant, reduction)
+            embeddings = normalized(embeddings, dim=1)
+            others = embeddings if ref is None else normalized(others, dim=1)
+        return _on_the_engine(embeddings, others, own, pairs, 1 / lifted(temperature), variant, reduction)
 
 
 def _on_the_engine(
     embeddings: Tensor,
     others: Tensor,
     own: int | None,
-    positives: Positives,
+    pairs: Pairs,
     scale: Tensor,
     variant: str,
     reduction: str,
 ) -> Tensor:
-    """Log-sum-exp over all rows by the engine; what the positives add are sums, in O(N D)."""
+    """Softmax over all rows by the engine; what the positives add are sums, in O(N D)."""
+    positives = pairs.positives(embeddings, others, own)
     anchor = positives.weight > 0
     weight = positives.weight.where(anchor, 1)
     reduce = reduction != "none"
     row_weight = anchor.to(weight.dtype) / (anchor.sum().clamp_min(1) if reduction == "mean" else 1)
-    options: dict[str, Any] = {"target": torch.full_like(anchor, -1, dtype=torch.int64), "reduce": reduce}
+    options: dict[str, Any] = {"reduce": reduce}
     if reduce:
         options["row_weight"] = row_weight
-    everyone = row_softmax(embeddings, others, scale, columns=Columns(excluded=own), **options)
     if variant == "in":
+        options["target"] = torch.full_like(anchor, -1, dtype=torch.int64)
+        everyone = row_softmax(embeddings, others, scale, columns=Columns(excluded=own), **options)
         assert positives.classes is not None  # else the definition has computed it
         mine, theirs = positives.classes
         same = Columns(excluded=own, labels="keep same")
@@ -108,6 +112,15 @@ def _on_the_engine(
         level = -weight.log()
         loss = everyone - near - ((row_weight * level).sum() if reduce else level)
     else:
-        level = scale * (embeddings.float() * positives.rows).sum(1) / weight
-        loss = everyone - ((row_weight * level).sum() if reduce else level)
+        # The loss as if one positive were the only one, which has all its digits where it is nearly 0, and by
+        # how much the mean of all positives is less similar. A row that has one only has nothing to add.
+        target, heaviest = pairs.heaviest(embeddings, others, own)
+        alone = row_softmax(
+            embeddings, others, scale, target=target, columns=Columns(excluded=own), **options
+        )
+        several = (heaviest < positives.weight)[:, None]
+        nearer = others.index_select(0, target.clamp_min(0)) if len(others) else positives.rows
+        gap = (nearer - positives.rows / weight[:, None]).where(several, 0)
+        more = scale * (embeddings * gap).sum(1)
+        loss = alone + ((row_weight * more).sum() if reduce else more)
     return loss if reduce else loss.where(anchor, 0)
