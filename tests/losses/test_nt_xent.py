@@ -162,3 +162,22 @@ def test_nt_xent_bad_input(z1, z2, options, says):
 def test_nt_xent_module_bad_temperature(temperature):
     with pytest.raises(ThawkitError, match="temperature must be positive and finite"):
         NTXentLoss(temperature)
+
+
+@pytest.mark.parametrize("loss", ["nt_xent", "clip"])
+def test_rows_whose_logits_are_of_very_different_size(loss):
+    """The powers of one row's logits are all 0 relative to the largest logit of another."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(24, 16, generator=generator) for _ in range(2))
+    x[::2] *= 1e-3
+    if loss == "nt_xent":
+        y[::2] *= 1e-3
+    options = {"temperature": 0.13} if loss == "nt_xent" else {"logit_scale": 8.0}
+
+    def function(x, y):
+        return getattr(F, loss)(x, y, normalize=False, **options)
+
+    got = oracle.values_and_gradients(function, x, y)
+    truth = oracle.values_and_gradients(function, x.double(), y.double())
+    for mine, exact in zip(got, truth, strict=True):
+        torch.testing.assert_close(mine.double(), exact, rtol=1e-4, atol=1e-5)

@@ -8,9 +8,14 @@ import torch
 from thawkit.losses import functional as F
 
 
-@pytest.mark.parametrize("loss", ["info_nce", "mmd", "sigmoid_focal_loss"])
+@pytest.mark.parametrize(
+    "loss",
+    ["info_nce", "clip", "siglip", "nt_xent", "triplet_margin", "contrastive", "mmd", "sigmoid_focal_loss"],
+)
 def test_a_gradient_may_be_overwritten_and_the_graph_used_again(loss):
     x, y = torch.randn(12, 4, requires_grad=True), torch.rand(12, 4)
+    if loss in ("triplet_margin", "contrastive"):
+        y = torch.arange(12) // 3
     options = {"reduction": "mean"} if loss == "sigmoid_focal_loss" else {}
     value = getattr(F, loss)(x, y, **options)
     (first,) = torch.autograd.grad(value, x, retain_graph=True)

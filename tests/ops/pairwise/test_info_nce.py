@@ -335,3 +335,14 @@ def test_no_rows_sum_to_nothing():
     assert loss.item() == 0
     assert dq.shape == (0, 4)
     assert not dk.any()
+
+
+def test_negatives_beyond_the_margin_do_not_make_the_others_vanish():
+    """At this scale the powers of the others, relative to such a negative's, are 0 in float32."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(20, 8, generator=generator)
+    k = torch.cat((torch.randn(20, 8, generator=generator), q))  # each query is a negative of its own
+    errors = against_reference(
+        lambda q, k: F.info_nce(q, k, logit_scale=300.0, false_negative_margin=0.05, reduction="none"), q, k
+    )
+    assert max(errors) < 2e-5

@@ -404,3 +404,14 @@ def test_an_infinite_row_is_infinitely_far_from_others(kind, backend):
     assert not got[0].isfinite()
     assert (got[1:4] == math.inf).all()
     torch.testing.assert_close(got[4:], expected[4:], rtol=1e-5, atol=1e-5)
+
+
+def test_rows_that_differ_by_rounding_have_distance_zero():
+    one = torch.randn(1, 33, generator=torch.Generator().manual_seed(1))
+    nearly = one * (1 + torch.arange(24)[:, None] * torch.finfo(torch.float32).eps / 2)
+    z, labels = torch.cat((nearly, -nearly)), torch.arange(48) // 24
+    for backend in ("cpu", "reference"):
+        with ops.use_backend(backend):
+            value, gradient = values_and_gradients(lambda z: F.contrastive(z, labels, negative_margin=0.0), z)
+        assert value == 0
+        assert not gradient.any()
