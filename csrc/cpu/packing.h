@@ -181,7 +181,10 @@ struct TransposedRows {
   template <class Storage>
   inline void add(int64_t i, const Storage* row, int64_t given, float factor, float more, bool last) const {
     if constexpr (Operand::kPlain) {
-      scale_row(packed + i * depth, row, given, factor);
+      if (factor == 0.f)
+        memset(packed + i * depth, 0, static_cast<size_t>(given) * sizeof(float));
+      else
+        scale_row(packed + i * depth, row, given, factor);
       if (given < depth) packed[i * depth + given] = more;
       return;
     }
