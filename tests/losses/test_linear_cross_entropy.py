@@ -325,3 +325,11 @@ def test_bad_input(x, weight, target, options, says):
 def test_module_bad_arguments(arguments, options, says):
     with pytest.raises(ThawkitError, match=says):
         LinearCrossEntropyLoss(*arguments, **options)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_mean_of_nothing_has_a_gradient_of_0(smoothing):
+    x, weight = torch.randn(4, 5, requires_grad=True), torch.randn(7, 5, requires_grad=True)
+    loss = F.linear_cross_entropy(x, weight, torch.full((4,), -100), label_smoothing=smoothing)
+    assert loss.isnan()
+    assert not any(g.any() for g in torch.autograd.grad(loss, (x, weight)))

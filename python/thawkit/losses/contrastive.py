@@ -46,6 +46,7 @@ def _bounded(logit_scale: Tensor | float, maximum: float | None) -> Tensor | flo
         return logit_scale
     if isinstance(logit_scale, Tensor):
         return F.clamp_logit_scale(logit_scale, maximum)
+    checks.finite("logit_scale", logit_scale)
     return min(logit_scale, maximum)
 
 
@@ -245,7 +246,7 @@ class NegativeQueue(nn.Module):
 
     Its content and position are buffers, so they go into ``state_dict`` and to other devices with the model::
 
-        loss = F.info_nce(q, torch.cat([k, queue.negatives()]))
+        loss = F.info_nce(q, k, negatives=queue.negatives())
         queue.enqueue(k)
 
     Args:

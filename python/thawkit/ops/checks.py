@@ -84,6 +84,8 @@ def number(name: str, value: float) -> None:
     if isinstance(value, int | float):
         return
     try:
+        if isinstance(value, str | bytes):
+            raise TypeError
         float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ThawkitError(f"{name} must be a number, got {type(value).__name__}") from None

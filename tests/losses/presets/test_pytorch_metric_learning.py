@@ -386,3 +386,30 @@ def test_bad_input(loss):
         loss()(x[0], labels)
     with pytest.raises(ThawkitError, match=r"ref_labels must have shape \(4,\)"):
         loss()(x, labels, None, x[:4], labels[:3])
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        ours.NTXentLoss(),
+        ours.SupConLoss(),
+        ours.TripletMarginLoss(),
+        ours.TripletMarginLoss(smooth_loss=True),
+    ],
+    ids=["NTXent", "SupCon", "triplets", "smooth triplets"],
+)
+def test_bad_labels_of_ref(loss):
+    x, labels, ref = torch.randn(6, 4), torch.arange(6) // 2, torch.randn(5, 4)
+    for bad in (labels, labels[:5, None], [0] * 5):
+        with pytest.raises(ThawkitError, match="ref_labels must"):
+            loss(x, labels, None, ref, bad)
+    with pytest.raises(ThawkitError, match="labels must have shape"):
+        loss(x, labels, None, ref)
+
+
+@pytest.mark.parametrize("convert", [torch.Tensor.float, torch.Tensor.bool])
+def test_indices_are_integers(convert):
+    x, labels = torch.randn(6, 4), torch.arange(6) // 2
+    chosen = tuple(convert(torch.tensor(i)) for i in ([0, 1], [1, 0], [2, 3]))
+    with pytest.raises(ThawkitError, match="indices_tuple must hold integers"):
+        ours.TripletMarginLoss()(x, labels, chosen)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -44,10 +43,9 @@ def clamp_logit_scale(logit_scale: Tensor, maximum: float) -> Tensor:
 
 def check_maximum(name: str, maximum: float) -> None:
     """Refuse a bound that is not a positive finite number."""
-    if isinstance(maximum, bool) or not isinstance(maximum, int | float):
+    if isinstance(maximum, bool | Tensor):
         raise ThawkitError(f"{name} must be a number, got {type(maximum).__name__}")
-    if not (math.isfinite(maximum) and maximum > 0):
-        raise ThawkitError(f"{name} must be positive and finite, got {maximum}")
+    checks.positive_scalar(name, maximum)
 
 
 class _Clamp(torch.autograd.Function):

@@ -52,7 +52,9 @@ class NTXentLoss(nn.Module):
             return own_rows.mean(rows)
         checks.matrix("out0", out0)
         checks.twin("out1", out1, "out0", out0)
-        keys, bank = self.memory_bank(normalize(out1, dim=1), update=out0.requires_grad)
+        keys, bank = self.memory_bank(
+            normalize(out1, dim=1), update=out0.requires_grad and torch.is_grad_enabled()
+        )
         return F.info_nce(
             normalize(out0, dim=1),
             keys,

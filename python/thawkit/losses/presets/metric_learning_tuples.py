@@ -44,6 +44,9 @@ def chosen(indices_tuple: object, x: Tensor, others: Tensor) -> tuple[Tensor, ..
             f"positives, anchors, negatives), of one dimension each, got {type(indices_tuple).__name__} "
             f"of {len(given)}"
         )
+    for i in given:
+        if i.is_floating_point() or i.is_complex() or i.dtype == torch.bool:
+            raise ThawkitError(f"indices_tuple must hold integers, got {i.dtype}")
     found = tuple(i.to(x.device, torch.int64) for i in given)
     parts = [found] if len(found) == 3 else [found[:2], found[2:]]
     if any(len({len(i) for i in part}) > 1 for part in parts):

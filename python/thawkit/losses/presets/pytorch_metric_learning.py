@@ -14,7 +14,10 @@ They take its distances and reducers where these have a counterpart here, and re
 
 Some values differ: in float32 no pair of pytorch-metric-learning's NTXentLoss costs more than 87, nor has a
 gradient there, since the smallest float is added to what the logarithm is taken of; and a pair that costs
-less than 6e-8 costs nothing there. ``triplets_per_anchor`` draws other triplets from the same seed.
+less than 6e-8 costs nothing there. A reducer that averages over what is not 0, as SupConLoss's own one does,
+then divides by a smaller number there: at temperatures of a few hundredths the mean of a nearly solved batch
+can be several times ours. A row of zeros is 1 away from a unit row there, in squared distance, and 2 here.
+``triplets_per_anchor`` draws other triplets from the same seed.
 """
 
 from __future__ import annotations
@@ -108,6 +111,10 @@ class _Loss(nn.Module):
         checks.matrix("embeddings", embeddings)
         if ref_emb is not None:
             check_ref_rows(embeddings, ref_emb, "ref_emb")
+            if ref_labels is not None:
+                checks.labels("ref_labels", ref_labels, "ref_emb", ref_emb)
+            elif isinstance(labels, Tensor):
+                checks.labels("labels", labels, "ref_emb", ref_emb)
         if isinstance(labels, Tensor):
             labels = labels.to(embeddings.device)
             checks.labels("labels", labels, "embeddings", embeddings)

@@ -76,6 +76,8 @@ def _positives(
         if not isinstance(mask, Tensor) or mask.shape != (samples, samples):
             came = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
             raise ThawkitError(f"mask must be a tensor of shape ({samples}, {samples}), got {came}")
+        if mask.requires_grad:
+            raise ThawkitError("mask must not require a gradient: this loss has none for it")
         return None, mask.to(device)
     if labels is None:
         return torch.arange(samples, device=device), None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -120,6 +122,7 @@ def _on_the_engine(
     shape = (rows, classes, len(matrices)) if probabilities else (rows, len(matrices))
     target = target.reshape(shape) if probabilities else target.long().reshape(shape)
     weight = None if weight is None else weight.float()
+    nothing: Tensor | None = None
     if reduction != "mean":
         count: Tensor | float = 1.0
     elif probabilities:
@@ -127,13 +130,19 @@ def _on_the_engine(
     else:
         counted = target != ignored
         count = (counted if weight is None else counted * weight[target.where(counted, 0)]).sum()
+        nothing = count == 0
+        count = count.where(~nothing, 1)
     parts = []
     for matrix, bias, part in zip(matrices, biases, target.unbind(-1), strict=True):
         rows_of = _probability_rows if probabilities else _index_rows
         parts.append(
             rows_of(input, matrix, part, bias, weight, label_smoothing, reduction != "none", count, ignored)
         )
-    return torch.stack(parts, 1) if reduction == "none" else torch.stack(parts).sum()
+    if reduction == "none":
+        return torch.stack(parts, 1)
+    loss = torch.stack(parts).sum()
+    # as in torch: the mean of nothing is no number, but its gradient is 0
+    return loss if nothing is None else torch.where(nothing, loss + math.nan, loss)
 
 
 def _separate(x: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, ...]:
