@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import platform
+import signal
 import statistics
 import sys
 import time
@@ -32,6 +33,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     options.add_argument("--quick", action="store_true", help="fewer sizes and rounds; writes no result file")
     options.add_argument("--rounds", type=int, default=7, help="counted rounds (default 7)")
     options.add_argument("--output", type=Path, help="result file (default: bench/results/<name>-<cpu>.json)")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what is measured gets written
     return options
 
 
@@ -130,6 +132,15 @@ def extra_bytes(function: Callable[[], Any]) -> int:
     return peak
 
 
+def _command() -> str:
+    """Return what repeats the run: where its file went is no part of that."""
+    arguments = sys.argv[1:]
+    if "--output" in arguments:
+        place = arguments.index("--output")
+        del arguments[place : place + 2]
+    return " ".join(["python bench/" + Path(sys.argv[0]).name, *arguments])
+
+
 @dataclass
 class Report:
     """Rows of one benchmark, printed as they come and written with what is needed to repeat them."""
@@ -150,7 +161,8 @@ class Report:
 
         document = {
             "benchmark": self.name,
-            "command": " ".join(["python bench/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
+            "command": _command(),
+            "date": time.strftime("%Y-%m-%d"),
             "cpu": cpu_name(),
             "isa": _C.cpu_isa(),
             "threads": torch.get_num_threads(),
