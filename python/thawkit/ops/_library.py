@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -132,15 +132,16 @@ def apart(*tensors: Tensor | None) -> tuple[Any, ...]:
     return tuple(None if t is None else t.view_as(t) for t in tensors)
 
 
-def scaled(gradient: Tensor, upstream: Tensor) -> Tensor:
-    """Return ``gradient * upstream`` from a saved gradient, which the caller of backward may then overwrite.
+def scaled(gradients: Sequence[Tensor | None], upstream: Tensor, need: Sequence[bool]) -> list[Tensor | None]:
+    """Return ``gradient * upstream`` of the saved gradients that are needed, for the caller to overwrite.
 
-    In the usual case, upstream 1 and a graph that is not kept, that is the saved tensor itself: no pass over
-    memory.
+    In the usual case, upstream 1 and a graph that is not kept, these are the saved tensors themselves:
+    no pass over memory.
     """
-    if not holds_numbers(upstream) or not upstream.is_cpu or upstream.item() != 1.0:
-        return gradient * upstream.to(gradient.dtype)
-    return gradient.clone() if _graph_is_kept() else gradient
+    wanted = [x if needed else None for x, needed in zip(gradients, need, strict=True)]
+    if not upstream.is_cpu or not holds_numbers(upstream) or upstream.item() != 1.0:
+        return [None if x is None else x * upstream.to(x.dtype) for x in wanted]
+    return [None if x is None else x.clone() for x in wanted] if _graph_is_kept() else wanted
 
 
 # Private to torch, so feature-tested: without it every gradient is copied.

@@ -138,4 +138,4 @@ class _SigmoidFocalTotal(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             alpha, gamma, factor = ctx.options
             return _differentiable(g * factor, x, t, alpha, gamma), None, None, None, None
-        return scaled(gradient, g), None, None, None, None
+        return *scaled((gradient,), g, (True,)), None, None, None, None

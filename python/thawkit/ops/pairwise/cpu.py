@@ -60,6 +60,8 @@ def _check_inside(
     row_weight: Tensor | None,
 ) -> None:
     """Require what keeps the kernel within its arguments: in a compiled graph nobody has looked at values."""
+    if target is None and rows + offset > keys:
+        raise ThawkitError(f"k must have at least {rows + offset} rows, as many as positives, got {keys}")
     vectors = (
         ("target", target, rows, torch.int64),
         ("row_labels", row_labels, rows, torch.int32),
@@ -70,10 +72,7 @@ def _check_inside(
     for name, x, count, dtype in vectors:
         if x is not None and (x.shape != (count,) or x.dtype != dtype):
             raise ThawkitError(f"{name} must be ({count},) {dtype}, got {tuple(x.shape)} {x.dtype}")
-    if target is None:
-        if rows + offset > keys:
-            raise ThawkitError(f"k must have at least {rows + offset} rows, as many as positives, got {keys}")
-    elif rows and (largest := int(target.max())) >= keys:
+    if target is not None and rows and (largest := int(target.max())) >= keys:
         raise ThawkitError(f"target must be below the number of classes, {keys}, got {largest}")
 
 

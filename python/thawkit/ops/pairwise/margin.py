@@ -154,7 +154,7 @@ class _MarginLoss(torch.autograd.Function):
                 x, y, margin, negative_margin, labels, y_labels, g, 1.0, kind, distance, "sum", need, backend
             )[2:]
         else:
-            gradients = [scaled(t, g) if needed else t for t, needed in zip(gradients, need, strict=True)]
+            gradients = scaled(gradients, g, need)
         dx, dy, dmargins = gradients
         return (
             dx if wanted[0] else None,

@@ -101,7 +101,7 @@ class _MMD(torch.autograd.Function):
                 value = reference.mmd(lifted(x), lifted(y), gamma, *ctx.options)
             wanted = [sample for sample, needed in ((x, need_x), (y, need_y)) if needed]
             found = iter(torch.autograd.grad(value, wanted, g, create_graph=True))
-            gradients = next(found) if need_x else None, next(found) if need_y else None
+            gradients = [next(found) if needed else None for needed in (need_x, need_y)]
         else:
-            gradients = scaled(dx, g) if need_x else None, scaled(dy, g) if need_y else None
+            gradients = scaled((dx, dy), g, (need_x, need_y))
         return *gradients, None, None, None, None

@@ -140,7 +140,7 @@ class _PairLoss(torch.autograd.Function):
         if weight is None:
             gradients = _operator(x, y, scale, bias, g, 1.0, kind, offset, normalize, need, backend)[2:]
         else:
-            gradients = [scaled(t, g) if needed else t for t, needed in zip(saved, need, strict=True)]
+            gradients = scaled(saved, g, need)
         dx, dy, dscale, dbias = (t if needed else None for t, needed in zip(gradients, need, strict=True))
         return (
             dx,

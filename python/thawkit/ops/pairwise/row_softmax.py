@@ -284,7 +284,7 @@ class _RowSoftmax(torch.autograd.Function):
             found = iter(torch.autograd.grad(loss, inputs, g, create_graph=True))
             return *(next(found) if needed else None for needed in wanted), None, None, None, None
         if ctx.reduce:
-            gradients = [scaled(x, g) if needed else None for x, needed in zip(saved, need, strict=True)]
+            gradients = scaled(saved, g, need)
         else:
             gradients = list(
                 _operator(
