@@ -41,15 +41,6 @@ class _Contrastive(Loss):
         return functools.partial(function, mode=self.distributed, group=self.group, **options)
 
 
-def _bounded(logit_scale: Tensor | float, maximum: float | None) -> Tensor | float:
-    if maximum is None:
-        return logit_scale
-    if isinstance(logit_scale, Tensor):
-        return F.clamp_logit_scale(logit_scale, maximum)
-    checks.finite("logit_scale", logit_scale)
-    return min(logit_scale, maximum)
-
-
 class InfoNCELoss(_Contrastive):
     """InfoNCE of queries against keys; see :func:`thawkit.losses.functional.info_nce`.
 
@@ -114,7 +105,32 @@ class InfoNCELoss(_Contrastive):
         )
 
 
-class ClipLoss(_Contrastive):
+class _ImageText(_Contrastive):
+    """Losses of pairs whose scale, given with each call, may have a bound."""
+
+    def __init__(
+        self,
+        normalize: bool = True,
+        reduction: str = "mean",
+        distributed: str | None = None,
+        group: dist.ProcessGroup | None = None,
+        max_logit_scale: float | None = None,
+    ):
+        super().__init__(normalize, reduction, distributed, group)
+        if max_logit_scale is not None:
+            check_maximum("max_logit_scale", max_logit_scale)
+        self.max_logit_scale = max_logit_scale
+
+    def _bounded(self, logit_scale: Tensor | float) -> Tensor | float:
+        if self.max_logit_scale is None:
+            return logit_scale
+        if isinstance(logit_scale, Tensor):
+            return F.clamp_logit_scale(logit_scale, self.max_logit_scale)
+        checks.finite("logit_scale", logit_scale)
+        return min(logit_scale, self.max_logit_scale)
+
+
+class ClipLoss(_ImageText):
     """CLIP's symmetric loss; see :func:`thawkit.losses.functional.clip`.
 
     Args:
@@ -126,25 +142,12 @@ class ClipLoss(_Contrastive):
         max_logit_scale: bound of a learned scale, as in :func:`thawkit.losses.functional.clamp_logit_scale`.
     """
 
-    def __init__(
-        self,
-        normalize: bool = True,
-        reduction: str = "mean",
-        distributed: str | None = None,
-        group: dist.ProcessGroup | None = None,
-        max_logit_scale: float | None = None,
-    ):
-        super().__init__(normalize, reduction, distributed, group)
-        if max_logit_scale is not None:
-            check_maximum("max_logit_scale", max_logit_scale)
-        self.max_logit_scale = max_logit_scale
-
     def forward(self, image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:
         """Return the loss of ``image`` and ``text``, both (N, D), at the inverse temperature given."""
-        return self._function("clip")(image, text, logit_scale=_bounded(logit_scale, self.max_logit_scale))
+        return self._function("clip")(image, text, logit_scale=self._bounded(logit_scale))
 
 
-class SigLipLoss(_Contrastive):
+class SigLipLoss(_ImageText):
     """SigLIP's sigmoid loss of all pairs; see :func:`thawkit.losses.functional.siglip`.
 
     Args:
@@ -156,24 +159,11 @@ class SigLipLoss(_Contrastive):
         max_logit_scale: bound of a learned scale, as in :func:`thawkit.losses.functional.clamp_logit_scale`.
     """
 
-    def __init__(
-        self,
-        normalize: bool = True,
-        reduction: str = "mean",
-        distributed: str | None = None,
-        group: dist.ProcessGroup | None = None,
-        max_logit_scale: float | None = None,
-    ):
-        super().__init__(normalize, reduction, distributed, group)
-        if max_logit_scale is not None:
-            check_maximum("max_logit_scale", max_logit_scale)
-        self.max_logit_scale = max_logit_scale
-
     def forward(
         self, image: Tensor, text: Tensor, logit_scale: Tensor | float, logit_bias: Tensor | float
     ) -> Tensor:
         """Return the loss of ``image`` and ``text``, both (N, D), at the scale and bias given."""
-        scale = _bounded(logit_scale, self.max_logit_scale)
+        scale = self._bounded(logit_scale)
         return self._function("siglip")(image, text, logit_scale=scale, logit_bias=logit_bias)
 
 

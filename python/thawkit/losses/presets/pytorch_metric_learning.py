@@ -154,7 +154,37 @@ class _Loss(nn.Module):
         return reduced_rows(self.reducer, kind, losses, labels)
 
 
-class NTXentLoss(_Loss):
+class _OfSimilarities(_Loss):
+    """Losses with a softmax over similarities, chosen pairs being positives and negatives."""
+
+    def __init__(self, temperature: Tensor | float, distance: Any, *options: Any):
+        super().__init__(distance, *options)
+        checks.positive_scalar("temperature", temperature)
+        self.temperature = temperature
+        self._unit, self._factor = similarity(distance)
+
+    def _arguments(self, batch: _Batch) -> dict[str, Any]:
+        return {
+            **batch._asdict(),
+            "temperature": self.temperature / self._factor,
+            "normalize": self._unit,
+        }
+
+    def _chosen(
+        self, embeddings: Tensor, others: Tensor, indices: tuple[Tensor, ...], labels: Tensor | None
+    ) -> Tensor:
+        pairs = tuples.pairs(indices)
+        if not (len(pairs.a1) and len(pairs.a2) and max(len(pairs.a1), len(pairs.a2)) > 1):
+            return lifted(embeddings).sum() * 0
+        return self._of_pairs(embeddings, others, pairs, labels)
+
+    def _of_pairs(
+        self, embeddings: Tensor, others: Tensor, pairs: tuples.Pairs, labels: Tensor | None
+    ) -> Tensor:
+        raise NotImplementedError
+
+
+class NTXentLoss(_OfSimilarities):
     """pytorch-metric-learning's ``NTXentLoss``; see :func:`thawkit.losses.functional.nt_xent_labels`.
 
     Args:
@@ -175,42 +205,28 @@ class NTXentLoss(_Loss):
         embedding_reg_weight: float = 1,
         collect_stats: bool | None = None,
     ):
-        super().__init__(distance, reducer, embedding_regularizer, embedding_reg_weight, collect_stats)
-        checks.positive_scalar("temperature", temperature)
-        self.temperature = temperature
-        self._unit, self._factor = similarity(distance)
+        super().__init__(
+            temperature, distance, reducer, embedding_regularizer, embedding_reg_weight, collect_stats
+        )
         check_reducer(reducer, "MeanReducer", ("PerAnchorReducer",))
 
     def _loss(self, batch: _Batch) -> Tensor:
         positives, negatives = batch.counts()
 
         def loss(reduction: str) -> Tensor:
-            return F.nt_xent_labels(
-                batch.embeddings,
-                batch.labels,
-                temperature=self.temperature / self._factor,
-                normalize=self._unit,
-                reduction=reduction,
-                ref=batch.ref,
-                ref_labels=batch.ref_labels,
-                own=batch.own,
-            )
+            return F.nt_xent_labels(**self._arguments(batch), reduction=reduction)
 
         value = reduced_tuples(self.reducer, "MeanReducer", loss, positives, batch.labels)
         return value.where(_enough_pairs(positives, negatives), 0)
 
-    def _chosen(
-        self, embeddings: Tensor, others: Tensor, indices: tuple[Tensor, ...], labels: Tensor | None
+    def _of_pairs(
+        self, embeddings: Tensor, others: Tensor, pairs: tuples.Pairs, labels: Tensor | None
     ) -> Tensor:
-        pairs = tuples.pairs(indices)
-        if not (len(pairs.a1) and len(pairs.a2) and max(len(pairs.a1), len(pairs.a2)) > 1):
-            return lifted(embeddings).sum() * 0
-        scale = self._factor / self.temperature
-        losses = tuples.nt_xent(embeddings, others, scale, pairs, self._unit)
+        losses = tuples.nt_xent(embeddings, others, self._factor / self.temperature, pairs, self._unit)
         return self._reduced(losses, pairs.a1, "MeanReducer", labels)
 
 
-class SupConLoss(_Loss):
+class SupConLoss(_OfSimilarities):
     """pytorch-metric-learning's ``SupConLoss``; see :func:`thawkit.losses.functional.supcon`.
 
     Args:
@@ -231,24 +247,14 @@ class SupConLoss(_Loss):
         embedding_reg_weight: float = 1,
         collect_stats: bool | None = None,
     ):
-        super().__init__(distance, reducer, embedding_regularizer, embedding_reg_weight, collect_stats)
-        checks.positive_scalar("temperature", temperature)
-        self.temperature = temperature
-        self._unit, self._factor = similarity(distance)
+        super().__init__(
+            temperature, distance, reducer, embedding_regularizer, embedding_reg_weight, collect_stats
+        )
         check_reducer(reducer, "AvgNonZeroReducer", ("PerAnchorReducer",), thresholds=True)
 
     def _loss(self, batch: _Batch) -> Tensor:
         def loss(reduction: str) -> Tensor:
-            return F.supcon(
-                batch.embeddings,
-                batch.labels,
-                temperature=self.temperature / self._factor,
-                normalize=self._unit,
-                reduction=reduction,
-                ref=batch.ref,
-                ref_labels=batch.ref_labels,
-                own=batch.own,
-            )
+            return F.supcon(**self._arguments(batch), reduction=reduction)
 
         reducer, kind = self.reducer, kind_of(self.reducer, "AvgNonZeroReducer")
         if kind == "PerAnchorReducer":  # there is one loss an anchor
@@ -261,14 +267,10 @@ class SupConLoss(_Loss):
             value = reduced_rows(reducer, kind, loss("none"), batch.labels)
         return value.where(_enough_pairs(*batch.counts()), 0)
 
-    def _chosen(
-        self, embeddings: Tensor, others: Tensor, indices: tuple[Tensor, ...], labels: Tensor | None
+    def _of_pairs(
+        self, embeddings: Tensor, others: Tensor, pairs: tuples.Pairs, labels: Tensor | None
     ) -> Tensor:
-        pairs = tuples.pairs(indices)
-        if not (len(pairs.a1) and len(pairs.a2) and max(len(pairs.a1), len(pairs.a2)) > 1):
-            return lifted(embeddings).sum() * 0
-        scale = self._factor / self.temperature
-        rows = tuples.supcon(embeddings, others, scale, pairs, self._unit)
+        rows = tuples.supcon(embeddings, others, self._factor / self.temperature, pairs, self._unit)
         return self._reduced(rows, torch.arange(len(rows), device=rows.device), "AvgNonZeroReducer", labels)
 
 
