@@ -102,6 +102,7 @@ def frozen() -> str:
 
 TABLES = {
     "contrastive": lambda: pairwise("contrastive"),
+    "margin": lambda: pairwise("margin"),
     "retrieval": lambda: pairwise("retrieval"),
     "mmd": lambda: losses("mmd", "share_of_fma_peak", "share of the FMA peak", "eager"),
     "focal": lambda: losses("focal", "share_of_copy_bandwidth", "share of the copy bandwidth", "torchvision"),

@@ -58,6 +58,12 @@ def test_doctor_prints_extras_in_brackets(tmp_path, monkeypatch, capsys):
     assert 'then pip install "thawkit[cpu]" or "thawkit[gpu]"' in capsys.readouterr().out
 
 
+def test_doctor_is_not_content_with_a_wish_that_no_kernel_obeys(monkeypatch, capsys):
+    monkeypatch.setenv("THAWKIT_GEMM", "foo")
+    assert main(["doctor"]) == 1
+    assert "THAWKIT_GEMM must be one of own, torch, got 'foo'" in capsys.readouterr().out
+
+
 def test_doctor_names_kernels_and_reasons(capsys):
     assert main(["doctor"]) == 0
     said = capsys.readouterr().out

@@ -30,7 +30,23 @@ LOSSES = {
     "supcon": lambda q, k: F.supcon(q, LABELS.to(q.device)),
     "supcon in": lambda q, k: F.supcon(q, LABELS.to(q.device), variant="in"),
     "supcon shared": lambda q, k: F.supcon(q, SHARED.to(q.device)),
+    "nt_xent labels": lambda q, k: F.nt_xent_labels(q, LABELS.to(q.device)),
+    "nt_xent ref": lambda q, k: F.nt_xent_labels(
+        q, LABELS.to(q.device), ref=k, ref_labels=LABELS.flip(0).to(q.device)
+    ),
+    "supcon ref": lambda q, k: F.supcon(q, LABELS.to(q.device), ref=k, ref_labels=LABELS.to(q.device)),
+    "ranking": lambda q, k: F.multiple_negatives_ranking(q, k),
+    "ranking both": lambda q, k: F.multiple_negatives_ranking(
+        q,
+        k,
+        directions=("query_to_doc", "doc_to_query"),
+        hardness_mode="in_batch_negatives",
+        hardness_strength=1.0,
+    ),
     "triplet": lambda q, k: F.triplet_margin(q, LABELS.to(q.device)),
+    "triplet ref": lambda q, k: F.triplet_margin(
+        q, LABELS.to(q.device), ref=k, ref_labels=LABELS.to(q.device)
+    ),
     "contrastive": lambda q, k: F.contrastive(q, LABELS.to(q.device)),
     "cosine": lambda q, k: F.cosine_contrastive(q, k, torch.ones(6, device=q.device)),
     "classes": lambda q, k: F.linear_cross_entropy(q, k, LABELS.to(q.device), label_smoothing=0.1),
@@ -82,7 +98,7 @@ def test_vmap(loss):
 
 # They call one operator twice, at which dynamo of torch 2.14 fails an assertion of its own if all sizes are
 # to be dynamic. Sizes that only turn out to change are no problem.
-TWICE = ("hard", "supcon in")
+TWICE = ("hard", "supcon in", "ranking both")
 
 
 ONCE = {name: loss for name, loss in LOSSES.items() if name not in TWICE}

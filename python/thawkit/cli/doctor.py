@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the tables; status 1 where something that thawkit itself needs is missing."""
+    """Print the tables; status 1 where what thawkit needs is missing, or a wish cannot be obeyed."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -70,6 +70,9 @@ def _machine(console: Console) -> bool:
     import torch
     from rich.markup import escape
 
+    from thawkit.errors import ThawkitError
+    from thawkit.ops.pairwise import gemm
+
     console.print("\n[bold]Machine[/]")
     try:
         from thawkit import _C
@@ -78,7 +81,12 @@ def _machine(console: Console) -> bool:
         return False
     problem = f"  [yellow]{escape(_C.cpu_problem())}[/]" if _C.cpu_problem() else ""
     console.print(f"  CPU kernels   {_C.cpu_isa()}, {_C.cpu_lanes()} lanes (of: {_C.cpu_isas()}){problem}")
-    console.print(f"  CPU products  {escape(_products())}")
+    try:
+        choice = gemm.choose()
+        products, healthy = escape(f"{choice.gemm} ({choice.why})"), True
+    except ThawkitError as error:  # what the environment asks for, every kernel would refuse
+        products, healthy = f"[red]{escape(str(error))}[/]", False
+    console.print(f"  CPU products  {products}")
     console.print(f"  threads       {torch.get_num_threads()}")
     if not _C.has_cuda:
         console.print("  CUDA kernels  not compiled in: no CUDA compiler was found when thawkit was built")
@@ -93,18 +101,7 @@ def _machine(console: Console) -> bool:
             )
     else:
         console.print("  CUDA device   none that torch sees")
-    return True
-
-
-def _products() -> str:
-    from thawkit.errors import ThawkitError
-    from thawkit.ops.pairwise import gemm
-
-    try:
-        choice = gemm.choose()
-    except ThawkitError as error:
-        return str(error)
-    return f"{choice.gemm} ({choice.why})"
+    return healthy
 
 
 def _kernels(console: Console) -> None:

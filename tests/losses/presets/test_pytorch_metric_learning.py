@@ -326,6 +326,40 @@ def test_bad_use_of_indices(library):
         ours.TripletMarginLoss()(x, labels, None, x.double(), labels)
 
 
+@pytest.mark.parametrize(
+    ("name", "distance"),
+    [
+        ("NTXentLoss", "DotProductSimilarity"),
+        ("SupConLoss", "DotProductSimilarity"),
+        ("TripletMarginLoss", "LpDistance"),
+    ],
+)
+def test_distance_and_reducer_may_be_replaced(library, name, distance):
+    x, labels = batch(20)
+    mine, theirs = getattr(ours, name)(), getattr(library.losses, name)()
+    for loss in (mine, theirs):
+        loss.distance = getattr(library.distances, distance)(normalize_embeddings=False)
+        loss.reducer = library.reducers.SumReducer()
+    peers.assert_same(lambda x: mine(x, labels), lambda x: theirs(x, labels), x, atol=1e-4)
+    mine.reducer = library.reducers.DivisorReducer()
+    with pytest.raises(ThawkitError, match="reducer must be one of"):
+        mine(x, labels)
+    mine.reducer, mine.distance = None, library.distances.SNRDistance()
+    with pytest.raises(ThawkitError, match="distance must be"):
+        mine(x, labels)
+
+
+def test_indices_under_autocast_are_compared_in_full_precision():
+    x, labels = batch(20)
+    pairs = torch.where((labels[:, None] == labels).fill_diagonal_(False))
+    others = torch.where(labels[:, None] != labels)
+    for name in ("NTXentLoss", "SupConLoss"):
+        loss = getattr(ours, name)()
+        with torch.autocast("cpu"):
+            got = loss(x, labels, (*pairs, *others))
+        torch.testing.assert_close(got, loss(x, labels, (*pairs, *others)), rtol=1e-6, atol=1e-6)
+
+
 def test_regularizers_and_statistics_are_refused():
     for loss in (ours.NTXentLoss, ours.SupConLoss, ours.TripletMarginLoss):
         with pytest.raises(ThawkitError, match="embedding_regularizer is supported at None only"):

@@ -71,7 +71,7 @@ class ClipLoss(nn.Module):
         if logit_bias is not None:
             checks.scalar("logit_bias", logit_bias)
         if isinstance(logit_bias, Tensor):
-            loss = loss + 0 * logit_bias.reshape(())
+            loss = loss + (0 * logit_bias.reshape(())).to(loss.dtype)
         return {"contrastive_loss": loss} if output_dict else loss
 
     def _loss(self, image: Tensor, text: Tensor, logit_scale: Tensor | float) -> Tensor:

@@ -108,6 +108,7 @@ class _Loss(nn.Module):
         ``indices_tuple`` chooses among the pairs or triplets: (anchors, positives, negatives), or (anchors,
         positives, anchors, negatives) of two lists of pairs. Then labels may be left out.
         """
+        self._check_parts()
         checks.matrix("embeddings", embeddings)
         if ref_emb is not None:
             check_ref_rows(embeddings, ref_emb, "ref_emb")
@@ -131,6 +132,10 @@ class _Loss(nn.Module):
         else:
             ref_labels = None
         return self._loss(_Batch(embeddings, labels, ref_emb, ref_labels, own))
+
+    def _check_parts(self) -> None:
+        """Require a distance and a reducer that have counterparts; either may be replaced at any time."""
+        raise NotImplementedError
 
     def _loss(self, batch: _Batch) -> Tensor:
         raise NotImplementedError
@@ -161,14 +166,11 @@ class _OfSimilarities(_Loss):
         super().__init__(distance, *options)
         checks.positive_scalar("temperature", temperature)
         self.temperature = temperature
-        self._unit, self._factor = similarity(distance)
+        self._check_parts()
 
     def _arguments(self, batch: _Batch) -> dict[str, Any]:
-        return {
-            **batch._asdict(),
-            "temperature": self.temperature / self._factor,
-            "normalize": self._unit,
-        }
+        unit, factor = similarity(self.distance)
+        return {**batch._asdict(), "temperature": self.temperature / factor, "normalize": unit}
 
     def _chosen(
         self, embeddings: Tensor, others: Tensor, indices: tuple[Tensor, ...], labels: Tensor | None
@@ -208,7 +210,10 @@ class NTXentLoss(_OfSimilarities):
         super().__init__(
             temperature, distance, reducer, embedding_regularizer, embedding_reg_weight, collect_stats
         )
-        check_reducer(reducer, "MeanReducer", ("PerAnchorReducer",))
+
+    def _check_parts(self) -> None:
+        similarity(self.distance)
+        check_reducer(self.reducer, "MeanReducer", ("PerAnchorReducer",))
 
     def _loss(self, batch: _Batch) -> Tensor:
         positives, negatives = batch.counts()
@@ -222,7 +227,8 @@ class NTXentLoss(_OfSimilarities):
     def _of_pairs(
         self, embeddings: Tensor, others: Tensor, pairs: tuples.Pairs, labels: Tensor | None
     ) -> Tensor:
-        losses = tuples.nt_xent(embeddings, others, self._factor / self.temperature, pairs, self._unit)
+        unit, factor = similarity(self.distance)
+        losses = tuples.nt_xent(embeddings, others, factor / self.temperature, pairs, unit)
         return self._reduced(losses, pairs.a1, "MeanReducer", labels)
 
 
@@ -250,7 +256,10 @@ class SupConLoss(_OfSimilarities):
         super().__init__(
             temperature, distance, reducer, embedding_regularizer, embedding_reg_weight, collect_stats
         )
-        check_reducer(reducer, "AvgNonZeroReducer", ("PerAnchorReducer",), thresholds=True)
+
+    def _check_parts(self) -> None:
+        similarity(self.distance)
+        check_reducer(self.reducer, "AvgNonZeroReducer", ("PerAnchorReducer",), thresholds=True)
 
     def _loss(self, batch: _Batch) -> Tensor:
         def loss(reduction: str) -> Tensor:
@@ -270,7 +279,8 @@ class SupConLoss(_OfSimilarities):
     def _of_pairs(
         self, embeddings: Tensor, others: Tensor, pairs: tuples.Pairs, labels: Tensor | None
     ) -> Tensor:
-        rows = tuples.supcon(embeddings, others, self._factor / self.temperature, pairs, self._unit)
+        unit, factor = similarity(self.distance)
+        rows = tuples.supcon(embeddings, others, factor / self.temperature, pairs, unit)
         return self._reduced(rows, torch.arange(len(rows), device=rows.device), "AvgNonZeroReducer", labels)
 
 
@@ -312,8 +322,11 @@ class TripletMarginLoss(_Loss):
         self.swap = swap
         self.smooth_loss = smooth_loss
         self.triplets_per_anchor = triplets_per_anchor
-        self._distance, self._unit, self._factor = triplet_distance(distance)
-        check_reducer(reducer, "AvgNonZeroReducer", ())
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        triplet_distance(self.distance)
+        check_reducer(self.reducer, "AvgNonZeroReducer", ())
 
     def _loss(self, batch: _Batch) -> Tensor:
         others, ref_labels, own = batch.others
@@ -330,20 +343,21 @@ class TripletMarginLoss(_Loss):
 
     def _on_the_engine(self, batch: _Batch) -> Callable[[str], Tensor]:
         x, ref = batch.embeddings, batch.ref
-        if self._unit:
+        distance, unit, factor = triplet_distance(self.distance)
+        if unit:
             x, ref = normalize(x, dim=1), None if ref is None else normalize(ref, dim=1)
 
         def loss(reduction: str) -> Tensor:
             value = F.triplet_margin(
                 x,
                 batch.labels,
-                margin=self.margin / self._factor,
-                distance=self._distance,
+                margin=self.margin / factor,
+                distance=distance,
                 ref=ref,
                 ref_labels=batch.ref_labels,
                 reduction=reduction,
             )
-            return self._factor * value
+            return factor * value
 
         return loss
 
@@ -369,10 +383,11 @@ class TripletMarginLoss(_Loss):
         return self._reduced(losses, a, "AvgNonZeroReducer", labels)
 
     def _violation(self) -> tuples.Violation:
-        return tuples.Violation(self.margin, self.swap, self.smooth_loss, self._distance, self._factor)
+        distance, _, factor = triplet_distance(self.distance)
+        return tuples.Violation(self.margin, self.swap, self.smooth_loss, distance, factor)
 
     def _rows(self, x: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._unit:
+        if not triplet_distance(self.distance)[1]:
             return x, others
         unit = normalize(lifted(x), dim=1)
         return unit, unit if others is x else normalize(lifted(others), dim=1)

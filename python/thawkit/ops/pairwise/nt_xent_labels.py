@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thawkit.ops import checks
-from thawkit.ops._library import apart
+from thawkit.ops._library import apart, define
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
@@ -73,9 +73,12 @@ def nt_xent_labels(
                 normalize,
             )
         else:
+            # several gradients of the rows add up: they are rounded to half precision afterwards
+            embeddings = lifted(embeddings)
+            others = embeddings if ref is None else lifted(ref)
             if normalize:
-                unit = F.normalize(lifted(embeddings), dim=1)
-                embeddings, others = unit, unit if ref is None else F.normalize(lifted(others), dim=1)
+                embeddings = F.normalize(embeddings, dim=1)
+                others = embeddings if ref is None else F.normalize(others, dim=1)
             classes = common_classes(labels, ref_labels)
             rows, pairs, active = _on_the_engine(embeddings, others, *classes, own, 1 / lifted(temperature))
         return reduced_over(rows, reduction, (active if reduction == "mean_nonzero" else pairs).sum())
@@ -95,31 +98,22 @@ def _on_the_engine(
         columns=Columns(labels="drop same", excluded=own),
         reduce=False,
     )
-    panels = _Panels.of(mine, theirs, own)
-    row, key = panels.row, panels.key
-    sums, pairs, active = _PairsOfOneClass.apply(
-        z.float()[row], others.float()[key], log_sum[row], scale, panels
-    )
-    back = row.argsort()
-    return sums[back], pairs[back], active[back]
+    # torch.compile takes no Function whose arguments are one tensor
+    z, mine = z.view_as(z), mine.view_as(mine)
+    return _PairsOfOneClass.apply(z, others, log_sum, scale, mine, theirs, -1 if own is None else own)
 
 
 class _Panels(NamedTuple):
     """Anchors and keys sorted by class: a panel of anchors meets the keys of its classes only."""
 
-    row: Tensor
-    """(N,) the anchors in that order, and"""
-    key: Tensor
-    """(M,) the keys."""
+    parts: list[tuple[Tensor, Tensor]]
+    """Indices of anchors and of keys."""
     row_class: Tensor
     key_class: Tensor
-    itself: Tensor
-    """(N,) the key that each anchor is, -1 for none."""
-    parts: list[tuple[slice, slice]]
-    """Of the anchors and of the keys."""
+    own: int
 
     @classmethod
-    def of(cls, mine: Tensor, theirs: Tensor, own: int | None) -> _Panels:
+    def of(cls, mine: Tensor, theirs: Tensor, own: int) -> _Panels:
         row_class, row = mine.sort()
         key_class, key = theirs.sort()
         starts = range(0, len(row), _PANEL)
@@ -127,15 +121,73 @@ class _Panels(NamedTuple):
         first = torch.searchsorted(key_class, row_class[::_PANEL].contiguous()).tolist()
         last = torch.searchsorted(key_class, row_class[[end - 1 for end in ends]], right=True).tolist()
         parts = [
-            (slice(start, end), slice(a, b))
-            for start, end, a, b in zip(starts, ends, first, last, strict=True)
+            (row[start:end], key[a:b]) for start, end, a, b in zip(starts, ends, first, last, strict=True)
         ]
-        itself = torch.full_like(row, -1) if own is None else row + own
-        return cls(row, key, row_class, key_class, itself, parts)
+        return cls(parts, mine, theirs, own)
 
-    def positive(self, rows: slice, keys: slice) -> Tensor:
+    def positive(self, rows: Tensor, keys: Tensor) -> Tensor:
         same = self.row_class[rows, None] == self.key_class[keys]
-        return same & (self.itself[rows, None] != self.key[keys])
+        return same if self.own < 0 else same & (rows[:, None] + self.own != keys)
+
+
+def _sums(
+    z: Tensor, others: Tensor, log_sum: Tensor, scale: Tensor, mine: Tensor, theirs: Tensor, own: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    panels = _Panels.of(mine, theirs, own)
+    sums = torch.empty_like(log_sum)
+    pairs, active = torch.empty_like(mine), torch.empty_like(mine)
+    for rows, keys in panels.parts:
+        positive = panels.positive(rows, keys)
+        losses = _losses(z[rows], others[keys], log_sum[rows], scale, positive)
+        sums[rows], pairs[rows], active[rows] = losses.sum(1), positive.sum(1), (losses > 0).sum(1)
+    return sums, pairs, active
+
+
+def _gradients(
+    g: Tensor,
+    z: Tensor,
+    others: Tensor,
+    log_sum: Tensor,
+    scale: Tensor,
+    mine: Tensor,
+    theirs: Tensor,
+    own: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    panels = _Panels.of(mine, theirs, own)
+    dz, dothers, dlog_sum = torch.empty_like(z), torch.zeros_like(others), torch.empty_like(log_sum)
+    dscale = torch.zeros_like(scale)
+    for rows, keys in panels.parts:
+        z_rows, key_rows = z[rows], others[keys]
+        s = z_rows @ key_rows.t()
+        slope = torch.sigmoid(log_sum[rows, None] - scale * s).masked_fill(~panels.positive(rows, keys), 0)
+        slope *= -g[rows, None]
+        dscale += (slope * s).sum()
+        dlog_sum[rows] = -slope.sum(1)
+        slope *= scale
+        dz[rows] = slope @ key_rows
+        dothers.index_add_(0, keys, slope.t() @ z_rows)
+    return dz, dothers, dlog_sum, dscale
+
+
+# As operators, since how many keys a panel meets depends on the labels' values, which a graph cannot hold.
+_sums_operator = define(
+    "pairs_of_one_class(Tensor z, Tensor others, Tensor log_sum, Tensor scale, Tensor mine, Tensor theirs, "
+    "int own) -> (Tensor, Tensor, Tensor)",
+    _sums,
+    lambda z, others, log_sum, scale, mine, theirs, own: (
+        torch.empty_like(log_sum),
+        torch.empty_like(mine),
+        torch.empty_like(mine),
+    ),
+)
+_gradients_operator = define(
+    "pairs_of_one_class_backward(Tensor g, Tensor z, Tensor others, Tensor log_sum, Tensor scale, "
+    "Tensor mine, Tensor theirs, int own) -> (Tensor, Tensor, Tensor, Tensor)",
+    _gradients,
+    lambda g, z, others, log_sum, scale, mine, theirs, own: tuple(
+        torch.empty_like(x) for x in (z, others, log_sum, scale)
+    ),
+)
 
 
 class _PairsOfOneClass(torch.autograd.Function):
@@ -143,46 +195,37 @@ class _PairsOfOneClass(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, z: Tensor, others: Tensor, log_sum: Tensor, scale: Tensor, panels: _Panels
+        ctx: Any,
+        z: Tensor,
+        others: Tensor,
+        log_sum: Tensor,
+        scale: Tensor,
+        mine: Tensor,
+        theirs: Tensor,
+        own: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        sums = torch.empty_like(log_sum)
-        pairs, active = torch.empty_like(panels.row), torch.empty_like(panels.row)
-        for rows, keys in panels.parts:
-            positive = panels.positive(rows, keys)
-            losses = _losses(z[rows], others[keys], log_sum[rows], scale, positive)
-            sums[rows], pairs[rows], active[rows] = losses.sum(1), positive.sum(1), (losses > 0).sum(1)
-        ctx.save_for_backward(z, others, log_sum, scale)
-        ctx.panels = panels
+        sums, pairs, active = _sums_operator(z, others, log_sum, scale, mine, theirs, own)
+        ctx.save_for_backward(z, others, log_sum, scale, mine, theirs)
+        ctx.own = own
         ctx.mark_non_differentiable(pairs, active)
         return sums, pairs, active
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        z, others, log_sum, scale = ctx.saved_tensors
-        panels, wanted = ctx.panels, ctx.needs_input_grad[:4]
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            z, others, log_sum, scale = apart(z, others, log_sum, scale)
-            sums = [
-                _losses(z[rows], others[keys], log_sum[rows], scale, panels.positive(rows, keys)).sum(1)
-                for rows, keys in panels.parts
-            ]
-            inputs = [t for t, needed in zip((z, others, log_sum, scale), wanted, strict=True) if needed]
-            found = iter(torch.autograd.grad(torch.cat(sums), inputs, g, create_graph=True))
-            return *(next(found) if needed else None for needed in wanted), None
-        dz, dothers, dlog_sum = torch.empty_like(z), torch.zeros_like(others), torch.empty_like(log_sum)
-        dscale = torch.zeros_like(scale)
+        z, others, log_sum, scale, mine, theirs = ctx.saved_tensors
+        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+            found = _gradients_operator(g, z, others, log_sum, scale, mine, theirs, ctx.own)
+            return *found, None, None, None
+        wanted = ctx.needs_input_grad[:4]
+        z, others, log_sum, scale = apart(z, others, log_sum, scale)
+        panels = _Panels.of(mine, theirs, ctx.own)
+        sums = torch.zeros_like(log_sum)
         for rows, keys in panels.parts:
-            s = z[rows] @ others[keys].t()
-            slope = torch.sigmoid(log_sum[rows, None] - scale * s).masked_fill(
-                ~panels.positive(rows, keys), 0
-            )
-            slope *= -g[rows, None]
-            dscale += (slope * s).sum()
-            dlog_sum[rows] = -slope.sum(1)
-            slope *= scale
-            dz[rows] = slope @ others[keys]
-            dothers[keys] += slope.t() @ z[rows]
-        return dz, dothers, dlog_sum, dscale, None
+            losses = _losses(z[rows], others[keys], log_sum[rows], scale, panels.positive(rows, keys))
+            sums = sums.index_add(0, rows, losses.sum(1))
+        inputs = [t for t, needed in zip((z, others, log_sum, scale), wanted, strict=True) if needed]
+        gradients = iter(torch.autograd.grad(sums, inputs, g, create_graph=True))
+        return *(next(gradients) if needed else None for needed in wanted), None, None, None
 
 
 def _losses(z: Tensor, others: Tensor, log_sum: Tensor, scale: Tensor, positive: Tensor) -> Tensor:

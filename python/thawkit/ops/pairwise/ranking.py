@@ -65,8 +65,9 @@ def multiple_negatives_ranking(
         if partition_mode == "per_direction" and documents.shape == queries.shape:
             return clip(queries, documents, scale, **common)
     with full_precision(queries):
+        queries, documents = lifted(queries), lifted(documents)  # several gradients of theirs add up
         if normalize:
-            queries, documents = F.normalize(lifted(queries), dim=1), F.normalize(lifted(documents), dim=1)
+            queries, documents = F.normalize(queries, dim=1), F.normalize(documents, dim=1)
         rows = ranking_rows(
             queries,
             documents,
