@@ -16,6 +16,7 @@ torch.manual_seed(0)
 Q, K, W = torch.randn(6, 4), torch.randn(6, 4), torch.randn(5, 4)
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
 SHARED = torch.tensor([[1, 0], [0, 1], [1, 1], [1, 0], [0, 1], [1, 1]])
+LINES = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
 TARGETS = torch.rand(6, 6, generator=torch.Generator().manual_seed(0)).softmax(1)
 
 LOSSES = {
@@ -52,6 +53,9 @@ LOSSES = {
     "classes": lambda q, k: F.linear_cross_entropy(q, k, LABELS.to(q.device), label_smoothing=0.1),
     "probabilities": lambda q, k: F.linear_cross_entropy(q, k, TARGETS.to(q.device)),
     "mmd": lambda q, k: F.mmd(q, k),
+    "coral": lambda q, k: F.coral(q, k),
+    "cmd": lambda q, k: F.cmd(q, k),
+    "sliced wasserstein": lambda q, k: F.sliced_wasserstein(q, k, projections=LINES.to(q.device)),
 }
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

@@ -12,8 +12,12 @@ from thawkit.losses.contrastive import (
 from thawkit.losses.focal import FocalLoss, SigmoidFocalLoss
 from thawkit.losses.margin import ContrastiveLoss, CosineContrastiveLoss, TripletMarginLoss
 from thawkit.losses.mmd import MMDLoss
+from thawkit.losses.moments import CMDLoss, CORALLoss
+from thawkit.losses.sliced import SlicedWassersteinLoss
 
 __all__ = [
+    "CMDLoss",
+    "CORALLoss",
     "ClipLoss",
     "ContrastiveLoss",
     "CosineContrastiveLoss",
@@ -25,6 +29,7 @@ __all__ = [
     "NegativeQueue",
     "SigLipLoss",
     "SigmoidFocalLoss",
+    "SlicedWassersteinLoss",
     "SupConLoss",
     "TripletMarginLoss",
 ]

@@ -4,6 +4,7 @@ from thawkit.losses.functional.classifier import linear_cross_entropy
 from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
 from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.losses.functional.mmd import mmd
+from thawkit.losses.functional.moments import cmd, coral
 from thawkit.losses.functional.ranking import multiple_negatives_ranking
 from thawkit.losses.functional.retrieval import RetrievalMetrics, retrieval_metrics
 from thawkit.losses.functional.scale import clamp_logit_scale
@@ -16,12 +17,15 @@ from thawkit.losses.functional.similarity import (
     siglip,
     supcon,
 )
+from thawkit.losses.functional.sliced import sliced_wasserstein
 
 __all__ = [
     "RetrievalMetrics",
     "clamp_logit_scale",
     "clip",
+    "cmd",
     "contrastive",
+    "coral",
     "cosine_contrastive",
     "focal_loss",
     "info_nce",
@@ -34,6 +38,7 @@ __all__ = [
     "retrieval_metrics",
     "siglip",
     "sigmoid_focal_loss",
+    "sliced_wasserstein",
     "supcon",
     "triplet_margin",
 ]
