@@ -109,6 +109,31 @@ MMDArgs mmd_args(Pointer x, Pointer y, int operand, int64_t n, int64_t m, int64_
           threads};
 }
 
+PermutationArgs permutation_args(Pointer z, int64_t rows, int64_t depth, int64_t first, Pointer gamma,
+                                 int64_t bandwidths, bool doubling, Pointer chosen, int64_t permutations,
+                                 Pointer within, Pointer from_chosen, Pointer sums, Pointer workspace,
+                                 int threads) {
+  return {as<const float>(z),
+          rows,
+          depth,
+          first,
+          as<const float>(gamma),
+          bandwidths,
+          doubling,
+          as<const uint8_t>(chosen),
+          permutations,
+          as<double>(within),
+          as<double>(from_chosen),
+          as<double>(sums),
+          as<float>(workspace),
+          threads};
+}
+
+SubsetArgs subset_args(Pointer membership, int64_t rows, int64_t chosen, int64_t permutations, int64_t first,
+                       uint64_t seed, Pointer workspace, int threads) {
+  return {as<uint8_t>(membership), rows, chosen, permutations, first, seed, as<int32_t>(workspace), threads};
+}
+
 TopKArgs top_k_args(Pointer queries, Pointer gallery, int64_t rows, int64_t keys, int64_t depth, int64_t k,
                     int similarity, Pointer excluded, Pointer values, Pointer indices, Pointer workspace,
                     int threads) {
@@ -242,6 +267,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define(m, "pairs_workspace", pair_args, [](const PairArgs& a) { return kernels().pairs_workspace(a); });
   define(m, "mmd", mmd_args, [](const MMDArgs& a) { kernels().mmd(a); });
   define(m, "mmd_workspace", mmd_args, [](const MMDArgs& a) { return kernels().mmd_workspace(a); });
+  define(m, "permutation_sums", permutation_args,
+         [](const PermutationArgs& a) { kernels().permutation_sums(a); });
+  define(m, "permutation_workspace", permutation_args,
+         [](const PermutationArgs& a) { return kernels().permutation_workspace(a); });
+  define(m, "subsets", subset_args, [](const SubsetArgs& a) { kernels().subsets(a); });
   define(m, "top_k", top_k_args, [](const TopKArgs& a) { kernels().top_k(a); });
   define(m, "top_k_workspace", top_k_args, [](const TopKArgs& a) { return kernels().top_k_workspace(a); });
   define(m, "margin", margin_args, [](const MarginArgs& a) { kernels().margin(a); });

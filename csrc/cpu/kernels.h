@@ -116,6 +116,36 @@ struct MMDArgs {
   int threads;
 };
 
+// What a permutation test asks of the kernel matrix K_ij = sum_b exp(-gamma[b] |z_i - z_j|^2), i != j, of
+// z [rows, depth], whose diagonal counts as 0:
+//   within[p] = sum_ij chosen[i, p] chosen[j, p] K_ij     from_chosen[p] = sum_ij chosen[i, p] K_ij
+//   sums[i] = (sum of K_ij over j < first, over j >= first)
+// Where `doubling`, gamma[b] = gamma[0] * 2^b and one exponential serves every bandwidth.
+struct PermutationArgs {
+  const float* z;
+  int64_t rows, depth, first;
+  const float* gamma;
+  int64_t bandwidths;
+  bool doubling;
+  const uint8_t* chosen;  // [rows, permutations], each 0 or 1
+  int64_t permutations;
+  double* within;       // [permutations]
+  double* from_chosen;  // [permutations]
+  double* sums;         // [rows, 2]
+  float* workspace;
+  int threads;
+};
+
+// `permutations` random subsets of `chosen` out of `rows`, 1 where a row is in: membership [rows,
+// permutations]. The p-th depends on the seed and on first + p alone.
+struct SubsetArgs {
+  uint8_t* membership;
+  int64_t rows, chosen, permutations, first;
+  uint64_t seed;
+  int32_t* workspace;  // [threads, rows]
+  int threads;
+};
+
 enum class Similarity : int { kDot = 0, kCosine = 1, kEuclidean = 2 };
 
 // The k largest similarities of each of the queries [rows, depth] to the gallery [keys, depth], descending,
@@ -208,6 +238,9 @@ struct Kernels {
   void (*pairs)(const PairArgs&);
   int64_t (*mmd_workspace)(const MMDArgs&);  // floats
   void (*mmd)(const MMDArgs&);
+  int64_t (*permutation_workspace)(const PermutationArgs&);  // floats
+  void (*permutation_sums)(const PermutationArgs&);
+  void (*subsets)(const SubsetArgs&);
   int64_t (*top_k_workspace)(const TopKArgs&);  // floats
   void (*top_k)(const TopKArgs&);
   int64_t (*margin_workspace)(const MarginArgs&);  // floats
@@ -228,6 +261,9 @@ struct Kernels {
   void pairs(const PairArgs&);                                    \
   int64_t mmd_workspace(const MMDArgs&);                          \
   void mmd(const MMDArgs&);                                       \
+  int64_t permutation_workspace(const PermutationArgs&);          \
+  void permutation_sums(const PermutationArgs&);                  \
+  void subsets(const SubsetArgs&);                                \
   int64_t top_k_workspace(const TopKArgs&);                       \
   void top_k(const TopKArgs&);                                    \
   int64_t margin_workspace(const MarginArgs&);                    \

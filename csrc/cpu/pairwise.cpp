@@ -1,6 +1,7 @@
 // The pairwise engine's entry points. Compiled once per instruction set.
 #include "cpu/mmd.h"
 #include "cpu/pairs.h"
+#include "cpu/permutation.h"
 #include "cpu/row_softmax_by_keys.h"
 #include "cpu/top_k.h"
 
@@ -96,6 +97,14 @@ void mmd(const MMDArgs& a) {
     return a.doubling ? mmd_panels<true, Operand>(a) : mmd_panels<false, Operand>(a);
   });
 }
+
+int64_t permutation_workspace(const PermutationArgs& a) { return PermutationRun(a, 0).workspace_floats; }
+
+void permutation_sums(const PermutationArgs& a) {
+  return a.doubling ? permutation_panels<true>(a) : permutation_panels<false>(a);
+}
+
+void subsets(const SubsetArgs& a) { draw_subsets(a); }
 
 int64_t top_k_workspace(const TopKArgs& a) { return TopKRun(a, 0).workspace_floats; }
 

@@ -9,7 +9,9 @@ from thawkit.losses.contrastive import (
     SigLipLoss,
     SupConLoss,
 )
+from thawkit.losses.deep_kernel import DeepKernel, DeepKernelTest
 from thawkit.losses.focal import FocalLoss, SigmoidFocalLoss
+from thawkit.losses.functional.two_sample import MMDTestResult, mmd_test
 from thawkit.losses.margin import ContrastiveLoss, CosineContrastiveLoss, TripletMarginLoss
 from thawkit.losses.mmd import MMDLoss
 from thawkit.losses.moments import CMDLoss, CORALLoss
@@ -21,10 +23,13 @@ __all__ = [
     "ClipLoss",
     "ContrastiveLoss",
     "CosineContrastiveLoss",
+    "DeepKernel",
+    "DeepKernelTest",
     "FocalLoss",
     "InfoNCELoss",
     "LinearCrossEntropyLoss",
     "MMDLoss",
+    "MMDTestResult",
     "NTXentLoss",
     "NegativeQueue",
     "SigLipLoss",
@@ -32,4 +37,5 @@ __all__ = [
     "SlicedWassersteinLoss",
     "SupConLoss",
     "TripletMarginLoss",
+    "mmd_test",
 ]

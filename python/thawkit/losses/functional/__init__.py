@@ -18,8 +18,10 @@ from thawkit.losses.functional.similarity import (
     supcon,
 )
 from thawkit.losses.functional.sliced import sliced_wasserstein
+from thawkit.losses.functional.two_sample import MMDTestResult, mmd_power, mmd_test
 
 __all__ = [
+    "MMDTestResult",
     "RetrievalMetrics",
     "clamp_logit_scale",
     "clip",
@@ -32,6 +34,8 @@ __all__ = [
     "info_nce_statistics",
     "linear_cross_entropy",
     "mmd",
+    "mmd_power",
+    "mmd_test",
     "multiple_negatives_ranking",
     "nt_xent",
     "nt_xent_labels",

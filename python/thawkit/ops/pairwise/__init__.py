@@ -17,6 +17,8 @@ from thawkit.ops.pairwise.negatives import info_nce_with_negatives
 from thawkit.ops.pairwise.nt_xent import nt_xent
 from thawkit.ops.pairwise.nt_xent_labels import nt_xent_labels
 from thawkit.ops.pairwise.pairs import OBJECTIONS as _PAIRS_OBJECTIONS
+from thawkit.ops.pairwise.permutation import OBJECTIONS as _PERMUTATION_OBJECTIONS
+from thawkit.ops.pairwise.permutation import permutation_sums, subsets
 from thawkit.ops.pairwise.ranking import multiple_negatives_ranking
 from thawkit.ops.pairwise.row_softmax import RowStatistics, row_softmax, row_softmax_and_statistics
 from thawkit.ops.pairwise.siglip import siglip
@@ -40,9 +42,11 @@ __all__ = [
     "multiple_negatives_ranking",
     "nt_xent",
     "nt_xent_labels",
+    "permutation_sums",
     "row_softmax",
     "row_softmax_and_statistics",
     "siglip",
+    "subsets",
     "supcon",
     "top_k",
     "triplet_margin",
@@ -53,5 +57,6 @@ BACKENDS = {
     "pair_loss": tuple(_PAIRS_OBJECTIONS),
     "margin_loss": tuple(_MARGIN_OBJECTIONS),
     "mmd": tuple(_MMD_OBJECTIONS),
+    "permutation_sums": tuple(_PERMUTATION_OBJECTIONS),
     "top_k": tuple(_TOP_K_OBJECTIONS),
 }

@@ -265,6 +265,45 @@ def pair_loss(
     )
 
 
+def permutation_sums(
+    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over the kernel matrix within and from the chosen rows, and of its rows (float64)."""
+    z32, chosen = _rows(z), chosen.contiguous()
+    (rows, depth), permutations = z32.shape, chosen.shape[1]
+    gamma = gamma.to(torch.float32).contiguous()
+    within = z32.new_zeros(permutations, dtype=torch.float64)
+    from_chosen, sums = torch.zeros_like(within), within.new_zeros(rows, 2)
+    arguments = (
+        pointer(z32),
+        rows,
+        depth,
+        first,
+        pointer(gamma),
+        gamma.numel(),
+        doubling,
+        pointer(chosen),
+        permutations,
+        pointer(within),
+        pointer(from_chosen),
+        pointer(sums),
+    )
+    if rows:
+        workspace = z32.new_empty(cpu_kernels().permutation_workspace(*arguments, 0, threads()))
+        cpu_kernels().permutation_sums(*arguments, pointer(workspace), threads())
+    return within, from_chosen, sums
+
+
+def subsets(rows: int, chosen: int, permutations: int, seed: int, first: int) -> Tensor:
+    """Random subsets of rows, (rows, permutations) uint8."""
+    membership = torch.empty(rows, permutations, dtype=torch.uint8, device="cpu")
+    order = torch.empty(threads(), rows, dtype=torch.int32, device="cpu")
+    cpu_kernels().subsets(
+        pointer(membership), rows, chosen, permutations, first, seed, pointer(order), threads()
+    )
+    return membership
+
+
 _SIMILARITIES = {"dot": 0, "cosine": 1, "euclidean": 2}  # the compiled kernels' Similarity
 
 

@@ -4,6 +4,8 @@ from thawkit.ops.pairwise.reference.classifier import linear_cross_entropy
 from thawkit.ops.pairwise.reference.distances import squared_distances
 from thawkit.ops.pairwise.reference.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.ops.pairwise.reference.mmd import mean_squared_distance, mmd
+from thawkit.ops.pairwise.reference.permutation import permutation_sums, permutation_sums_of, subsets
+from thawkit.ops.pairwise.reference.power import power_criterion
 from thawkit.ops.pairwise.reference.row_softmax import row_softmax
 from thawkit.ops.pairwise.reference.similarity import (
     clip,
@@ -26,10 +28,14 @@ __all__ = [
     "nt_xent",
     "nt_xent_labels",
     "own_pairs",
+    "permutation_sums",
+    "permutation_sums_of",
+    "power_criterion",
     "row_softmax",
     "shared_labels",
     "siglip",
     "squared_distances",
+    "subsets",
     "supcon",
     "top_k",
     "triplet_margin",

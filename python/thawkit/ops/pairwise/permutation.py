@@ -1,0 +1,77 @@
+"""Sums over the kernel matrix of two samples under permutations, without that matrix: schema, checks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from thawkit.errors import ThawkitError
+from thawkit.ops import checks
+from thawkit.ops._library import define
+from thawkit.ops.dispatch import choose, forced_backend, unavailable
+from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise.common import full_precision, lifted
+
+OBJECTIONS = {"cpu": cpu.objection}
+
+
+def permutation_sums(
+    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, *, doubling: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sums over ``K_ij = sum_b exp(-gamma_b |z_i - z_j|^2)``, i != j, for all permutations in one pass.
+
+    There is no gradient.
+
+    Args:
+        z: (N, D) rows of both samples.
+        gamma: (B,) positive numbers.
+        chosen: (N, P) uint8, 0 or 1: which rows are in the first sample under each permutation.
+        first: the first sample has rows 0 to ``first``.
+        doubling: promise that ``gamma[b] == gamma[0] * 2**b``; one exponential then serves all bandwidths.
+
+    Returns:
+        float64: (P,) ``w^T K w`` and (P,) ``w^T K 1`` for each column w of ``chosen``, and the (N, 2) sums of
+        each row of K over the first sample's columns and over the others.
+
+    Raises:
+        ThawkitError: shapes, dtypes or devices do not fit.
+    """
+    checks.matrix("z", z)
+    if gamma.dim() != 1 or gamma.numel() == 0:
+        raise ThawkitError(f"gamma must have shape (bandwidths,), got {tuple(gamma.shape)}")
+    if chosen.dtype != torch.uint8 or chosen.dim() != 2 or chosen.shape[0] != z.shape[0]:
+        raise ThawkitError(
+            f"chosen must be uint8 of shape ({z.shape[0]}, permutations), "
+            f"got {chosen.dtype} of shape {tuple(chosen.shape)}"
+        )
+    checks.same_device("chosen", chosen, "z", z)
+    z, gamma = z.detach(), gamma.detach()
+    if choose("permutation_sums", OBJECTIONS, z) == "reference":
+        with full_precision(z):
+            return reference.permutation_sums(lifted(z), gamma, chosen, first)
+    return _permutation_sums_op(z, gamma, chosen, first, doubling)
+
+
+def _fake(
+    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    permutations = z.new_empty(chosen.shape[1], dtype=torch.float64)
+    return permutations, torch.empty_like(permutations), permutations.new_empty(z.shape[0], 2)
+
+
+_permutation_sums_op = define(
+    "permutation_sums(Tensor z, Tensor gamma, Tensor chosen, int first, bool doubling) "
+    "-> (Tensor, Tensor, Tensor)",
+    cpu.permutation_sums,
+    _fake,
+)
+
+
+def subsets(rows: int, chosen: int, permutations: int, seed: int, first: int = 0) -> Tensor:
+    """(rows, permutations) uint8 on the CPU: random subsets of ``chosen`` rows each, 1 where a row is in.
+
+    The p-th depends on ``seed`` and ``first + p`` alone, and not on the backend.
+    """
+    if forced_backend() == "reference" or unavailable("cpu"):
+        return reference.subsets(rows, chosen, permutations, seed, first)
+    return cpu.subsets(rows, chosen, permutations, seed, first)
