@@ -9,13 +9,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from thawkit import adapt, data, deploy, frozen, losses, ops, recipes, select, tune
+    from thawkit import adapt, data, deploy, drift, frozen, losses, ops, recipes, select, tune
     from thawkit.errors import ThawkitError
     from thawkit.frozen import freeze, unfreeze
 
 __version__ = "0.1.0"
 
-_SUBMODULES = ("adapt", "data", "deploy", "frozen", "losses", "ops", "recipes", "select", "tune")
+_SUBMODULES = ("adapt", "data", "deploy", "drift", "frozen", "losses", "ops", "recipes", "select", "tune")
 _NAMES = {"freeze": "thawkit.frozen", "unfreeze": "thawkit.frozen", "ThawkitError": "thawkit.errors"}
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "adapt",
     "data",
     "deploy",
+    "drift",
     "freeze",
     "frozen",
     "losses",

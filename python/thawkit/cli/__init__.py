@@ -15,7 +15,7 @@ from typing import NoReturn
 from thawkit import __version__
 from thawkit.errors import ThawkitError
 
-COMMANDS = ("demo", "train", "adapt", "export", "verify", "doctor")
+COMMANDS = ("demo", "train", "adapt", "export", "verify", "drift", "doctor")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
