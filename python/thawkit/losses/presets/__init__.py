@@ -8,6 +8,10 @@ One module a library::
     from thawkit.losses.presets.sentence_transformers import MultipleNegativesRankingLoss
     from thawkit.losses.presets.supcontrast import SupConLoss
     from thawkit.losses.presets.pytorch import LinearCrossEntropyLoss
+    from thawkit.losses.presets.tllib import MultipleKernelMaximumMeanDiscrepancy, CorrelationAlignmentLoss
+    from thawkit.losses.presets.deepda import CORAL, LMMDLoss, MMDLoss
+    from thawkit.losses.presets.pytorch_adapt import CORALLoss, MMDBatchedLoss, MMDLoss
+    from thawkit.losses.presets.geomloss import SamplesLoss
 
 None of them imports its library. What differs from it everywhere: half-precision embeddings give a float32
 loss, and a bad argument raises :class:`~thawkit.errors.ThawkitError`. An argument without a counterpart here
