@@ -47,6 +47,7 @@ struct PermutationRun {
   int64_t workspace_floats;
   float *z, *transposed, *norms, *centre, *exponents;  // of all threads
   double *centre_sum, *row_sums, *within;              // the last two of each thread
+  uint8_t* packed_choices;                             // of all threads
   float *scores, *packed_rows, *tile, *products, *column_sums;
   Scratch scratch;
 
@@ -68,6 +69,7 @@ struct PermutationRun {
     centre_sum = doubles(a.depth);
     row_sums = doubles(2 * padded * threads);
     within = doubles(choices * threads);
+    packed_choices = reinterpret_cast<uint8_t*>(workspace.take(ceil_div(a.rows * choices, 4)));
     const auto own = [&](int64_t floats) {
       const int64_t each = round_up(floats, Workspace::kLine);
       float* all = workspace.take(each * threads);
@@ -75,7 +77,7 @@ struct PermutationRun {
     };
     scores = own(height * kBlockStride);
     packed_rows = own(height * a.depth);
-    tile = own(kBlockCols * kTileCols);
+    tile = own(kDeep * kTileCols);
     products = own(height * choice_stride);
     column_sums = own(2 * padded);
     scratch = workspace.scratch(a.depth, threads);
@@ -83,6 +85,9 @@ struct PermutationRun {
     row_sums += 2 * padded * thread;
     within += choices * thread;
   }
+
+  // As many choices of one tile stay in the first-level cache while all rows are multiplied by them.
+  static constexpr int64_t kDeep = kBlockCols / 2;
 
   // Many rows share a tile of choices. Panels become cheaper down the triangle, so there are several a
   // thread.
@@ -129,19 +134,22 @@ struct PermutationRun {
     }
   }
 
-  // 0 or 1 for columns [first, last) and one tile of permutations.
-  void expand(int64_t first, int64_t last, int64_t permutation) const {
-    const int64_t present = smaller(kTileCols, a.permutations - permutation);
-    for (int64_t j = first; j < last; ++j) {
-      const uint8_t* const from = a.chosen + j * a.permutations + permutation;
-      float* const to = tile + (j - first) * kTileCols;
-      if (present == kTileCols) {
-        for (int64_t p = 0; p < kTileCols; ++p) to[p] = from[p];
-      } else {
-        for (int64_t p = 0; p < present; ++p) to[p] = from[p];
-        for (int64_t p = present; p < kTileCols; ++p) to[p] = 0.f;
+  // The choices of a tile of permutations next to each other, row by row.
+  void pack_choices(int thread, int team) const {
+    const Share rows = share_of(a.rows, thread, team, 1);
+    for (int64_t i = rows.first; i < rows.last; ++i)
+      for (int64_t p = 0; p < choices; p += kTileCols) {
+        uint8_t* const to = packed_choices + p * a.rows + i * kTileCols;
+        const int64_t present = smaller(kTileCols, a.permutations - p);
+        memcpy(to, a.chosen + i * a.permutations + p, static_cast<size_t>(present));
+        memset(to + present, 0, static_cast<size_t>(kTileCols - present));
       }
-    }
+  }
+
+  // Those of columns [first, last) as numbers.
+  void expand(int64_t first, int64_t last, int64_t permutation) const {
+    const uint8_t* const from = packed_choices + permutation * a.rows + first * kTileCols;
+    for (int64_t j = 0; j < (last - first) * kTileCols; ++j) tile[j] = from[j];
   }
 
   template <bool Doubling>
@@ -155,9 +163,12 @@ struct PermutationRun {
                            smaller(kBlockCols, width - start));
       kernel_values<Doubling>(top, count, start, first, last);
       for (int64_t p = 0; p < choices; p += kTileCols) {
-        expand(first, last, p);
-        multiply_full<true, OneFloat>(count, last - first, Float32::Weights{scores + (first - start)},
-                                      {tile, kTileCols, nullptr}, products + p, choice_stride);
+        for (int64_t from = first, to; from < last; from = to) {
+          to = smaller(from + kDeep, last);
+          expand(from, to, p);
+          multiply_full<true, OneFloat>(count, to - from, Float32::Weights{scores + (from - start)},
+                                        {tile, kTileCols, nullptr}, products + p, choice_stride);
+        }
       }
     }
     for (int64_t i = 0; i < count; ++i) {
@@ -206,6 +217,7 @@ static void permutation_panels(const PermutationArgs& a) {
     const int thread = omp_get_thread_num(), team = omp_get_num_threads();
     const PermutationRun run(a, thread);
     run.pack(thread, team);
+    run.pack_choices(thread, team);
     for (int64_t j = 0; j < 2 * run.padded; ++j) run.row_sums[j] = 0;
     for (int64_t p = 0; p < run.choices; ++p) run.within[p] = 0;
     zero(run.column_sums, 2 * run.padded);
