@@ -203,6 +203,18 @@ static inline void store_exact(T* p, Floats v) {
   store(p, v);
 }
 
+// As store, but subnormal numbers may become 0 where that spares instructions.
+template <class T>
+static inline void store_gradient(T* p, Floats v) {
+  store(p, v);
+}
+#if defined(THAWKIT_AVX512_BF16)
+static inline void store_gradient(bfloat16* p, Floats v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      bit_cast<__m256i>(_mm512_cvtneps_pbh(bit_cast<__m512>(v))));
+}
+#endif
+
 // The last, incomplete vector of a row: lanes past `count` read as 0 and are not written.
 template <class T>
 static inline Floats load_part(const T* p, int64_t count) {
@@ -368,7 +380,7 @@ static inline Floats log1p_unit(Floats q) {
   return 2.f * q + 2.f * q * (s * p);
 }
 
-// log(x) for normal x in (0, 1]; log(0) = -inf. Mantissa in [sqrt(1/2), sqrt(2)), then atanh.
+// log(x) for normal x; log(0) = -inf. Mantissa in [sqrt(1/2), sqrt(2)), then atanh.
 static inline Floats log_unit(Floats x) {
   Ints bits = bit_cast<Ints>(x);
   Ints exponent = (bits - 0x3f3504f3) >> 23;
@@ -379,6 +391,11 @@ static inline Floats log_unit(Floats x) {
   p = p * s + 0.3333333333f;
   Floats r = 2.f * q + 2.f * q * (s * p) + __builtin_convertvector(exponent, Floats) * 0.69314718056f;
   return select(x <= splat(0.f), splat(-__builtin_inff()), r);
+}
+
+// log(1 + x) for x >= 0.
+static inline Floats log1p_positive(Floats x) {
+  return select(x <= splat(1.f), log1p_unit(x / (2.f + x)), log_unit(1.f + x));
 }
 
 }  // namespace THAWKIT_ISA
