@@ -170,7 +170,7 @@ FocalArgs focal_args(Pointer x, Pointer t, int64_t n, float positive, float nega
           as<void>(grad),
           as<void>(upstream),
           factor,
-          as<double>(total),
+          as<float>(total),
           static_cast<Dtype>(dtype),
           threads,
           as<const float>(classes),
@@ -209,7 +209,7 @@ SoftmaxFocalArgs softmax_focal_args(Pointer x, int dtype, int64_t n, int64_t cla
           as<void>(grad),
           as<const float>(upstream),
           factor,
-          as<double>(total),
+          as<float>(total),
           as<int64_t>(strange),
           as<float>(workspace),
           threads};

@@ -94,8 +94,10 @@ static THAWKIT_INLINE FocalTerm<V> sigmoid_focal_side(V y, SigmoidParts<V> s, V 
   if constexpr (Gradient) {
     if constexpr (Power == FocalPower::kZero)
       out.gradient = power * miss;
+    else if constexpr (Power == FocalPower::kTwo)
+      out.gradient = power * miss + (hit + hit) * out.loss;
     else
-      out.gradient = power * (miss + gamma * hit * ce);
+      out.gradient = power * miss + gamma * hit * out.loss;
   }
   return out;
 }

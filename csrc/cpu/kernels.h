@@ -171,8 +171,8 @@ struct MarginArgs {
 
 // Sigmoid focal loss over n logits x with targets t (Lin et al. 2017, torchvision's form): see
 // common/focal.h.
-//   writes their sum to *total, loss[n] and grad[n], each where not null; grad comes times upstream[i] or,
-//   where that is null, times `factor`
+//   writes their sum times `factor` to *total, loss[n] and grad[n], each where not null; grad comes times
+//   upstream[i] or, where that is null, times `factor`
 // What follows `threads` is for the CPU only, and every element i may have its own:
 //   classes: three vectors, [kFocalBlock + period] each, of what weighs the positive, the negative and the
 //     cross-entropy's positive part; element i has number i % period, and they go on periodically
@@ -191,7 +191,7 @@ struct FocalArgs {
   void* grad;
   const void* upstream;
   float factor;
-  double* total;  // null where not wanted
+  float* total;  // null where not wanted
   Dtype dtype;
   int threads;
   const float* classes;
@@ -228,7 +228,7 @@ struct SoftmaxFocalArgs {
   void* grad;
   const float* upstream;
   float factor;
-  double* total;
+  float* total;
   int64_t* strange;
   float* workspace;
   int threads;

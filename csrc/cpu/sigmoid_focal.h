@@ -25,26 +25,34 @@ bool usual_block(const FocalArgs& a, int64_t first, int64_t count, double& total
   const T* const upstream = static_cast<const T*>(a.upstream) + (Upstream ? first : 0);
   T* const loss = a.loss ? static_cast<T*>(a.loss) + first : nullptr;
   T* const grad = static_cast<T*>(a.grad) + (Gradient ? first : 0);
-  const Floats positive = splat(a.positive), negative = splat(a.negative);
-  Floats sums = {}, infinite = {};
-  Ints between = {};
+  // The losses' sum is wanted times the factor too, and then one product serves both.
+  const float factor = Gradient && !Upstream ? a.factor : 1.f;
+  const Ints positive = bit_cast<Ints>(splat(a.positive * factor));
+  const Ints negative = bit_cast<Ints>(splat(a.negative * factor)), change = positive ^ negative;
+  Floats sums = {};
+  Ints largest = {}, odd = {};
+  // Two loops: as one the chain of operations is so long that too few elements are in flight to hide its
+  // latency.
+  alignas(64) float e[kFocalBlock];
+  for (int64_t i = 0; i < count; i += kLanes) store(e + i, exp_finite(-abs(load(x + i))));
   for (int64_t i = 0; i < count; i += kLanes) {
-    const Floats logit = load(x + i), target = load(t + i);
-    infinite += logit * 0.f;
-    between |= bit_cast<Ints>(target * target - target);
-    const SigmoidParts<Floats> parts = sigmoid_parts(exp_clamped(-abs(logit)));
-    const Ints negate = (bit_cast<Ints>(target) << 2) & INT32_MIN;  // the bit that 1 has and 0 has not
-    const FocalTerm<Floats> term = sigmoid_focal_side<Power, Gradient>(
-        flip_sign(logit, negate), parts, select(negate < 0, positive, negative), a.gamma);
+    const Floats logit = load(x + i), size = abs(logit);
+    const Ints target = bit_cast<Ints>(load(t + i));
+    const Ints one = (target << 2) >> 31;  // by the bit that 1 has and 0 has not
+    odd |= target ^ (one & 0x3f800000);
+    largest = bit_cast<Ints>(size) > largest ? bit_cast<Ints>(size) : largest;
+    const FocalTerm<Floats> term =
+        sigmoid_focal_side<Power, Gradient>(flip_sign(logit, one & INT32_MIN), sigmoid_parts(load(e + i)),
+                                            bit_cast<Floats>(negative ^ (one & change)), a.gamma);
     sums += term.loss;
     if (loss) store(loss + i, term.loss);
     if constexpr (Upstream)
-      store_gradient(grad + i, flip_sign(term.gradient, negate) * load(upstream + i));
+      store_gradient(grad + i, flip_sign(term.gradient, one & INT32_MIN) * load(upstream + i));
     else if constexpr (Gradient)
-      store_gradient(grad + i, flip_sign(term.gradient * a.factor, negate));
+      store_gradient(grad + i, flip_sign(term.gradient, one & INT32_MIN));
   }
   total = double(sum(sums));
-  return all((infinite == splat(0.f)) & (between == 0));
+  return all((odd == 0) & (largest < 0x7f800000));
 }
 
 // A block as float32, with what its elements are weighted by.
@@ -178,7 +186,7 @@ double general_block(const FocalArgs& a, int64_t first, int64_t count) {
       write(a.grad, select(counts, term.gradient * upstream, splat(0.f)));
     }
   }
-  return double(sum(sums));
+  return double(sum(sums)) * (Gradient && !Upstream ? double(a.factor) : 1.0);
 }
 
 template <FocalPower Power, bool Gradient, bool Upstream, class T>
@@ -200,7 +208,8 @@ void sigmoid_run(const FocalArgs& a) {
     }
     total += part;
   }
-  if (a.total) *a.total = total;
+  constexpr bool kScaled = Gradient && !Upstream;
+  if (a.total) *a.total = static_cast<float>(kScaled ? total : total * double(a.factor));
 }
 
 template <FocalPower Power, class T>

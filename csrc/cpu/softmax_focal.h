@@ -484,7 +484,7 @@ void softmax_run(const SoftmaxFocalArgs& a) {
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < tiles.count; ++i) total += tile.run(i);
   }
-  if (a.total) *a.total = total;
+  if (a.total) *a.total = static_cast<float>(total * double(a.factor));
 }
 
 template <class T>

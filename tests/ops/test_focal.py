@@ -16,7 +16,7 @@ from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import FocalLoss, SigmoidFocalLoss
 from thawkit.losses import functional as F
-from thawkit.ops.focal.sigmoid import Options
+from thawkit.ops.focal.sigmoid_operators import Options
 from thawkit.ops.focal.weights import pack, weights
 
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 3.7]
@@ -200,17 +200,16 @@ def test_extra_memory_is_one_gradient():
 
 
 def plain_options():
-    return Options(0.25, 0.75, 2.0, None, 1, None, None, 1, None, 0.0, False)
+    return Options(None, None, None, 0.25, 0.75, 2.0, 1, 1, None, 0.0, False)
 
 
 def test_operators_are_well_formed():
     x, t = logits_and_targets((4, 9))
     namespace = torch.ops.thawkit
     packed = pack(x, weights(x, torch.rand(9), "balanced", torch.rand(9), torch.rand(4, 1)))
-    special = Options(
-        packed.positive, packed.negative, 1.5, packed.classes, packed.period, torch.rand(4, 9) < 0.5,
-        packed.row_weight, packed.row, -1.0, 0.1, False,
-    )  # fmt: skip
+    mask = torch.rand(4, 9) < 0.5
+    numbers = (1.0, 1.0, 1.5, packed.period, packed.row, -1.0, 0.1, False)
+    special = Options(packed.classes, mask, packed.row_weight, *numbers)
     for options in (plain_options(), special):
         torch.library.opcheck(namespace.sigmoid_focal.default, (x, t, *options))
         for need_gradient in (False, True):

@@ -12,8 +12,8 @@ from thawkit.errors import ThawkitError
 from thawkit.ops._library import DTYPES, cpu_kernels, empty, pointer, takes_only, threads
 
 if TYPE_CHECKING:
-    from thawkit.ops.focal.sigmoid import Options
-    from thawkit.ops.focal.softmax import Options as SoftmaxOptions
+    from thawkit.ops.focal.sigmoid_operators import Options
+    from thawkit.ops.focal.softmax_operators import Options as SoftmaxOptions
 
 objection = takes_only("cpu")
 
@@ -72,10 +72,10 @@ def total(
 ) -> tuple[Tensor, Tensor]:
     """``factor / divisor * sum(loss)`` as a float32 scalar, and its gradient."""
     factor = divided(factor, divisor)
-    value = torch.zeros((), dtype=torch.float64, device=x.device)
+    value = x.new_empty((), dtype=torch.float32)
     grad = torch.empty_like(x) if need_gradient else empty(x)
-    _run(x, t, options, None, grad, None, factor, value)
-    return (value * factor).float(), grad
+    _run(x, t, options, None, grad if need_gradient else None, None, factor, value)
+    return value, grad
 
 
 def backward(g: Tensor, x: Tensor, t: Tensor, options: Options) -> Tensor:
@@ -149,11 +149,11 @@ def softmax_total(
 ) -> tuple[Tensor, Tensor]:
     """``factor / divisor * sum(loss)`` as a float32 scalar, and its gradient."""
     factor = divided(factor, divisor)
-    value = torch.zeros((), dtype=torch.float64, device=x.device)
+    value = x.new_zeros((), dtype=torch.float32)
     grad = torch.empty_like(x) if need_gradient else empty(x)
     if x.numel():
         _run_softmax(x, t, options, None, grad, None, factor, value)
-    return (value * factor).float(), grad
+    return value, grad
 
 
 def softmax_backward(g: Tensor, x: Tensor, t: Tensor, options: SoftmaxOptions) -> Tensor:

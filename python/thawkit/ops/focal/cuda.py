@@ -10,7 +10,7 @@ from torch import Tensor
 from thawkit.ops._library import DTYPES, empty, pointer, stream, takes_only
 
 if TYPE_CHECKING:
-    from thawkit.ops.focal.sigmoid import Options
+    from thawkit.ops.focal.sigmoid_operators import Options
 
 objection = takes_only("cuda")
 

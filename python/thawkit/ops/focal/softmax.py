@@ -1,18 +1,18 @@
-"""Softmax focal loss: schema, checks, gradient."""
+"""Softmax focal loss: checks, choice of backend."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops._library import define, empty, scaled
 from thawkit.ops.dispatch import Objection, choose
 from thawkit.ops.focal import cpu, reference
 from thawkit.ops.focal import normalizer as normalizers
+from thawkit.ops.focal.softmax_operators import SoftmaxFocal, SoftmaxFocalTotal
 from thawkit.ops.pairwise.common import full_precision, lifted
 
 _KERNELS: dict[str, Objection] = {"cpu": cpu.objection}
@@ -20,24 +20,6 @@ BACKENDS = {"softmax_focal": tuple(_KERNELS)}
 
 ALPHA_MODES = ("per_class", "balanced", "positive")
 IGNORED = -100  # torch's default
-
-
-class Options(NamedTuple):
-    """Everything of a call but logits and target, as the operators take it."""
-
-    alpha: Tensor | None
-    offset: Tensor | None
-    margin: Tensor | None
-    scale: float
-    gamma: float
-    smoothing: float
-    ignored: int
-
-
-_SCHEMA = (
-    "Tensor x, Tensor t, Tensor? alpha, Tensor? offset, Tensor? margin, float scale, float gamma, "
-    "float smoothing, int ignored"
-)
 
 
 def softmax_focal(
@@ -89,28 +71,28 @@ def softmax_focal(
     kernels = _KERNELS
     if (probable and target.requires_grad) or any(v is not None and v.requires_grad for v in vectors):
         kernels = {}
-    shape = logits.shape[:1] + logits.shape[2:]
-    with full_precision(logits):
-        if choose("softmax_focal", kernels, logits) == "reference":
-            _check_indices(target, classes, ignore_index)
-            of, off, less = vectors
+    if choose("softmax_focal", kernels, logits) == "reference":
+        _check_indices(target, classes, ignore_index)
+        of, off, less = vectors
+        with full_precision(logits):
             loss = reference.softmax_focal(
                 lifted(logits), target, of, gamma, label_smoothing, ignore_index, scale, off, less
             )
-            return normalizers.divided(loss if reduction == "none" else loss.sum(), by)
-        if not torch.is_grad_enabled():
-            logits = logits.detach()
-        logits, target = _in_memory_order(logits, target)
-        if probable and target.dtype == torch.float64:
-            target = target.float()
-        of, off, less = (None if v is None else v.to(torch.float32) for v in vectors)
-        numbers = float(scale), float(gamma), float(label_smoothing)
-        options = Options(of, off, less, *numbers, ignore_index)
-        if reduction == "none":
-            rows = _SoftmaxFocal.apply(logits, target, *options)
-            return normalizers.divided(rows.reshape(shape), by)
-        factor, division, rest = normalizers.split(by, logits.device)
-        return normalizers.divided(_SoftmaxFocalTotal.apply(logits, target, factor, division, *options), rest)
+        return normalizers.divided(loss if reduction == "none" else loss.sum(), by)
+    if not torch.is_grad_enabled():
+        logits = logits.detach()
+    shape = logits.shape[:1] + logits.shape[2:]
+    logits, target = _in_memory_order(logits, target)
+    if target.dtype == torch.float64:
+        target = target.float()
+    narrow = [None if v is None else v.to(torch.float32) for v in vectors]
+    numbers = float(scale), float(gamma), float(label_smoothing), ignore_index
+    if reduction == "none":
+        rows = SoftmaxFocal.apply(logits, target, *narrow, numbers)
+        return normalizers.divided(rows.reshape(shape), by)
+    factor, division, rest = normalizers.split(by, logits.device)
+    total = SoftmaxFocalTotal.apply(logits, target, factor, division, *narrow, numbers)
+    return normalizers.divided(total, rest)
 
 
 def class_weights(logits: Tensor, alpha: Tensor | float | None, mode: str) -> Tensor | None:
@@ -213,88 +195,3 @@ def _check_indices(target: Tensor, classes: int, ignored: int) -> None:
             f"target must hold class indices 0 to {classes - 1} or ignore_index={ignored}, "
             f"got {int(counted.min())} to {int(counted.max())}"
         )
-
-
-def _losses(x: Tensor) -> Tensor:
-    return x.new_empty(x.shape[:1] + x.shape[2:], dtype=torch.float32)
-
-
-def _dense(options: tuple[Any, ...]) -> Options:
-    return Options._make(o.contiguous() if isinstance(o, Tensor) else o for o in options)
-
-
-_rows_op = define(
-    f"softmax_focal({_SCHEMA}) -> Tensor",
-    lambda x, t, *options: cpu.softmax_rows(x.contiguous(), t.contiguous(), _dense(options)),
-    lambda x, t, *options: _losses(x),
-)
-_total_op = define(
-    f"softmax_focal_total({_SCHEMA}, float factor, Tensor? divisor, bool need_gradient) -> (Tensor, Tensor)",
-    lambda x, t, *rest: cpu.softmax_total(x.contiguous(), t.contiguous(), _dense(rest[:-3]), *rest[-3:]),
-    lambda x, t, *rest: (
-        x.new_empty((), dtype=torch.float32),
-        x.new_empty(x.shape) if rest[-1] else empty(x),
-    ),
-)
-_backward_op = define(
-    f"softmax_focal_backward(Tensor g, {_SCHEMA}) -> Tensor",
-    lambda g, x, t, *options: cpu.softmax_backward(
-        g.contiguous(), x.contiguous(), t.contiguous(), _dense(options)
-    ),
-    lambda g, x, t, *options: x.new_empty(x.shape),
-)
-
-
-def _differentiable(g: Tensor, x: Tensor, t: Tensor, options: Options) -> Tensor:
-    """The gradient by the reference, itself differentiable: what double backward needs."""
-    alpha, offset, margin, scale, gamma, smoothing, ignored = options
-    loss = reference.softmax_focal(lifted(x), t, alpha, gamma, smoothing, ignored, scale, offset, margin)
-    return torch.autograd.grad(loss, x, g.expand_as(loss).to(loss.dtype), create_graph=True)[0]
-
-
-_NOTHING = (None,) * len(Options._fields)
-
-
-def _saved(ctx: Any, x: Tensor, t: Tensor, options: Options, *more: Tensor | None) -> None:
-    ctx.save_for_backward(x, t, *options[:3], *more)
-    ctx.options = options._replace(alpha=None, offset=None, margin=None)
-
-
-def _restored(ctx: Any) -> tuple[Tensor, Tensor, Options, list[Tensor | None]]:
-    x, t, alpha, offset, margin, *more = ctx.saved_tensors
-    return x, t, ctx.options._replace(alpha=alpha, offset=offset, margin=margin), more
-
-
-class _SoftmaxFocal(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, t: Tensor, *options: Any) -> Tensor:
-        _saved(ctx, x, t, Options._make(options))
-        return _rows_op(x, t, *options)
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, t, options, _ = _restored(ctx)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            return _differentiable(g, x, t, options), None, *_NOTHING
-        return _backward_op(g, x, t, *options), None, *_NOTHING
-
-
-class _SoftmaxFocalTotal(torch.autograd.Function):
-    """Sum or mean: the gradient leaves the same pass as the loss."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, t: Tensor, factor: float, division: Tensor | None, *options: Any
-    ) -> Tensor:
-        value, gradient = _total_op(x, t, *options, factor, division, ctx.needs_input_grad[0])
-        ctx.factor = factor
-        _saved(ctx, x, t, Options._make(options), gradient, division)
-        return value
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        x, t, options, (gradient, division) = _restored(ctx)
-        if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            g = g * ctx.factor if division is None else g * ctx.factor / division
-            return _differentiable(g, x, t, options), None, None, None, *_NOTHING
-        return *scaled((gradient,), g, (True,)), None, None, None, *_NOTHING
