@@ -108,7 +108,9 @@ class SoftmaxTile {
       slope[kMostPositions], at_target[kMostPositions], upstream[kMostPositions];
   alignas(64) int32_t target[kMostPositions];  // -1: none
   alignas(64) int32_t counts[kMostPositions];  // -1, or 0 for positions that cost nothing
+  bool ignoring;                               // whether there are any of these
 
+  bool plain() const { return a.scale == 1.f && !a.offset; }
   bool dense() const { return a.probability || a.smoothing != 0.f; }
 
   void place(int64_t tile) {
@@ -121,23 +123,32 @@ class SoftmaxTile {
     }
     positions = end - first < tiles.positions ? end - first : tiles.positions;
     padded = (positions + kLanes - 1) / kLanes * kLanes;
-    for (int64_t w = 0; w < padded; ++w) {
-      target[w] = -1;
-      counts[w] = w < positions ? -1 : 0;
-      alpha[w] = own[w] = upstream[w] = largest[w] = rest[w] = 0.f;
+    for (int64_t w = 0; w < padded; w += kLanes) {
+      store(counts + w, (lane_numbers() < static_cast<int32_t>(positions - w)) & -1);
+      store(target + w, splat(-1));
+      store(alpha + w, splat(1.f - a.smoothing));
+      store(upstream + w, splat(a.factor * a.scale));
+      if (a.upstream) store(upstream + w, load_up_to(a.upstream + first + w, positions - w) * a.scale);
+      store(largest + w, splat(0.f));
     }
+    ignoring = false;
+    if (a.target) find_targets();
+  }
+
+  void find_targets() {
+    const int64_t* const from = a.target + first;
     for (int64_t w = 0; w < positions; ++w) {
-      upstream[w] = (a.upstream ? a.upstream[first + w] : a.factor) * a.scale;
-      if (!a.target) continue;
-      const int64_t y = a.target[first + w];
-      if (y >= 0 && y < a.classes && y != a.ignored) {
-        target[w] = static_cast<int32_t>(y);
-        alpha[w] = (a.alpha ? a.alpha[y] : 1.f) * (1.f - a.smoothing);
-      } else {
-        counts[w] = 0;
-        if (y != a.ignored) __atomic_store_n(a.strange, y, __ATOMIC_RELAXED);
-      }
+      const int64_t y = from[w];
+      const bool counted = y >= 0 && y < a.classes && y != a.ignored;
+      if (!counted && y != a.ignored) __atomic_store_n(a.strange, y, __ATOMIC_RELAXED);
+      target[w] = counted ? static_cast<int32_t>(y) : -1;
+      if (counted) continue;
+      counts[w] = 0;
+      upstream[w] = 0.f;
+      ignoring = true;
     }
+    if (a.alpha)
+      for (int64_t w = 0; w < positions; ++w) alpha[w] *= a.alpha[target[w] >= 0 ? target[w] : 0];
   }
 
   // Where the logit of class 0 at a position stands in memory; the next class is a.inner further.
@@ -169,7 +180,6 @@ class SoftmaxTile {
 
   void stage_rows() {
     const Floats lowest = splat(-__builtin_inff());
-    const bool plain = a.scale == 1.f && !a.offset;
     Floats most[kLanes];
     for (int64_t w = 0; w < kLanes; ++w) most[w] = lowest;
     for (int64_t w = 0; w < positions; ++w) {
@@ -180,13 +190,13 @@ class SoftmaxTile {
       int64_t c = 0;
       for (; c + kLanes <= a.classes; c += kLanes) {
         Floats v = load(x + c);
-        if (!plain) v = shifted(v, c, kLanes);
+        if (!plain()) v = shifted(v, c, kLanes);
         store(to + c, v);
         m = max(m, v);
       }
       if (c < a.classes) {
         Floats v = load_part(x + c, a.classes - c);
-        if (!plain) v = shifted(v, c, a.classes - c);
+        if (!plain()) v = shifted(v, c, a.classes - c);
         v = below(a.classes - c, v, lowest);
         store(to + c, v);
         m = max(m, v);
@@ -214,33 +224,77 @@ class SoftmaxTile {
     return rows[0];
   }
 
-  // The values of one class into a row of a tile.
+  // A tile of classes in rows.
   template <class S>
-  void gather(const S* from, int64_t c, float* row) const {
-    if (tiles.adjacent) {
-      const S* const p = from + address(first) + c * a.inner;
-      for (int64_t w = 0; w < padded; w += kLanes) store(row + w, load_up_to(p + w, positions - w));
-      return;
+  void gather(const S* from, float* tile) const {
+    if (a.inner == 1) return gather_rows(from, tile);
+    for (int64_t c = 0; c < a.classes; ++c) {
+      float* const row = tile + c * tiles.stride;
+      if (tiles.adjacent) {
+        const S* const p = from + address(first) + c * a.inner;
+        for (int64_t w = 0; w < padded; w += kLanes) store(row + w, load_up_to(p + w, positions - w));
+        continue;
+      }
+      for (int64_t w = 0; w < padded; w += kLanes) {
+        S lanes[kLanes] = {};
+        for (int64_t l = 0; l < kLanes && w + l < positions; ++l)
+          lanes[l] = from[address(first + w + l) + c * a.inner];
+        store(row + w, load(lanes));
+      }
     }
+  }
+
+  // The same where each position's few classes are adjacent: across the diagonals of squares.
+  template <class S>
+  void gather_rows(const S* from, float* tile) const {
+    const S* const p = from + first * a.classes;
+    const int64_t count = positions * a.classes;
+    for (int64_t w = 0; w < padded; w += kLanes)
+      for (int64_t c = 0; c < a.classes; c += kLanes) {
+        Floats square[kLanes];
+        for (int64_t l = 0; l < kLanes; ++l) {
+          const int64_t at = (w + l) * a.classes + c;
+          square[l] = at < count ? load_up_to(p + at, count - at) : Floats{};
+        }
+        transpose(square);
+        for (int64_t i = 0; i < kLanes && c + i < a.classes; ++i)
+          store(tile + (c + i) * tiles.stride + w, square[i]);
+      }
+  }
+
+  void scatter_rows(const float* tile, T* to) const {
+    T* const p = to + first * a.classes;
+    const int64_t count = positions * a.classes;
     for (int64_t w = 0; w < padded; w += kLanes) {
-      S lanes[kLanes] = {};
+      Floats squares[2][kLanes];
+      for (int64_t half = 0; half * kLanes < a.classes; ++half) {
+        for (int64_t i = 0; i < kLanes; ++i) {
+          const int64_t c = half * kLanes + i;
+          squares[half][i] = c < a.classes ? load(tile + c * tiles.stride + w) : Floats{};
+        }
+        transpose(squares[half]);
+      }
+      // Whole vectors, in order: what one writes past its position's classes, the next ones overwrite.
       for (int64_t l = 0; l < kLanes && w + l < positions; ++l)
-        lanes[l] = from[address(first + w + l) + c * a.inner];
-      store(row + w, load(lanes));
+        for (int64_t half = 0; half * kLanes < a.classes; ++half) {
+          const int64_t at = (w + l) * a.classes + half * kLanes;
+          store_up_to(p + at, squares[half][l], count - at);
+        }
     }
   }
 
   void stage_positions() {
+    gather(static_cast<const T*>(a.x), z);
     for (int64_t w = 0; w < padded; w += kLanes) store(largest + w, splat(-__builtin_inff()));
     for (int64_t c = 0; c < a.classes; ++c) {
       float* const row = z + c * tiles.stride;
-      gather(static_cast<const T*>(a.x), c, row);
       const float offset = a.offset ? a.offset[c] : 0.f;
-      for (int64_t w = 0; w < padded; w += kLanes) {
-        const Floats v = load(row + w) * a.scale + offset;
-        store(row + w, v);
-        store(largest + w, max(load(largest + w), v));
-      }
+      if (!plain())
+        for (int64_t w = 0; w < padded; w += kLanes) store(row + w, load(row + w) * a.scale + offset);
+      if (ignoring)
+        for (int64_t w = 0; w < padded; w += kLanes)
+          store(row + w, select(load(counts + w), load(row + w), splat(0.f)));
+      for (int64_t w = 0; w < padded; w += kLanes) store(largest + w, max(load(largest + w), load(row + w)));
     }
     if (!a.margin) return;
     for (int64_t w = 0; w < positions; ++w)
@@ -264,8 +318,7 @@ class SoftmaxTile {
   }
 
   void exponentials() {
-    for (int64_t w = 0; w < positions; ++w)
-      own[w] = target[w] >= 0 && counts[w] ? entry(z, target[w], w) : 0.f;
+    for (int64_t w = 0; w < padded; ++w) own[w] = target[w] >= 0 ? entry(z, target[w], w) : 0.f;
     const bool keep = a.grad || dense();
     if (tiles.by_class) {
       Floats sums[kLanes] = {}, ties[kLanes] = {};
@@ -409,9 +462,9 @@ class SoftmaxTile {
                 load_up_to(from + (first + w) * a.classes + c, a.classes - c) * keep + spread);
       return;
     }
+    gather(from, shares);
     for (int64_t c = 0; c < a.classes; ++c) {
       float* const row = shares + c * tiles.stride;
-      gather(from, c, row);
       for (int64_t w = 0; w < padded; w += kLanes) store(row + w, load(row + w) * keep + spread);
     }
   }
@@ -450,27 +503,38 @@ class SoftmaxTile {
       return;
     }
     for (int64_t c = 0; c < a.classes; ++c) {
+      float* const row = e + c * tiles.stride;
+      T* const to = grad + address(first) + c * a.inner;
       for (int64_t w = 0; w < padded; w += kLanes) {
         Floats value = gradient(c * tiles.stride + w, load(rest + w), load(inverse + w), load(slope + w));
         if (!dense()) value = select(load(target + w) == static_cast<int32_t>(c), load(at_target + w), value);
-        value = select(load(counts + w), value, splat(0.f));
-        scatter(grad, c, w, value);
+        if (tiles.adjacent)
+          store_up_to(to + w, value, positions - w);
+        else
+          store(row + w, value);
       }
     }
+    if (a.inner == 1)
+      scatter_rows(e, grad);
+    else if (!tiles.adjacent)
+      scatter(e, grad);
   }
 
-  void scatter(T* grad, int64_t c, int64_t w, Floats value) const {
-    if (tiles.adjacent) {
-      store_up_to(grad + address(first) + c * a.inner + w, value, positions - w);
-      return;
-    }
-    T lanes[kLanes];
-    store(lanes, value);
-    for (int64_t l = 0; l < kLanes && w + l < positions; ++l)
-      grad[address(first + w + l) + c * a.inner] = lanes[l];
+  void scatter(const float* tile, T* to) const {
+    for (int64_t c = 0; c < a.classes; ++c)
+      for (int64_t w = 0; w < padded; w += kLanes) {
+        T lanes[kLanes];
+        store(lanes, load(tile + c * tiles.stride + w));
+        for (int64_t l = 0; l < kLanes && w + l < positions; ++l)
+          to[address(first + w + l) + c * a.inner] = lanes[l];
+      }
   }
 
-  static void write_one(T* to, float value) { store_part(to, splat(value), 1); }
+  static void write_one(float* to, float value) { *to = value; }
+  template <class S>
+  static void write_one(S* to, float value) {
+    store_part(to, splat(value), 1);
+  }
 };
 
 template <FocalPower Power, class T>
