@@ -407,9 +407,9 @@ static inline Floats log_unit(Floats x) {
   return select(x <= splat(0.f), splat(-__builtin_inff()), r);
 }
 
-// log(1 + x) for x >= 0.
+// log(1 + x) for x >= 0 (or NaN, which log_unit would lose).
 static inline Floats log1p_positive(Floats x) {
-  return select(x <= splat(1.f), log1p_unit(x / (2.f + x)), log_unit(1.f + x));
+  return select(x > splat(1.f), log_unit(1.f + x), log1p_unit(x / (2.f + x)));
 }
 
 }  // namespace THAWKIT_ISA

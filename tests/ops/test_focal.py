@@ -17,7 +17,7 @@ from thawkit.errors import ThawkitError
 from thawkit.losses import FocalLoss, SigmoidFocalLoss
 from thawkit.losses import functional as F
 from thawkit.ops.focal.sigmoid_operators import Options
-from thawkit.ops.focal.weights import pack, weights
+from thawkit.ops.focal.weights import BLOCK, pack, weights
 
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 3.7]
 
@@ -197,6 +197,12 @@ def test_extra_memory_is_one_gradient():
         F.sigmoid_focal_loss(x, t, reduction="mean")
     allocated = sum(max(e.self_cpu_memory_usage, 0) for e in profile.key_averages())
     assert x.nbytes <= allocated <= x.nbytes + 4096
+
+
+def test_the_kernel_reads_blocks_of_the_size_that_weights_are_packed_for():
+    from thawkit import _C
+
+    assert _C.focal_block == BLOCK
 
 
 def plain_options():

@@ -9,17 +9,24 @@ from thawkit.losses.contrastive import (
     SigLipLoss,
     SupConLoss,
 )
+from thawkit.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss
 from thawkit.losses.focal import FocalLoss, SigmoidFocalLoss
+from thawkit.losses.imbalanced import ClassBalancedLoss, LDAMLoss, LogitAdjustedLoss
 from thawkit.losses.margin import ContrastiveLoss, CosineContrastiveLoss, TripletMarginLoss
 from thawkit.losses.mmd import MMDLoss
 
 __all__ = [
+    "BCEWithLogitsLoss",
+    "ClassBalancedLoss",
     "ClipLoss",
     "ContrastiveLoss",
     "CosineContrastiveLoss",
+    "CrossEntropyLoss",
     "FocalLoss",
     "InfoNCELoss",
+    "LDAMLoss",
     "LinearCrossEntropyLoss",
+    "LogitAdjustedLoss",
     "MMDLoss",
     "NTXentLoss",
     "NegativeQueue",

@@ -19,8 +19,8 @@ objection = takes_only("cpu")
 
 
 def divided(factor: float, divisor: Tensor | None) -> float:
-    """Return the factor over a divisor that this kernel may wait for."""
-    return factor if divisor is None else factor / divisor.item()
+    """Return the factor over a divisor that this kernel may wait for; over 0, infinity."""
+    return factor if divisor is None else (factor / divisor).item()
 
 
 def _run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +13,14 @@ from thawkit.ops import checks
 
 NORMALIZERS = ("none", "numel", "valid", "positives")
 
-Normalizer = str | Tensor | float | None
+
+class Exactly(NamedTuple):
+    """A divisor that other losses bring with them, 0 included."""
+
+    by: Tensor
+
+
+Normalizer = str | Tensor | float | Exactly | None
 
 
 def check(normalizer: Normalizer, reduction: str, name: str, count: int) -> None:
@@ -31,6 +39,9 @@ def check(normalizer: Normalizer, reduction: str, name: str, count: int) -> None
             )
         if normalizer in (None, "numel", "valid"):
             checks.reduced(name, count, reduction)
+        return
+    if isinstance(normalizer, Exactly):
+        checks.reduced(name, count, reduction)
         return
     checks.positive_scalar("normalizer", normalizer)
 
@@ -53,8 +64,8 @@ def divisor(
     """
     if normalizer is None:
         normalizer = "valid" if reduction == "mean" else "none"
-    if isinstance(normalizer, Tensor):
-        return normalizer.reshape(())
+    if isinstance(normalizer, Tensor | Exactly):
+        return (normalizer if isinstance(normalizer, Tensor) else normalizer.by).reshape(())
     if not isinstance(normalizer, str):
         return float(normalizer)
     if normalizer == "none":

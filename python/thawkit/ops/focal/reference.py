@@ -38,8 +38,9 @@ def sigmoid_focal(
         one = pos_weight * positive * targets * _power(q, gamma) * -F.logsigmoid(inputs)
         return one + negative * (1 - targets) * _power(p, gamma) * -F.logsigmoid(-inputs)
     soft = targets * (1 - smoothing) + smoothing / 2 if smoothing else targets
-    weight = None if isinstance(pos_weight, float) and pos_weight == 1 else inputs.new_ones(()) * pos_weight
-    ce = F.binary_cross_entropy_with_logits(inputs, soft, reduction="none", pos_weight=weight)
+    ce = F.binary_cross_entropy_with_logits(inputs, soft, reduction="none")
+    if isinstance(pos_weight, Tensor) or pos_weight != 1:  # torch's own has no gradient for it
+        ce = ce - (pos_weight - 1) * soft * F.logsigmoid(inputs)
     loss = ce * _power(1 - (p * targets + (1 - p) * (1 - targets)), gamma)
     return (positive * targets + negative * (1 - targets)) * loss
 

@@ -60,7 +60,7 @@ def softmax_focal(
         ThawkitError: types, shapes, dtypes, devices or targets do not fit, a number is out of range, nothing
             to average.
     """
-    _check(logits, target, gamma, label_smoothing, ignore_index)
+    check(logits, target, gamma, label_smoothing, ignore_index)
     classes = logits.shape[1]
     weights = class_weights(logits, alpha, alpha_mode)
     probable = target.is_floating_point()
@@ -72,7 +72,7 @@ def softmax_focal(
     if (probable and target.requires_grad) or any(v is not None and v.requires_grad for v in vectors):
         kernels = {}
     if choose("softmax_focal", kernels, logits) == "reference":
-        _check_indices(target, classes, ignore_index)
+        check_indices(target, classes, ignore_index)
         of, off, less = vectors
         with full_precision(logits):
             loss = reference.softmax_focal(
@@ -151,7 +151,8 @@ def _counts(target: Tensor, ignored: int) -> Any:
     return counting, lambda: ((target != ignored) & (target != 0)).sum(dtype=torch.float32)
 
 
-def _check(logits: Tensor, target: Tensor, gamma: float, smoothing: float, ignore_index: int) -> None:
+def check(logits: Tensor, target: Tensor, gamma: float, smoothing: float, ignore_index: int) -> None:
+    """Require logits, a target and numbers that go together."""
     checks.floating("logits", logits)
     if logits.dim() < 2 or logits.shape[1] == 0:
         raise ThawkitError(f"logits must have shape (N, C, ...), C not 0, got {tuple(logits.shape)}")
@@ -185,8 +186,8 @@ def _check(logits: Tensor, target: Tensor, gamma: float, smoothing: float, ignor
     checks.integer("ignore_index", ignore_index)
 
 
-def _check_indices(target: Tensor, classes: int, ignored: int) -> None:
-    """The kernel looks itself; the definition is looked after where that takes no waiting."""
+def check_indices(target: Tensor, classes: int, ignored: int) -> None:
+    """Require indices of classes. The kernel looks itself; others look where that takes no waiting."""
     if target.is_floating_point() or not checks.readable(target):
         return
     counted = target[target != ignored]

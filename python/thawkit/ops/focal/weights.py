@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import NamedTuple
 
 import torch
@@ -10,9 +9,10 @@ from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops._library import cpu_kernels
 
 ALPHA_MODES = ("balanced", "positive", "per_class")
+
+BLOCK = 512  # the compiled kernels' kFocalBlock
 
 
 class Weights(NamedTuple):
@@ -133,7 +133,7 @@ def pack(inputs: Tensor, given: Weights) -> Packed:
     rows = [_vector(x, inputs, first) for x in (positive, negative, pos_weight)]
     vectors = torch.stack(rows).to(torch.float32)
     period = max(vectors.shape[1], 1)
-    length = period + _block()
+    length = period + BLOCK
     repeated = vectors.repeat(1, -(-length // period))[:, :length].contiguous()
     return Packed(1.0, 1.0, repeated, period, row_weight, row)
 
@@ -144,11 +144,6 @@ def _vector(x: Tensor | float, inputs: Tensor, first: int) -> Tensor:
     if not isinstance(x, Tensor):
         return torch.full((trailing.numel(),), x, dtype=torch.float64, device=inputs.device)
     return x.detach().double().reshape(_padded(x, inputs)[first:]).expand(trailing).reshape(-1)
-
-
-@functools.cache
-def _block() -> int:
-    return int(cpu_kernels().focal_block)
 
 
 def _padded(x: Tensor, inputs: Tensor) -> tuple[int, ...]:
