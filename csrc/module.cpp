@@ -181,19 +181,62 @@ MarginArgs margin_args(int kind, bool cosine, bool self, Pointer x, Pointer y, i
           threads};
 }
 
-FocalArgs focal_args(Pointer x, Pointer t, int64_t n, float alpha, float gamma, Pointer loss, Pointer grad,
-                     Pointer upstream, float factor, Pointer total, int dtype, int threads) {
+FocalArgs focal_args(Pointer x, Pointer t, int64_t n, float positive, float negative, float gamma,
+                     Pointer loss, Pointer grad, Pointer upstream, float factor, Pointer total, int dtype,
+                     int threads, Pointer classes, int64_t period, Pointer mask, Pointer row_weight,
+                     int64_t row, bool indices, float ignored, float smoothing, bool separate) {
   return {as<void>(x),
           as<void>(t),
           n,
-          alpha,
+          positive,
+          negative,
           gamma,
           as<void>(loss),
           as<void>(grad),
           as<void>(upstream),
           factor,
-          as<double>(total),
+          as<float>(total),
           static_cast<Dtype>(dtype),
+          threads,
+          as<const float>(classes),
+          period,
+          as<const uint8_t>(mask),
+          as<const float>(row_weight),
+          row,
+          indices,
+          ignored,
+          smoothing,
+          separate};
+}
+
+SoftmaxFocalArgs softmax_focal_args(Pointer x, int dtype, int64_t n, int64_t classes, int64_t inner,
+                                    Pointer target, Pointer probability, int probability_dtype, Pointer alpha,
+                                    Pointer offset, Pointer margin, float scale, float gamma, float smoothing,
+                                    int64_t ignored, Pointer loss, Pointer grad, Pointer upstream,
+                                    float factor, Pointer total, Pointer strange, Pointer workspace,
+                                    int threads) {
+  return {as<void>(x),
+          static_cast<Dtype>(dtype),
+          n,
+          classes,
+          inner,
+          as<const int64_t>(target),
+          as<void>(probability),
+          static_cast<Dtype>(probability_dtype),
+          as<const float>(alpha),
+          as<const float>(offset),
+          as<const float>(margin),
+          scale,
+          gamma,
+          smoothing,
+          ignored,
+          as<float>(loss),
+          as<void>(grad),
+          as<const float>(upstream),
+          factor,
+          as<float>(total),
+          as<int64_t>(strange),
+          as<float>(workspace),
           threads};
 }
 
@@ -248,6 +291,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cpu_lanes", [] { return kernels().lanes; });
   m.def("cpu_bfloat16", [] { return kernels().bfloat16; });
   m.def("cpu_isas", [] { return available_isas(); });
+  m.attr("focal_block") = kFocalBlock;
   m.def("cpu_problem", [] { return kernels_problem(); });
   m.def("set_blas", [](Pointer sgemm, Pointer set_threads) {
     blas() = {reinterpret_cast<decltype(Blas::sgemm)>(sgemm),
@@ -278,6 +322,10 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define(m, "margin_workspace", margin_args,
          [](const MarginArgs& a) { return kernels().margin_workspace(a); });
   define(m, "sigmoid_focal", focal_args, [](const FocalArgs& a) { kernels().sigmoid_focal(a); });
+  define(m, "softmax_focal", softmax_focal_args,
+         [](const SoftmaxFocalArgs& a) { kernels().softmax_focal(a); });
+  define(m, "softmax_focal_workspace", softmax_focal_args,
+         [](const SoftmaxFocalArgs& a) { return kernels().softmax_focal_workspace(a); });
   define(m, "packed_relu", packed_relu_args, [](const PackedReluArgs& a) { kernels().packed_relu(a); });
   define(m, "packed_relu_backward", packed_relu_args,
          [](const PackedReluArgs& a) { kernels().packed_relu_backward(a); });

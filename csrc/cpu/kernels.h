@@ -199,20 +199,68 @@ struct MarginArgs {
   int threads;
 };
 
-// Sigmoid focal loss over n logits x with targets t in [0, 1] (Lin et al. 2017, torchvision's form).
-//   writes their sum to *total, loss[n] and grad[n], each where not null; grad comes times upstream[i] or,
-//   where that is null, times `factor`. alpha < 0: no class weighting.
+// Sigmoid focal loss over n logits x with targets t (Lin et al. 2017, torchvision's form): see
+// common/focal.h.
+//   writes their sum times `factor` to *total, loss[n] and grad[n], each where not null; grad comes times
+//   upstream[i] or, where that is null, times `factor`
+// What follows `threads` is for the CPU only, and every element i may have its own:
+//   classes: three vectors, [kFocalBlock + period] each, of what weighs the positive, the negative and the
+//     cross-entropy's positive part; element i has number i % period, and they go on periodically
+//   row_weight[i / row], another factor
+//   mask[i] is 0 or the target is `ignored`: loss and gradient are 0, whatever the logit
+//   indices: t is int64 [n / row], and the target of element i is 1 where it is i % row, else 0
+//   smoothing: the cross-entropy's target is t (1 - smoothing) + smoothing / 2
+//   separate: t positive L_1 + (1 - t) negative L_0, of the losses L_1 and L_0 of targets of 1 and 0
+constexpr int64_t kFocalBlock = 512;
 struct FocalArgs {
   const void* x;
   const void* t;
   int64_t n;
-  float alpha, gamma;
+  float positive, negative, gamma;
   void* loss;
   void* grad;
   const void* upstream;
   float factor;
-  double* total;  // null where not wanted
+  float* total;  // null where not wanted
   Dtype dtype;
+  int threads;
+  const float* classes;
+  int64_t period;
+  const uint8_t* mask;
+  const float* row_weight;
+  int64_t row;
+  bool indices;
+  float ignored;  // NaN: none
+  float smoothing;
+  bool separate;
+};
+
+// Softmax focal loss of logits x [n, classes, inner], z = scale x + offset, z[y] - margin[y] at the target.
+//   loss[n, inner] = sum_c t_c alpha_c (1 - p_c)^gamma (-log p_c),  p = softmax(z)
+//   t is 1 at target[n, inner], or probability[n, classes, inner], times (1 - smoothing), plus smoothing /
+//   classes. Targets that are `ignored` cost nothing, whatever the logits; *strange is set to one that is no
+//   class, if there is any
+// writes their sum to *total, loss and grad, each where not null; grad comes times upstream[n, inner] or,
+// where that is null, times `factor`.
+struct SoftmaxFocalArgs {
+  const void* x;
+  Dtype dtype;  // of x and grad
+  int64_t n, classes, inner;
+  const int64_t* target;
+  const void* probability;  // where target is null
+  Dtype probability_dtype;
+  const float* alpha;   // [classes] or null
+  const float* offset;  // [classes] or null
+  const float* margin;  // [classes] or null
+  float scale, gamma, smoothing;
+  int64_t ignored;
+  float* loss;
+  void* grad;
+  const float* upstream;
+  float factor;
+  float* total;
+  int64_t* strange;
+  float* workspace;
   int threads;
 };
 
@@ -246,6 +294,8 @@ struct Kernels {
   int64_t (*margin_workspace)(const MarginArgs&);  // floats
   void (*margin)(const MarginArgs&);
   void (*sigmoid_focal)(const FocalArgs&);
+  int64_t (*softmax_focal_workspace)(const SoftmaxFocalArgs&);  // floats
+  void (*softmax_focal)(const SoftmaxFocalArgs&);
   void (*packed_relu)(const PackedReluArgs&);
   void (*packed_relu_backward)(const PackedReluArgs&);                // x = g, y = dx
   double (*fma_peak)(int threads, double seconds, Operands operand);  // FLOP/s of multiply-adds in registers
@@ -269,6 +319,8 @@ struct Kernels {
   int64_t margin_workspace(const MarginArgs&);                    \
   void margin(const MarginArgs&);                                 \
   void sigmoid_focal(const FocalArgs&);                           \
+  int64_t softmax_focal_workspace(const SoftmaxFocalArgs&);       \
+  void softmax_focal(const SoftmaxFocalArgs&);                    \
   void packed_relu(const PackedReluArgs&);                        \
   void packed_relu_backward(const PackedReluArgs&);               \
   double fma_peak(int threads, double seconds, Operands operand); \

@@ -3,10 +3,8 @@
 #pragma once
 
 #include <omp.h>
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
+#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
 #include "cpu/packing.h"
 
@@ -106,20 +104,6 @@ static inline Share share_of(int64_t count, int thread, int threads, int64_t mul
 static inline void clear_sum(float* sum, int64_t floats, const Member& member) {
   const Share own = share_of(floats, member.thread, member.threads, 16);
   zero(sum + own.first, own.last - own.first);
-}
-
-// Spares most page faults of a fresh allocation and the address translations of strided reads. The system may
-// decline; the hint changes no contents.
-static inline void prefer_huge_pages(void* memory, int64_t bytes) {
-#ifdef __linux__
-  constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
-  const uintptr_t start = reinterpret_cast<uintptr_t>(memory);
-  const uintptr_t first = (start + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t last = (start + static_cast<uintptr_t>(bytes)) / kHugePage * kHugePage;
-  if (memory && last > first) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)memory, (void)bytes;
-#endif
 }
 
 // Hands out pieces of one allocation, each on a cache line.

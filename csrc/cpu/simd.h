@@ -203,6 +203,18 @@ static inline void store_exact(T* p, Floats v) {
   store(p, v);
 }
 
+// As store, but subnormal numbers may become 0 where that spares instructions.
+template <class T>
+static inline void store_gradient(T* p, Floats v) {
+  store(p, v);
+}
+#if defined(THAWKIT_AVX512_BF16)
+static inline void store_gradient(bfloat16* p, Floats v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p),
+                      bit_cast<__m256i>(_mm512_cvtneps_pbh(bit_cast<__m512>(v))));
+}
+#endif
+
 // The last, incomplete vector of a row: lanes past `count` read as 0 and are not written.
 template <class T>
 static inline Floats load_part(const T* p, int64_t count) {
@@ -332,7 +344,21 @@ static inline Floats exp_clamped(Floats x) {
   return p * bit_cast<Floats>((bit_cast<Ints>(shifted) << 23) + (127 << 23));
 }
 
-// As above, but 0 where exp(x) is below the smallest normal number.
+// As above but for finite x only, at most 4 ulp, with fewer products: their units are what a loop of
+// elementary functions waits for. exp2_clamped's polynomial in units of exp.
+static inline Floats exp_finite(Floats x) {
+  const Floats a = max(splat(kLowestExponent), x);
+  const Floats shifted = a * 1.44269504088896341f + kRounds;
+  const Floats n = shifted - kRounds;
+  Floats r = a - n * 0.693359375f;
+  r = r + n * 2.12194440e-4f;
+  const Floats r2 = r * r;
+  Floats p = (r * 0.00829030522f + 0.04189793086f) * r2 + (r * 0.16667636966f + 0.49999149353f);
+  p = p * r2 + (r * 0.99999973951f + 1.f);
+  return bit_cast<Floats>(bit_cast<Ints>(p) + (bit_cast<Ints>(shifted) << 23));
+}
+
+// As exp_clamped, but 0 where exp(x) is below the smallest normal number.
 static inline Floats exp_negative(Floats x) {
   return select(x <= splat(kLowestExponent), splat(0.f), exp_clamped(x));
 }
@@ -368,7 +394,7 @@ static inline Floats log1p_unit(Floats q) {
   return 2.f * q + 2.f * q * (s * p);
 }
 
-// log(x) for normal x in (0, 1]; log(0) = -inf. Mantissa in [sqrt(1/2), sqrt(2)), then atanh.
+// log(x) for normal x; log(0) = -inf. Mantissa in [sqrt(1/2), sqrt(2)), then atanh.
 static inline Floats log_unit(Floats x) {
   Ints bits = bit_cast<Ints>(x);
   Ints exponent = (bits - 0x3f3504f3) >> 23;
@@ -379,6 +405,11 @@ static inline Floats log_unit(Floats x) {
   p = p * s + 0.3333333333f;
   Floats r = 2.f * q + 2.f * q * (s * p) + __builtin_convertvector(exponent, Floats) * 0.69314718056f;
   return select(x <= splat(0.f), splat(-__builtin_inff()), r);
+}
+
+// log(1 + x) for x >= 0 (or NaN, which log_unit would lose).
+static inline Floats log1p_positive(Floats x) {
+  return select(x > splat(1.f), log_unit(1.f + x), log1p_unit(x / (2.f + x)));
 }
 
 }  // namespace THAWKIT_ISA

@@ -11,8 +11,9 @@ constexpr int kThreads = 256;
 
 template <FocalPower Power, bool Gradient, class T>
 __global__ void __launch_bounds__(kThreads)
-    focal_kernel(const T* __restrict__ x, const T* __restrict__ t, int64_t n, float alpha, float gamma,
-                 T* __restrict__ loss, T* __restrict__ grad, const T* __restrict__ upstream, float factor) {
+    focal_kernel(const T* __restrict__ x, const T* __restrict__ t, int64_t n, float positive, float negative,
+                 float gamma, T* __restrict__ loss, T* __restrict__ grad, const T* __restrict__ upstream,
+                 float factor) {
   const int64_t stride = int64_t(gridDim.x) * kThreads * 4;
   for (int64_t i = (int64_t(blockIdx.x) * kThreads + threadIdx.x) * 4; i < n; i += stride) {
     const int count = n - i < 4 ? int(n - i) : 4;
@@ -30,8 +31,9 @@ __global__ void __launch_bounds__(kThreads)
     }
     for (int j = 0; j < count; ++j) {
       const float logit = to_float(vx.lane[j]);
+      const float target = to_float(vt.lane[j]);
       const FocalTerm<float> term = sigmoid_focal_term<Power, Gradient, float>(
-          logit, to_float(vt.lane[j]), sigmoid_parts(exp_negative(-abs(logit))), alpha, gamma);
+          logit, target, target, sigmoid_parts(exp_negative(-abs(logit))), {positive, negative, 1.f}, gamma);
       vl.lane[j] = from_float<T>(term.loss);
       if constexpr (Gradient)
         vg.lane[j] = from_float<T>(term.gradient * (upstream ? to_float(vu.lane[j]) : factor));
@@ -55,11 +57,11 @@ const char* launch(const FocalArgs& a, cudaStream_t stream) {
   const T* upstream = static_cast<const T*>(a.upstream);
   T *loss = static_cast<T*>(a.loss), *grad = static_cast<T*>(a.grad);
   if (grad)
-    focal_kernel<Power, true, T>
-        <<<grid, kThreads, 0, stream>>>(x, t, a.n, a.alpha, a.gamma, loss, grad, upstream, a.factor);
+    focal_kernel<Power, true, T><<<grid, kThreads, 0, stream>>>(x, t, a.n, a.positive, a.negative, a.gamma,
+                                                                loss, grad, upstream, a.factor);
   else
-    focal_kernel<Power, false, T>
-        <<<grid, kThreads, 0, stream>>>(x, t, a.n, a.alpha, a.gamma, loss, grad, upstream, a.factor);
+    focal_kernel<Power, false, T><<<grid, kThreads, 0, stream>>>(x, t, a.n, a.positive, a.negative, a.gamma,
+                                                                 loss, grad, upstream, a.factor);
   return launch_error();
 }
 

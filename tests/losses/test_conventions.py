@@ -1,4 +1,4 @@
-"""What all contrastive losses keep to: devices and dtypes of their surroundings, tracing, messages."""
+"""What all losses keep to: devices and dtypes of their surroundings, tracing, messages."""
 
 from __future__ import annotations
 
@@ -56,6 +56,23 @@ LOSSES = {
     "coral": lambda q, k: F.coral(q, k),
     "cmd": lambda q, k: F.cmd(q, k),
     "sliced wasserstein": lambda q, k: F.sliced_wasserstein(q, k, projections=LINES.to(q.device)),
+    "sigmoid focal": lambda q, k: F.sigmoid_focal_loss(q, K.to(q).sigmoid(), reduction="mean"),
+    "sigmoid focal options": lambda q, k: F.sigmoid_focal_loss(
+        q,
+        LABELS.to(q.device),
+        torch.arange(1, 5, device=q.device) / 5,
+        reduction="mean",
+        pos_weight=2.0,
+        ignore_index=1,
+        normalizer="positives",
+    ),
+    "focal": lambda q, k: F.focal_loss(q, LABELS.to(q.device), label_smoothing=0.1),
+    "focal probabilities": lambda q, k: F.focal_loss(q, K.to(q).softmax(1)),
+    "cross_entropy": lambda q, k: F.cross_entropy(q, LABELS.to(q.device), K.to(q)[0].exp()),
+    "binary cross-entropy": lambda q, k: F.binary_cross_entropy_with_logits(q, K.to(q).sigmoid()),
+    "class balanced": lambda q, k: F.class_balanced_loss(q, LABELS.to(q.device), [9, 5, 3, 1], loss="focal"),
+    "ldam": lambda q, k: F.ldam_loss(q, LABELS.to(q.device), [9, 5, 3, 1]),
+    "logit adjusted": lambda q, k: F.logit_adjusted_loss(q, LABELS.to(q.device), [9, 5, 3, 1]),
 }
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

@@ -16,6 +16,8 @@ from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import FocalLoss, SigmoidFocalLoss
 from thawkit.losses import functional as F
+from thawkit.ops.focal.sigmoid_operators import Options
+from thawkit.ops.focal.weights import BLOCK, pack, weights
 
 GAMMAS = [0.0, 0.5, 1.0, 2.0, 3.7]
 
@@ -141,7 +143,7 @@ def test_a_nan_is_not_rounded_to_a_number(dtype):
     # float32; the factor of the sum can bring them.
     (nan,) = struct.unpack("d", struct.pack("Q", 0x7FFF_FFFF_FFFF_FFFF))
     x, t = (part.to(dtype) for part in logits_and_targets((37,)))
-    _, gradient = torch.ops.thawkit.sigmoid_focal_total(x, t, 0.25, 2.0, nan, True)
+    _, gradient = torch.ops.thawkit.sigmoid_focal_total(x, t, *plain_options(), nan, None, True)
     assert gradient.isnan().all()
 
 
@@ -197,13 +199,29 @@ def test_extra_memory_is_one_gradient():
     assert x.nbytes <= allocated <= x.nbytes + 4096
 
 
+def test_the_kernel_reads_blocks_of_the_size_that_weights_are_packed_for():
+    from thawkit import _C
+
+    assert _C.focal_block == BLOCK
+
+
+def plain_options():
+    return Options(None, None, None, 0.25, 0.75, 2.0, 1, 1, None, 0.0, False)
+
+
 def test_operators_are_well_formed():
     x, t = logits_and_targets((4, 9))
     namespace = torch.ops.thawkit
-    torch.library.opcheck(namespace.sigmoid_focal.default, (x, t, 0.25, 2.0))
-    torch.library.opcheck(namespace.sigmoid_focal_total.default, (x, t, 0.25, 2.0, 0.1, True))
-    torch.library.opcheck(namespace.sigmoid_focal_total.default, (x, t, 0.25, 2.0, 0.1, False))
-    torch.library.opcheck(namespace.sigmoid_focal_backward.default, (torch.rand_like(x), x, t, 0.25, 2.0))
+    packed = pack(x, weights(x, torch.rand(9), "balanced", torch.rand(9), torch.rand(4, 1)))
+    mask = torch.rand(4, 9) < 0.5
+    numbers = (1.0, 1.0, 1.5, packed.period, packed.row, -1.0, 0.1, False)
+    special = Options(packed.classes, mask, packed.row_weight, *numbers)
+    for options in (plain_options(), special):
+        torch.library.opcheck(namespace.sigmoid_focal.default, (x, t, *options))
+        for need_gradient in (False, True):
+            more = (0.1, torch.tensor(3.0), need_gradient)
+            torch.library.opcheck(namespace.sigmoid_focal_total.default, (x, t, *options, *more))
+        torch.library.opcheck(namespace.sigmoid_focal_backward.default, (torch.rand_like(x), x, t, *options))
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
@@ -258,11 +276,15 @@ def test_softmax_form_saturated_below_gamma_one():
 @pytest.mark.parametrize(
     ("target", "options", "says"),
     [
-        (torch.tensor([0, 5]), {}, "class indices 0 to 2, got 0 to 5"),
+        (torch.tensor([0, 5]), {}, "class indices 0 to 2 or ignore_index=-100, got 5"),
         (torch.tensor([0, 1, 2]), {}, "target must have the shape of logits"),
-        (torch.tensor([0.0, 1.0]), {}, "target must be a tensor of int64 class indices, got torch.float32"),
+        (
+            torch.tensor([0.0, 1.0]),
+            {},
+            r"target must be a tensor of int64 class indices or .*got torch.float32 of shape \(2,\)",
+        ),
         (torch.tensor([0, 1], dtype=torch.int32), {}, "target must be a tensor of int64 .*got torch.int32"),
-        ([0, 1], {}, "target must be a tensor of int64 class indices, got list"),
+        ([0, 1], {}, "target must be a tensor of int64 class indices or of probabilities, got list"),
         (torch.tensor([0, 1]), {"alpha": torch.ones(2)}, r"alpha must have shape \(3,\)"),
         (
             torch.tensor([0, 1]),

@@ -9,25 +9,32 @@ from thawkit.losses.contrastive import (
     SigLipLoss,
     SupConLoss,
 )
+from thawkit.losses.cross_entropy import BCEWithLogitsLoss, CrossEntropyLoss
 from thawkit.losses.deep_kernel import DeepKernel, DeepKernelTest
 from thawkit.losses.focal import FocalLoss, SigmoidFocalLoss
 from thawkit.losses.functional.two_sample import MMDTestResult, mmd_test
+from thawkit.losses.imbalanced import ClassBalancedLoss, LDAMLoss, LogitAdjustedLoss
 from thawkit.losses.margin import ContrastiveLoss, CosineContrastiveLoss, TripletMarginLoss
 from thawkit.losses.mmd import MMDLoss
 from thawkit.losses.moments import CMDLoss, CORALLoss
 from thawkit.losses.sliced import SlicedWassersteinLoss
 
 __all__ = [
+    "BCEWithLogitsLoss",
     "CMDLoss",
     "CORALLoss",
+    "ClassBalancedLoss",
     "ClipLoss",
     "ContrastiveLoss",
     "CosineContrastiveLoss",
+    "CrossEntropyLoss",
     "DeepKernel",
     "DeepKernelTest",
     "FocalLoss",
     "InfoNCELoss",
+    "LDAMLoss",
     "LinearCrossEntropyLoss",
+    "LogitAdjustedLoss",
     "MMDLoss",
     "MMDTestResult",
     "NTXentLoss",

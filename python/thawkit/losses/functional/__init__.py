@@ -1,7 +1,15 @@
 """The losses as functions."""
 
 from thawkit.losses.functional.classifier import linear_cross_entropy
+from thawkit.losses.functional.cross_entropy import binary_cross_entropy_with_logits, cross_entropy
 from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
+from thawkit.losses.functional.imbalanced import (
+    class_balanced_loss,
+    class_balanced_weights,
+    ldam_loss,
+    ldam_margins,
+    logit_adjusted_loss,
+)
 from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
 from thawkit.losses.functional.mmd import mmd
 from thawkit.losses.functional.moments import cmd, coral
@@ -23,16 +31,23 @@ from thawkit.losses.functional.two_sample import MMDTestResult, mmd_power, mmd_t
 __all__ = [
     "MMDTestResult",
     "RetrievalMetrics",
+    "binary_cross_entropy_with_logits",
     "clamp_logit_scale",
+    "class_balanced_loss",
+    "class_balanced_weights",
     "clip",
     "cmd",
     "contrastive",
     "coral",
     "cosine_contrastive",
+    "cross_entropy",
     "focal_loss",
     "info_nce",
     "info_nce_statistics",
+    "ldam_loss",
+    "ldam_margins",
     "linear_cross_entropy",
+    "logit_adjusted_loss",
     "mmd",
     "mmd_power",
     "mmd_test",

@@ -12,6 +12,11 @@ One module a library::
     from thawkit.losses.presets.deepda import CORAL, LMMDLoss, MMDLoss
     from thawkit.losses.presets.pytorch_adapt import CORALLoss, MMDBatchedLoss, MMDLoss
     from thawkit.losses.presets.geomloss import SamplesLoss
+    from thawkit.losses.presets.torchvision import sigmoid_focal_loss
+    from thawkit.losses.presets.mmcv import SigmoidFocalLoss, SoftmaxFocalLoss
+    from thawkit.losses.presets.apex import focal_loss
+    from thawkit.losses.presets.kornia import BinaryFocalLossWithLogits, FocalLoss
+    from thawkit.losses.presets.adeelh import FocalLoss
 
 None of them imports its library. What differs from it everywhere: half-precision embeddings give a float32
 loss, and a bad argument raises :class:`~thawkit.errors.ThawkitError`. An argument without a counterpart here
