@@ -11,7 +11,7 @@ from thawkit.losses.contrastive import (
 )
 from thawkit.losses.focal import FocalLoss, SigmoidFocalLoss
 from thawkit.losses.margin import ContrastiveLoss, CosineContrastiveLoss, TripletMarginLoss
-from thawkit.losses.mmd import MMDLoss
+from thawkit.losses.mmd import JointMMDLoss, LocalMMDLoss, MMDLoss
 
 __all__ = [
     "ClipLoss",
@@ -19,7 +19,9 @@ __all__ = [
     "CosineContrastiveLoss",
     "FocalLoss",
     "InfoNCELoss",
+    "JointMMDLoss",
     "LinearCrossEntropyLoss",
+    "LocalMMDLoss",
     "MMDLoss",
     "NTXentLoss",
     "NegativeQueue",

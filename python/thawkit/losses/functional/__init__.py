@@ -3,7 +3,7 @@
 from thawkit.losses.functional.classifier import linear_cross_entropy
 from thawkit.losses.functional.focal import focal_loss, sigmoid_focal_loss
 from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
-from thawkit.losses.functional.mmd import mmd
+from thawkit.losses.functional.mmd import joint_mmd, local_mmd, mmd
 from thawkit.losses.functional.ranking import multiple_negatives_ranking
 from thawkit.losses.functional.retrieval import RetrievalMetrics, retrieval_metrics
 from thawkit.losses.functional.scale import clamp_logit_scale
@@ -26,7 +26,9 @@ __all__ = [
     "focal_loss",
     "info_nce",
     "info_nce_statistics",
+    "joint_mmd",
     "linear_cross_entropy",
+    "local_mmd",
     "mmd",
     "multiple_negatives_ranking",
     "nt_xent",
