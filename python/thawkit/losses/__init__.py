@@ -15,7 +15,7 @@ from thawkit.losses.focal import FocalLoss, SigmoidFocalLoss
 from thawkit.losses.functional.two_sample import MMDTestResult, mmd_test
 from thawkit.losses.imbalanced import ClassBalancedLoss, LDAMLoss, LogitAdjustedLoss
 from thawkit.losses.margin import ContrastiveLoss, CosineContrastiveLoss, TripletMarginLoss
-from thawkit.losses.mmd import MMDLoss
+from thawkit.losses.mmd import JointMMDLoss, LocalMMDLoss, MMDLoss
 from thawkit.losses.moments import CMDLoss, CORALLoss
 from thawkit.losses.sliced import SlicedWassersteinLoss
 
@@ -32,8 +32,10 @@ __all__ = [
     "DeepKernelTest",
     "FocalLoss",
     "InfoNCELoss",
+    "JointMMDLoss",
     "LDAMLoss",
     "LinearCrossEntropyLoss",
+    "LocalMMDLoss",
     "LogitAdjustedLoss",
     "MMDLoss",
     "MMDTestResult",

@@ -11,7 +11,7 @@ from thawkit.losses.functional.imbalanced import (
     logit_adjusted_loss,
 )
 from thawkit.losses.functional.margin import contrastive, cosine_contrastive, triplet_margin
-from thawkit.losses.functional.mmd import mmd
+from thawkit.losses.functional.mmd import joint_mmd, local_mmd, mmd
 from thawkit.losses.functional.moments import cmd, coral
 from thawkit.losses.functional.ranking import multiple_negatives_ranking
 from thawkit.losses.functional.retrieval import RetrievalMetrics, retrieval_metrics
@@ -44,9 +44,11 @@ __all__ = [
     "focal_loss",
     "info_nce",
     "info_nce_statistics",
+    "joint_mmd",
     "ldam_loss",
     "ldam_margins",
     "linear_cross_entropy",
+    "local_mmd",
     "logit_adjusted_loss",
     "mmd",
     "mmd_power",

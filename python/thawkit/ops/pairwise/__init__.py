@@ -11,6 +11,7 @@ from thawkit.ops.pairwise.info_nce import (
 )
 from thawkit.ops.pairwise.linear_cross_entropy import linear_cross_entropy
 from thawkit.ops.pairwise.margin import OBJECTIONS as _MARGIN_OBJECTIONS
+from thawkit.ops.pairwise.median import median_squared_distance
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
 from thawkit.ops.pairwise.negatives import info_nce_with_negatives
@@ -38,6 +39,7 @@ __all__ = [
     "info_nce_with_negatives",
     "info_nce_with_soft_targets",
     "linear_cross_entropy",
+    "median_squared_distance",
     "mmd",
     "multiple_negatives_ranking",
     "nt_xent",

@@ -3,7 +3,7 @@
 from thawkit.ops.pairwise.reference.classifier import linear_cross_entropy
 from thawkit.ops.pairwise.reference.distances import squared_distances
 from thawkit.ops.pairwise.reference.margin import contrastive, cosine_contrastive, triplet_margin
-from thawkit.ops.pairwise.reference.mmd import mean_squared_distance, mmd
+from thawkit.ops.pairwise.reference.mmd import mean_squared_distance, median_squared_distance, mmd
 from thawkit.ops.pairwise.reference.permutation import permutation_sums, permutation_sums_of, subsets
 from thawkit.ops.pairwise.reference.power import power_criterion
 from thawkit.ops.pairwise.reference.row_softmax import row_softmax
@@ -24,6 +24,7 @@ __all__ = [
     "cosine_contrastive",
     "linear_cross_entropy",
     "mean_squared_distance",
+    "median_squared_distance",
     "mmd",
     "nt_xent",
     "nt_xent_labels",

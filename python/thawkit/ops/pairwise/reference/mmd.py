@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from thawkit.ops.pairwise.reference.distances import centre, squared_distances
+from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix
+
+_LEAST_SQUARE = 2.6e-29  # of coinciding points: keep the rates finite
+_LARGEST_RATE = 2e37
 
 
 def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -18,33 +25,79 @@ def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:
     return (z - z.mean(0)).square().sum() * (2.0 / max(count - 1, 1))
 
 
-def mmd(x: Tensor, y: Tensor, gamma: Tensor, relative: bool, unbiased: bool) -> Tensor:
-    """Squared MMD with the kernel ``sum_b exp(-gamma_b |u - v|^2)`` (Gretton et al. 2012, eqs. 3 and 5).
+def median_squared_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Median of ``|u - v|^2`` over the pairs of distinct rows of both samples, detached.
 
-    Args:
-        x: (N, D) sample.
-        y: (M, D) sample.
-        gamma: (B,) positive numbers, one a bandwidth.
-        relative: gamma is in units of the inverse mean squared distance.
-        unbiased: leave the diagonals of the xx and yy blocks out.
+    Of an even number of pairs it is the lower of the two in the middle, as in ``torch.median``.
+    """
+    z = torch.cat((x.detach(), y.detach()))
+    if z.shape[0] < 2:
+        return z.new_zeros(())
+    rows = z - centre(z)
+    first, second = torch.triu_indices(len(rows), len(rows), 1, device=z.device).unbind()
+    return squared_distances(rows, rows)[first, second].median()
 
-    Returns:
-        Scalar: ``mean k(x, x') + mean k(y, y') - 2 mean k(x, y)``.
+
+class Sample(NamedTuple):
+    """What one layer sees of both samples, and its kernel."""
+
+    x: Tensor  # (N, D)
+    y: Tensor  # (M, D)
+    kernel: Kernel
+    rates: Tensor | None  # (B,)
+
+
+class Weights(NamedTuple):
+    """What each pair of rows counts: ``a_i a_j``, y's a being negative, within a sample times ``same_i``.
+
+    Rows with different labels count nothing, nor does a row with itself where ``same`` is given: the
+    U-statistic.
     """
 
-    def kernel_sum(u: Tensor, v: Tensor) -> Tensor:
-        d2 = squared_distances(u, v)
-        return sum((torch.exp(-g * d2).sum() for g in gamma.to(d2.dtype).unbind()), d2.new_zeros(()))
+    x: Tensor  # (N,)
+    y: Tensor  # (M,)
+    same: tuple[Tensor, Tensor] | None = None  # (N,) and (M,), one number for all rows of a label
+    labels: tuple[Tensor, Tensor] | None = None  # (N,) and (M,)
 
-    if relative:
-        # coinciding points: keep gamma finite
-        gamma = gamma.to(x.dtype) / mean_squared_distance(x, y).clamp_min(2.6e-29)
-        gamma = gamma.clamp_max(1e37)
-    n, m = x.shape[0], y.shape[0]
-    middle = centre(x, y)  # distances do not see it, rounding does
-    x, y = x - middle, y - middle
-    xx, yy, xy = kernel_sum(x, x), kernel_sum(y, y), kernel_sum(x, y)
-    if unbiased:
-        count = gamma.shape[0]
-        return (xx - count * n) / (n * (n - 1)) + (yy - count * m) / (m * (m - 1)) - 2 * xy / (n * m)
-    return xx / (n * n) + yy / (m * m) - 2 * xy / (n * m)
+
+def absolute(kernel: Kernel, rates: Tensor | None, x: Tensor, y: Tensor) -> Tensor | None:
+    """Return the rates ``1 / s_b^2`` in numbers, those that are relative without a gradient."""
+    if rates is None or not kernel.relative:
+        return rates
+    mean = mean_squared_distance(x, y).clamp_min(_LEAST_SQUARE)
+    return (rates.to(mean.dtype) / mean).clamp_max(_LARGEST_RATE)
+
+
+def mmd(layers: Sequence[Sample], weights: Weights) -> Tensor:
+    """Sum of ``c_ij prod_l k_l(z_i, z_j)`` over all pairs of rows of both samples.
+
+    With ``c_ij = 1 / N^2``, ``1 / M^2`` and ``-1 / (N M)`` and one layer this is the squared MMD of Gretton
+    et al. (2012), eq. 5, with several layers the joint MMD of Long et al. (2017), eq. 9.
+    """
+
+    def blocks(layer: Sample) -> tuple[Tensor, Tensor, Tensor]:
+        x, y, kernel = layer.x, layer.y, layer.kernel
+        rates = absolute(kernel, layer.rates, x, y)
+        if kernel.name in OF_DISTANCES:
+            middle = centre(x, y)  # distances do not see it, rounding does
+            x, y = x - middle, y - middle
+        return matrix(kernel, rates, x, x), matrix(kernel, rates, y, y), matrix(kernel, rates, x, y)
+
+    xx, yy, xy = blocks(layers[0])
+    for layer in layers[1:]:
+        xx, yy, xy = (a * b for a, b in zip((xx, yy, xy), blocks(layer), strict=True))
+    if weights.labels is not None:
+        of_x, of_y = (label[:, None] for label in weights.labels)
+        xx, yy = xx.where(of_x == of_x.t(), 0), yy.where(of_y == of_y.t(), 0)
+        xy = xy.where(of_x == of_y.t(), 0)
+    own_x = own_y = torch.ones((), dtype=xx.dtype, device=xx.device)
+    if weights.same is not None:
+        own_x, own_y = weights.same
+        xx, yy = _without_diagonal(xx), _without_diagonal(yy)
+    a, b = weights.x, weights.y
+    return (own_x * a) @ (xx @ a) + (own_y * b) @ (yy @ b) + 2 * a @ (xy @ b)
+
+
+def _without_diagonal(square: Tensor) -> Tensor:
+    own = torch.eye(square.shape[0], dtype=torch.bool, device=square.device)
+    return square.masked_fill(own, 0)
