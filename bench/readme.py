@@ -41,7 +41,8 @@ def losses(name: str, limit: str, limit_title: str, memory_peer: str) -> str:
         for row in document["rows"]:
             ms = row["ms"]
             peers = ", ".join(f"{peer} {factor:.3g}×" for peer, factor in row["speedup"].items())
-            memory = f"{row['extra_mib']['thawkit']} / {row['extra_mib'][memory_peer]} MiB"
+            extra = row["extra_mib"]
+            memory = f"{extra['thawkit']} / {extra[memory_peer if memory_peer in extra else 'eager']} MiB"
             lines.append(
                 f"| {row['loss']} | {row['size']} | {ms['thawkit']:.3g} ms | {row['fastest_peer']}, "
                 f"{ms[row['fastest_peer']]:.3g} ms | {row['speedup_over_fastest_peer']:.2f}× | {peers} | "

@@ -23,7 +23,7 @@ def sizes(name: str, given: Tensor | Sequence[float]) -> Tensor:
         ThawkitError: they are no vector or not positive.
     """
     try:
-        numbers = torch.as_tensor(given)
+        numbers = given if isinstance(given, Tensor) else torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError):
         raise ThawkitError(f"{name} must hold one number a class, got {type(given).__name__}") from None
     if numbers.dim() != 1 or numbers.numel() == 0:
