@@ -1,8 +1,8 @@
 """Focal losses, forward and backward: against eager torch, torch.compile, kornia and the copy bandwidth.
 
-Limit: reading logits and targets once and writing the gradient once, into memory that is there already, at the
-bandwidth of a large copy; beside it the time of ``torch.add`` on the same bytes. Eager is torchvision's loss of
-independent classes, and of exclusive ones the textbook's, ``(1 - p)^2 (-log p)`` of ``log_softmax``.
+Limit: reading logits and targets once and writing the gradient once, into memory that is there already, at
+the bandwidth of a large copy; beside it the time of ``torch.add`` on the same bytes. Eager is torchvision's
+loss of independent classes, and of exclusive ones the textbook's, ``(1 - p)^2 (-log p)`` of ``log_softmax``.
 """
 
 from __future__ import annotations
