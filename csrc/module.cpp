@@ -1,8 +1,11 @@
 // thawkit._C: one line a kernel. Raw pointers, sizes, a thread count or a stream; no libtorch.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
+#include <vector>
 
 #include "cpu/kernels.h"
 #ifdef THAWKIT_HAS_CUDA
@@ -85,28 +88,52 @@ PairArgs pair_args(int kind, Pointer x, Pointer y, int dtype, int operand, int64
           threads};
 }
 
-MMDArgs mmd_args(Pointer x, Pointer y, int operand, int64_t n, int64_t m, int64_t depth, Pointer gamma,
-                 int64_t bandwidths, bool doubling, bool relative, float cxx, float cyy, float cxy,
-                 double diagonal, Pointer value, Pointer dx, Pointer dy, Pointer workspace, int threads) {
+// The fields of an MMDLayer, in order.
+using LayerFields = std::tuple<Pointer, Pointer, int64_t, int, Pointer, int64_t, bool, bool, int, float,
+                               float, Pointer, Pointer, Pointer>;
+
+MMDLayer mmd_layer(Pointer x, Pointer y, int64_t depth, int kernel, Pointer rates, int64_t bandwidths,
+                   bool doubling, bool relative, int degree, float scale, float offset, Pointer dx,
+                   Pointer dy, Pointer drates) {
   return {as<const float>(x),
           as<const float>(y),
-          static_cast<Operands>(operand),
-          n,
-          m,
           depth,
-          as<const float>(gamma),
+          static_cast<MMDKernel>(kernel),
+          as<const float>(rates),
           bandwidths,
           doubling,
           relative,
-          cxx,
-          cyy,
-          cxy,
-          diagonal,
-          as<float>(value),
+          degree,
+          scale,
+          offset,
           as<float>(dx),
           as<float>(dy),
-          as<float>(workspace),
-          threads};
+          as<float>(drates)};
+}
+
+MMDArgs mmd_args(std::vector<LayerFields> layers, int operand, int64_t n, int64_t m, Pointer weights,
+                 float weight_x, float weight_y, Pointer same, float same_x, float same_y, Pointer labels,
+                 bool diagonal, Pointer value, Pointer workspace, int threads) {
+  MMDArgs args{{},
+               static_cast<int64_t>(layers.size()),
+               static_cast<Operands>(operand),
+               n,
+               m,
+               as<const float>(weights),
+               weight_x,
+               weight_y,
+               as<const float>(same),
+               same_x,
+               same_y,
+               as<const int32_t>(labels),
+               diagonal,
+               as<float>(value),
+               as<float>(workspace),
+               threads};
+  if (args.layer_count < 1 || args.layer_count > MMDArgs::kMostLayers)
+    throw std::invalid_argument("too many layers, or none");
+  for (size_t l = 0; l < layers.size(); ++l) args.layers[l] = std::apply(mmd_layer, layers[l]);
+  return args;
 }
 
 PermutationArgs permutation_args(Pointer z, int64_t rows, int64_t depth, int64_t first, Pointer gamma,

@@ -94,24 +94,44 @@ struct PairArgs {
   int threads;
 };
 
-// Multi-kernel RBF MMD of x [n, depth] and y [m, depth]; z stands for the rows of both.
-//   value = diagonal + sum_{i != j} c(i, j) sum_b exp(-gamma_b |z_i - z_j|^2)
-// c = cxx, cyy or cxy by where i, j lie; the terms i = j are known in closed form. gamma_b = gamma[b] or,
-// where `relative`, gamma[b] / mean_{i != j} |z_i - z_j|^2. Where `doubling`, gamma[b] = gamma[0] * 2^b and
-// one exponential serves every bandwidth.
-struct MMDArgs {
+// With q = rates[b] or, where `relative`, that over the mean of |z_i - z_j|^2, i != j, and d = |u - v|:
+//   kRbf  sum_b exp(-q d^2 / 2)   kLaplace  sum_b exp(-sqrt(q) d)   kImq  sum_b 1 / (1 + q d^2)   kEnergy  -d
+//   kProduct  (scale <u, v> + offset)^degree
+// Where `doubling`, which only kRbf has, rates[b] = rates[0] * 2^b and one exponential serves all of them.
+enum class MMDKernel : int { kRbf = 0, kLaplace = 1, kImq = 2, kEnergy = 3, kProduct = 4 };
+
+// What one layer sees of both samples, x [n, depth] and y [m, depth], its kernel, and their gradients.
+struct MMDLayer {
   const float* x;
   const float* y;
-  Operands operand;  // float32 of either kind
-  int64_t n, m, depth;
-  const float* gamma;
+  int64_t depth;
+  MMDKernel kernel;
+  const float* rates;
   int64_t bandwidths;
   bool doubling, relative;
-  float cxx, cyy, cxy;
-  double diagonal;
+  int degree;
+  float scale, offset;
+  float* dx;      // [n, depth], and
+  float* dy;      // [m, depth], or both null
+  float* drates;  // [bandwidths] or null; not where `relative`
+};
+
+// Sum over the pairs of rows of both samples of c(i, j) times the product of the layers' kernels.
+//   c(i, j) = w_i w_j, within a sample times same_i, 0 where labels differ and, unless `diagonal`, where i =
+//   j
+struct MMDArgs {
+  static constexpr int64_t kMostLayers = 8;
+  MMDLayer layers[kMostLayers];
+  int64_t layer_count;
+  Operands operand;  // float32 of either kind
+  int64_t n, m;
+  const float* weights;  // [n + m], or null: weight_x and weight_y
+  float weight_x, weight_y;
+  const float* same;  // [n + m], or null: same_x and same_y
+  float same_x, same_y;
+  const int32_t* labels;  // [n + m] or null
+  bool diagonal;
   float* value;
-  float* dx;  // [n, depth], and
-  float* dy;  // [m, depth], or both null
   float* workspace;
   int threads;
 };

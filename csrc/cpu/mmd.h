@@ -1,244 +1,379 @@
-// Multi-kernel RBF MMD: driver over the upper triangle and its epilogue.
+// MMD: driver over the upper triangle of pairs of rows of both samples, whose kernels of several layers
+// multiply.
 #pragma once
 
 #include "cpu/centre.h"
+#include "cpu/mmd_kernels.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
 
-struct PairSums {
-  float value, weight;
+// What a thread needs to know of one layer. Operand is what the products multiply, float32 numbers.
+template <class Operand>
+struct MMDLayerRun {
+  const MMDLayer* a;
+  bool gradient;  // of the rows
+  bool learned;   // gradient of the rates
+  int64_t depth, column_sum;
+  float *z, *dz, *transposed, *packed, *norms, *centre, *row_sums, *column_sums;  // of all teams
+  double *sums, *rate_totals;  // of all teams; the latter of each thread
+  float *first, *second, *own_column_sum, *panel_rows, *panel_columns;
+  float* rate_sums;  // of each thread
+  Panel panel;
+  Scratch scratch;
+  KernelNumbers numbers;
+  Weigh weigh_inside, weigh_right;
+  KernelValues values;
+
+  bool of_distances() const { return a->kernel != MMDKernel::kProduct; }
+  // Where the scores of a block stand: those of all are kept for the gradient.
+  Panel at(int64_t block) const {
+    Panel p = panel;
+    if (!gradient) p.first = block;
+    return p;
+  }
 };
 
-// Inner products of one row with columns [first, last) in, W_ij = c(i, j) sum_b gamma_b exp(-gamma_b d2_ij)
-// out; exponents are -gamma_b log2(e). Lanes past `last` are neither counted nor written; x, norms and
-// coefficients start at column `first`.
-template <bool Doubling, bool Columns>
-static inline PairSums mmd_segment(float* x, int64_t count, float own_norm, const float* norms,
-                                   const float* coefficients, const float* gamma, const float* exponents,
-                                   int64_t bandwidths, float* column_sums) {
-  Floats value = {}, weight = {};
-  for (int64_t j = 0; j < count; j += kLanes) {
-    const int64_t present = smaller(kLanes, count - j);
-    const bool whole = present == kLanes;
-    const Floats s = whole ? load(x + j) : load_part(x + j, present);
-    const Floats n = whole ? load(norms + j) : load_part(norms + j, present);
-    const Floats c = whole ? load(coefficients + j) : load_part(coefficients + j, present);
-    const Floats d2 = max(splat(0.f), own_norm + n - 2.f * s);
-    Floats k, w;
-    if constexpr (Doubling) {
-      Floats e = exp2_negative(d2 * exponents[0]);
-      k = e;
-      w = e;
-      float ratio = 1.f;
-      for (int64_t b = 1; b < bandwidths; ++b) {
-        e = e * e;
-        ratio *= 2.f;
-        k += e;
-        w += ratio * e;
-      }
-      w = w * gamma[0];
-    } else {
-      k = w = Floats{};
-      for (int64_t b = 0; b < bandwidths; ++b) {
-        const Floats e = exp2_negative(d2 * exponents[b]);
-        k += e;
-        w += gamma[b] * e;
-      }
-    }
-    value += c * k;
-    const Floats cw = c * w;
-    weight += cw;
-    if (whole) {
-      if constexpr (Columns) store(column_sums + j, load(column_sums + j) + cw);
-      store(x + j, cw);
-    } else {
-      if constexpr (Columns) store_part(column_sums + j, load_part(column_sums + j, present) + cw, present);
-      store_part(x + j, cw, present);
-    }
-  }
-  return {sum(value), sum(weight)};
-}
-
-// Everything that a thread needs to know, so that the phases below can be functions. Operand is what the
-// products multiply, float32 numbers.
+// Everything that a thread needs to know, so that the phases below can be functions.
 template <class Operand>
 struct MMDRun {
+  typedef MMDLayerRun<Operand> Layer;
+
   const MMDArgs& a;
-  const bool gradient;
   const int64_t count, blocks, width, padded;
   const Teams teams;
-  int64_t workspace_floats, column_sum;
-  float *z, *dz, *transposed, *packed, *norms, *against_x, *against_y, *centre;  // of all teams
-  float *row_sums, *column_sums;
-  double *totals, *sums;  // the former of each thread
-  Panel panel;
-  float *gamma, *exponents, *own_column_sum, *panel_rows, *panel_columns;
-  Scratch scratch;
+  Layer layers[MMDArgs::kMostLayers];
+  int64_t workspace_floats;
+  float *own_weight, *against_x, *against_y, *factors;  // the last of each thread
+  double* totals;                                       // of each thread
 
+  static bool any_gradient(const MMDArgs& a) {
+    for (int64_t l = 0; l < a.layer_count; ++l)
+      if (a.layers[l].dx) return true;
+    return false;
+  }
+
+  // Floats of the sums of the transposed products, and the multiply-adds of all that has to be done.
+  static int64_t sum_of(const MMDArgs& a) {
+    int64_t depth = 0;
+    for (int64_t l = 0; l < a.layer_count; ++l) depth += a.layers[l].dx ? a.layers[l].depth : 0;
+    return round_up(a.n + a.m, kTileCols) * depth;
+  }
   static int threads_of(const MMDArgs& a) {
     const double count = double(a.n + a.m);
-    return useful_threads(count * count * a.depth * (a.dx ? 1.5 : 0.5), a.threads);
+    double work = 0;
+    for (int64_t l = 0; l < a.layer_count; ++l)
+      work += count * count * a.layers[l].depth * (a.layers[l].dx ? 1.5 : 0.5);
+    return useful_threads(work, a.threads);
+  }
+  // As many columns as the scores that are kept for one row.
+  static int64_t kept_columns(const MMDArgs& a) {
+    int64_t kept = 0;
+    for (int64_t l = 0; l < a.layer_count; ++l) kept += a.layers[l].dx ? a.n + a.m : 0;
+    return kept ? kept : a.n + a.m;
   }
 
   MMDRun(const MMDArgs& args, int team)
       : a(args),
-        gradient(a.dx),
         count(a.n + a.m),
         blocks(ceil_div(count, kBlockCols)),
         width(round_up(count, kTileCols)),
         padded(round_up(width + kLanes, Workspace::kLine)),
-        teams(count, count, kTileCols, gradient ? width * a.depth : 0, threads_of(a)),
-        // one panel alone has nothing right of it
-        column_sum(gradient && count > teams.panel ? round_up(width * a.depth, Workspace::kLine) : 0) {
+        teams(count, kept_columns(a), kTileCols, sum_of(a), threads_of(a)) {
     Workspace workspace(a.workspace);
-    z = workspace.take(count * a.depth);
-    dz = workspace.take(gradient ? count * a.depth : 0);
-    transposed = workspace.take(width * a.depth);
-    packed =
-        Operand::kPlain ? transposed : workspace.take(gradient ? round_up(a.depth, kTileCols) * count : 0);
-    norms = workspace.take(padded);
+    own_weight = workspace.take(padded);
     against_x = workspace.take(padded);
     against_y = workspace.take(padded);
-    centre = workspace.take(a.depth);
-    sums = reinterpret_cast<double*>(workspace.take(2 * a.depth));
-    row_sums = workspace.take(padded * teams.threads);
     totals = reinterpret_cast<double*>(workspace.take(2 * teams.threads));
-    column_sums = workspace.take(column_sum * teams.count);
-    own_column_sum = column_sums + column_sum * team;
-    panel = {workspace.take(panel_floats(teams.panel, count), teams, team), teams.panel};
-    panel_rows = workspace.take(teams.panel * a.depth, teams, team);
-    panel_columns = workspace.take(column_sum ? teams.panel * a.depth : 0, teams, team);
-    scratch = workspace.scratch(a.depth, teams.threads);
-    gamma = workspace.take(a.bandwidths);
-    exponents = workspace.take(a.bandwidths);
+    factors = own(workspace, (2 + a.layer_count) * kBlockStride);
+    for (int64_t l = 0; l < a.layer_count; ++l) lay_out(layers[l], a.layers[l], workspace, team);
     workspace_floats = workspace.total();
   }
 
-  const float* sample(int64_t i) const { return i < a.n ? a.x + i * a.depth : a.y + (i - a.n) * a.depth; }
+  // A piece for each thread; that of the one that asks.
+  float* own(Workspace& workspace, int64_t floats) const {
+    const int64_t each = round_up(floats, Workspace::kLine);
+    float* const all = workspace.take(each * teams.threads);
+    return all ? all + each * omp_get_thread_num() : nullptr;
+  }
+
+  void lay_out(Layer& layer, const MMDLayer& of, Workspace& workspace, int team) const {
+    layer.a = &of;
+    layer.depth = of.depth;
+    layer.gradient = of.dx;
+    layer.learned = of.drates;
+    // one panel alone has nothing right of it
+    layer.column_sum =
+        layer.gradient && count > teams.panel ? round_up(width * of.depth, Workspace::kLine) : 0;
+    layer.z = workspace.take(count * of.depth);
+    layer.dz = workspace.take(layer.gradient ? count * of.depth : 0);
+    layer.transposed = workspace.take(width * of.depth);
+    layer.packed = Operand::kPlain
+                       ? layer.transposed
+                       : workspace.take(layer.gradient ? round_up(of.depth, kTileCols) * count : 0);
+    layer.norms = workspace.take(padded);
+    layer.centre = workspace.take(of.depth);
+    layer.sums = reinterpret_cast<double*>(workspace.take(2 * of.depth));
+    layer.row_sums = workspace.take(padded * teams.threads);
+    layer.column_sums = workspace.take(layer.column_sum * teams.count);
+    layer.own_column_sum = layer.column_sums + layer.column_sum * team;
+    layer.panel = {
+        workspace.take(panel_floats(teams.panel, layer.gradient ? count : kBlockCols), teams, team),
+        teams.panel};
+    layer.panel_rows = workspace.take(teams.panel * of.depth, teams, team);
+    layer.panel_columns = workspace.take(layer.column_sum ? teams.panel * of.depth : 0, teams, team);
+    layer.scratch = workspace.scratch(of.depth, teams.threads);
+    layer.first = workspace.take(of.bandwidths);
+    layer.second = workspace.take(of.bandwidths);
+    layer.rate_sums = own(workspace, layer.learned ? of.bandwidths * kLanes : 0);
+    layer.rate_totals =
+        reinterpret_cast<double*>(workspace.take(layer.learned ? 2 * of.bandwidths * teams.threads : 0));
+    layer.numbers = {layer.first, layer.second, of.bandwidths, of.degree, of.scale, of.offset};
+    layer.weigh_inside = weigh_of<false>(of.kernel, of.doubling, layer.learned);
+    layer.weigh_right = weigh_of<true>(of.kernel, of.doubling, layer.learned);
+    layer.values = kernel_values_of(of.kernel, of.doubling);
+  }
+
+  const float* sample(const MMDLayer& layer, int64_t i) const {
+    return i < a.n ? layer.x + i * layer.depth : layer.y + (i - a.n) * layer.depth;
+  }
 
   void prepare() const {
-    find_mean_of_near([&](int64_t i) { return sample(i); }, count, a.depth, centre, sums);
-    zero(row_sums, padded * teams.threads);
+    for (int64_t l = 0; l < a.layer_count; ++l) {
+      const Layer& layer = layers[l];
+      if (layer.of_distances())
+        find_mean_of_near([&](int64_t i) { return sample(*layer.a, i); }, count, layer.depth, layer.centre,
+                          layer.sums);
+      else
+        zero(layer.centre, layer.depth);
+      zero(layer.row_sums, padded * teams.threads);
+      for (int64_t i = 0; layer.learned && i < layer.a->bandwidths * teams.threads; ++i)
+        layer.rate_totals[i] = 0;
+    }
     for (int t = 0; t < teams.threads; ++t) totals[t] = 0;
     for (int64_t j = 0; j < count; ++j) {
-      against_x[j] = j < a.n ? a.cxx : a.cxy;
-      against_y[j] = j < a.n ? a.cxy : a.cyy;
+      const bool of_x = j < a.n;
+      const float weight = a.weights ? a.weights[j] : of_x ? a.weight_x : a.weight_y;
+      const float same = a.same ? a.same[j] : of_x ? a.same_x : a.same_y;
+      own_weight[j] = weight;
+      against_x[j] = of_x ? weight * same : weight;
+      against_y[j] = of_x ? weight : weight * same;
     }
   }
 
-  void pack(int thread, int threads) const {
+  void pack(const Layer& layer, int thread, int threads) const {
     const Share tiles = share_of(width / kTileCols, thread, threads, 1);
     const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, count)};
+    const int64_t depth = layer.depth;
     for (int64_t i = rows.first; i < rows.last; ++i) {
-      const float* row = sample(i);
-      float* const own = z + i * a.depth;
-      for (int64_t d = 0; d < a.depth; ++d) own[d] = row[d] - centre[d];
-      norms[i] = dot(own, own, a.depth);
+      const float* row = sample(*layer.a, i);
+      float* const own = layer.z + i * depth;
+      for (int64_t d = 0; d < depth; ++d) own[d] = row[d] - layer.centre[d];
+      layer.norms[i] = dot(own, own, depth);
     }
-    pack_columns<Operand>(z, count, a.depth, nullptr, transposed, nullptr, gradient ? packed : nullptr,
-                          tiles.first, tiles.last, scratch);
-    if (gradient) zero(dz + rows.first * a.depth, (rows.last - rows.first) * a.depth);
+    pack_columns<Operand>(layer.z, count, depth, nullptr, layer.transposed, nullptr,
+                          layer.gradient ? layer.packed : nullptr, tiles.first, tiles.last, layer.scratch);
+    if (layer.gradient) zero(layer.dz + rows.first * depth, (rows.last - rows.first) * depth);
   }
 
   // The square of the mean of z, times their number.
-  double squared_mean() const {
-    for (int64_t d = 0; d < a.depth; ++d) sums[d] = 0;
+  double squared_mean(const Layer& layer) const {
+    double* const sums = layer.sums;
+    for (int64_t d = 0; d < layer.depth; ++d) sums[d] = 0;
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t d = 0; d < a.depth; ++d) sums[d] += z[i * a.depth + d];
+      for (int64_t d = 0; d < layer.depth; ++d) sums[d] += layer.z[i * layer.depth + d];
     double square = 0;
-    for (int64_t d = 0; d < a.depth; ++d) square += sums[d] * sums[d];
+    for (int64_t d = 0; d < layer.depth; ++d) square += sums[d] * sums[d];
     return square / double(count);
   }
 
   // The mean of |z_i - z_j|^2 over i != j is 2 / (count - 1) sum_i |z_i - mean z|^2.
-  void set_bandwidths() const {
-    constexpr float kLargestGamma = 1e37f;
+  void set_bandwidths(const Layer& layer) const {
+    const MMDLayer& of = *layer.a;
     float unit = 1.f;
-    if (a.relative) {
-      constexpr double kLeast = 2.6e-29;  // coinciding points: keep gamma finite
-      double spread = -squared_mean();
-      for (int64_t i = 0; i < count; ++i) spread += norms[i];
+    if (of.relative) {
+      constexpr double kLeast = 2.6e-29;  // coinciding points: keep the rates finite
+      double spread = -squared_mean(layer);
+      for (int64_t i = 0; i < count; ++i) spread += layer.norms[i];
       const double mean = 2 * spread / double(count > 1 ? count - 1 : 1);
       unit = static_cast<float>(1 / (mean < kLeast ? kLeast : mean));
     }
-    for (int64_t b = 0; b < a.bandwidths; ++b) {
-      // Finite and not 0 even where float32 has no such gamma: an infinite distance times it stays infinite.
-      const float g = a.gamma[b] * unit;
-      gamma[b] = g < __FLT_MIN__ ? __FLT_MIN__ : g > kLargestGamma ? kLargestGamma : g;
-      exponents[b] = -gamma[b] * kLog2E;
+    for (int64_t b = 0; b < of.bandwidths; ++b) {
+      const float rate = finite_rate(of.rates[b] * unit);
+      const float root = __builtin_sqrtf(rate);
+      const bool rbf = of.kernel == MMDKernel::kRbf, laplace = of.kernel == MMDKernel::kLaplace;
+      layer.first[b] = rbf ? -0.5f * rate * kLog2E : laplace ? -root * kLog2E : rate;
+      layer.second[b] = rbf ? 0.5f * rate : laplace ? 0.5f * root : rate;
     }
+  }
+
+  // Finite and not 0 even where float32 has no such rate: an infinite distance times it stays infinite.
+  static float finite_rate(float rate) {
+    constexpr float kLargest = 2e37f, kSmallest = 4 * __FLT_MIN__;
+    return rate < kSmallest ? kSmallest : rate > kLargest ? kLargest : rate;
+  }
+
+  // What the pairs of row g with columns [from, to) of a block count, but for the row's own weight; columns
+  // are at from - start of `out`.
+  const float* pair_factors(int64_t g, int64_t from, int64_t to, float* out) const {
+    const float* const c = (g < a.n ? against_x : against_y) + from;
+    if (!a.labels) return c;
+    const Ints own = splat(a.labels[g]);
+    for (int64_t j = 0; j < to - from; j += kLanes) {
+      const int64_t present = smaller(kLanes, to - from - j);
+      Ints labels = {};
+      memcpy(&labels, a.labels + from + j, static_cast<size_t>(present) * sizeof(int32_t));
+      store_up_to(out + j, select(labels == own, load_up_to(c + j, present), splat(0.f)), present);
+    }
+    return out;
+  }
+
+  // Columns [from, to) of a block for row i of the panel, row g of all: kernel values of all layers, then
+  // weights in place of scores. Where Columns, the pairs stand for both of their orders.
+  template <bool Columns>
+  double segment(int64_t block, int64_t i, int64_t g, int64_t from, int64_t to, int thread) const {
+    if (from >= to) return 0;
+    const int64_t offset = from - block * kBlockCols, length = to - from;
+    const auto segment_of = [&](const Layer& layer) {
+      return Segment{layer.at(block).at(block, i) + offset, length, layer.norms[g], layer.norms + from};
+    };
+    const float* const pairs = pair_factors(g, from, to, factors);
+    float *const product = factors + kBlockStride, *const values = product + kBlockStride;
+    for (int64_t l = 0; a.layer_count > 1 && l < a.layer_count; ++l)
+      layers[l].values(layers[l].numbers, segment_of(layers[l]), values + l * kBlockStride);
+    double value = 0;
+    for (int64_t l = 0; l < a.layer_count; ++l) {
+      const Layer& layer = layers[l];
+      if (l > 0 && !layer.gradient && !layer.learned) continue;  // the first one also finds the value
+      const float* factor = pairs;
+      for (int64_t other = 0; other < a.layer_count; ++other) {
+        if (other == l) continue;
+        const float* const others = values + other * kBlockStride;
+        for (int64_t j = 0; j < length; ++j) product[j] = factor[j] * others[j];
+        factor = product;
+      }
+      const Weigh weigh = Columns ? layer.weigh_right : layer.weigh_inside;
+      for (int64_t b = 0; layer.learned && b < layer.numbers.bandwidths; ++b)
+        store(layer.rate_sums + b * kLanes, Floats{});
+      float* const row_sums = layer.row_sums + thread * padded;
+      const PairSums found =
+          weigh(layer.numbers, segment_of(layer), factor, own_weight[g], row_sums + from, layer.rate_sums);
+      row_sums[g] += found.weight;
+      constexpr double kOrders = Columns ? 2 : 1;
+      for (int64_t b = 0; layer.learned && b < layer.numbers.bandwidths; ++b)
+        layer.rate_totals[thread * layer.numbers.bandwidths + b] +=
+            kOrders * double(sum(load(layer.rate_sums + b * kLanes)));
+      if (l == 0) value = kOrders * double(found.value);
+    }
+    return value;
   }
 
   // The thread's rows against every column from the panel's first on: scores, weights and their product,
   // block by block while each is in cache. Inside the panel both orders of a pair are computed; right of it
   // one order stands for both.
-  template <bool Doubling>
-  double rows(int64_t top, int64_t height, Share own, float* sums) const {
+  double rows(int64_t top, int64_t height, Share own, int thread) const {
     const int64_t after = top + height, own_rows = own.last - own.first;
     double total = 0;
     if (own_rows <= 0) return 0;
-    pack_rows<Operand>(z + (top + own.first) * a.depth, own_rows, a.depth, nullptr,
-                       panel_rows + own.first * a.depth, scratch);
-    if (column_sum && after < count) {
-      const TransposedRows<Operand> columns(a.depth, panel.rows, panel_columns, scratch);
-      for (int64_t i = own.first; i < own.last; ++i)
-        columns.add(i, z + (top + i) * a.depth, a.depth, 1.f, 0.f, i + 1 == own.last);
-    }
+    for (int64_t l = 0; l < a.layer_count; ++l) pack_panel(layers[l], top, after, own);
     for (int64_t block = top / kBlockCols; block < blocks; ++block) {
       const int64_t start = block * kBlockCols, end = smaller(start + kBlockCols, count);
       const int64_t first = start < top ? top : start;
-      score_block<Operand>(panel, block, own.first, own_rows, panel_rows + own.first * a.depth, a.depth,
-                           transposed, first, smaller(start + kBlockCols, width));
+      for (int64_t l = 0; l < a.layer_count; ++l) {
+        const Layer& layer = layers[l];
+        score_block<Operand>(layer.at(block), block, own.first, own_rows,
+                             layer.panel_rows + own.first * layer.depth, layer.depth, layer.transposed, first,
+                             smaller(start + kBlockCols, width));
+      }
       const int64_t seam =
           after < first ? first : smaller(after, end);  // [first, seam) inside, [seam, end) right
       for (int64_t i = own.first; i < own.last; ++i) {
-        float* const x = panel.at(block, i);
         const int64_t g = top + i;
-        const float* c = g < a.n ? against_x : against_y;
-        if (first <= g && g < seam) x[g - start] = -__builtin_inff();  // i = j: infinitely far, weight 0
-        const PairSums inside =
-            mmd_segment<Doubling, false>(x + (first - start), seam - first, norms[g], norms + first,
-                                         c + first, gamma, exponents, a.bandwidths, nullptr);
-        const PairSums right =
-            mmd_segment<Doubling, true>(x + (seam - start), end - seam, norms[g], norms + seam, c + seam,
-                                        gamma, exponents, a.bandwidths, sums + seam);
-        total += double(inside.value) + 2.0 * double(right.value);
-        sums[g] += inside.weight + right.weight;
+        if (first <= g && g < seam) {  // i = j is counted apart
+          total += segment<false>(block, i, g, first, g, thread);
+          total += segment<false>(block, i, g, g + 1, seam, thread);
+          for (int64_t l = 0; l < a.layer_count; ++l) layers[l].at(block).at(block, i)[g - start] = 0.f;
+        } else {
+          total += segment<false>(block, i, g, first, seam, thread);
+        }
+        total += segment<true>(block, i, g, seam, end, thread);
       }
-      if (gradient)
-        times_rows<Operand>(panel, block, own.first, own_rows, first, end, packed, count, a.depth,
-                            dz + (top + own.first) * a.depth);
+      for (int64_t l = 0; l < a.layer_count; ++l) {
+        const Layer& layer = layers[l];
+        if (layer.gradient)
+          times_rows<Operand>(layer.panel, block, own.first, own_rows, first, end, layer.packed, count,
+                              layer.depth, layer.dz + (top + own.first) * layer.depth);
+      }
     }
     return total;
   }
 
-  // Rows right of the panel take its part of their gradient.
-  void columns(int64_t top, int64_t height, const Member& member) const {
-    const int64_t first = (top + height) / kTileCols;
-    const Share tiles = share_of(width / kTileCols - first, member.thread, member.threads, 1);
-    transposed_times_rows<Operand>(panel, height, first + tiles.first, first + tiles.last, panel_columns,
-                                   panel.rows, a.depth, own_column_sum);
+  void pack_panel(const Layer& layer, int64_t top, int64_t after, Share own) const {
+    const int64_t depth = layer.depth;
+    pack_rows<Operand>(layer.z + (top + own.first) * depth, own.last - own.first, depth, nullptr,
+                       layer.panel_rows + own.first * depth, layer.scratch);
+    if (!layer.column_sum || after >= count) return;
+    const TransposedRows<Operand> columns(depth, layer.panel.rows, layer.panel_columns, layer.scratch);
+    for (int64_t i = own.first; i < own.last; ++i)
+      columns.add(i, layer.z + (top + i) * depth, depth, 1.f, 0.f, i + 1 == own.last);
   }
 
-  // d value / d z_i = -4 (sum_j W_ij z_i - sum_j W_ij z_j)
-  void finish(int sums, int thread, int threads) const {
+  // Rows right of the panel take its part of their gradient.
+  void columns(const Layer& layer, int64_t top, int64_t height, const Member& member) const {
+    const int64_t first = (top + height) / kTileCols;
+    const Share tiles = share_of(width / kTileCols - first, member.thread, member.threads, 1);
+    transposed_times_rows<Operand>(layer.panel, height, first + tiles.first, first + tiles.last,
+                                   layer.panel_columns, layer.panel.rows, layer.depth, layer.own_column_sum);
+  }
+
+  // What row i with itself adds to the value, and to the weight of its own score in layer `of`.
+  double with_itself(int64_t i, int64_t of, float& weight) const {
+    weight = 0.f;
+    if (!a.diagonal) return 0;
+    float values = own_weight[i] * own_weight[i], others = values;
+    for (int64_t l = 0; l < a.layer_count; ++l) {
+      float slope;
+      const float k = kernel_of_itself(layers[l].a->kernel, layers[l].numbers, layers[l].norms[i], slope);
+      values *= k;
+      others *= l == of ? slope : k;
+    }
+    weight = others;
+    return values;
+  }
+
+  // d value / d z_i = -4 (sum_j W_ij z_i - sum_j W_ij z_j), or of inner products 2 sum_j W_ij z_j
+  void finish(int64_t l, int sums, int thread, int threads) const {
+    const Layer& layer = layers[l];
+    const int64_t depth = layer.depth;
     const Share rows = share_of(count, thread, threads, 1);
     for (int64_t i = rows.first; i < rows.last; ++i) {
       float weight = 0;
-      for (int t = 0; t < teams.threads; ++t) weight += row_sums[t * padded + i];
-      float* const g = dz + i * a.depth;
-      float* const out = i < a.n ? a.dx + i * a.depth : a.dy + (i - a.n) * a.depth;
-      for (int t = 0; column_sum && t < sums; ++t) {
-        const float* const right = sum_of_key<Operand>(column_sums + t * column_sum, i, a.depth);
-        for (int64_t d = 0; d < a.depth; ++d) g[d] += right[d * kSumStep<Operand>];
+      if (layer.of_distances())
+        for (int t = 0; t < teams.threads; ++t) weight += layer.row_sums[t * padded + i];
+      else
+        with_itself(i, l, weight), weight = -weight;
+      const float factor = layer.of_distances() ? -4.f : -2.f;
+      float* const g = layer.dz + i * depth;
+      float* const out = i < a.n ? layer.a->dx + i * depth : layer.a->dy + (i - a.n) * depth;
+      for (int t = 0; layer.column_sum && t < sums; ++t) {
+        const float* const right = sum_of_key<Operand>(layer.column_sums + t * layer.column_sum, i, depth);
+        for (int64_t d = 0; d < depth; ++d) g[d] += right[d * kSumStep<Operand>];
       }
-      for (int64_t d = 0; d < a.depth; ++d) out[d] = -4.f * (weight * z[i * a.depth + d] - g[d]);
+      for (int64_t d = 0; d < depth; ++d) out[d] = factor * (weight * layer.z[i * depth + d] - g[d]);
+    }
+  }
+
+  void write_derivatives(const Layer& layer) const {
+    const MMDLayer& of = *layer.a;
+    for (int64_t b = 0; layer.learned && b < of.bandwidths; ++b) {
+      double total = 0;
+      for (int t = 0; t < teams.threads; ++t) total += layer.rate_totals[t * of.bandwidths + b];
+      of.drates[b] = static_cast<float>(derivative_factor(of.kernel, finite_rate(of.rates[b])) * total);
     }
   }
 };
 
-template <bool Doubling, class Operand>
+template <class Operand>
 static void mmd_panels(const MMDArgs& a) {
   typedef MMDRun<Operand> Run;
   const Run all(a, 0);
@@ -249,30 +384,35 @@ static void mmd_panels(const MMDArgs& a) {
     const Member member(all.teams);
     const Run run(a, member.team);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    run.pack(thread, threads);
-    if (run.column_sum) clear_sum(run.own_column_sum, run.column_sum, member);
+    for (int64_t l = 0; l < a.layer_count; ++l) {
+      run.pack(run.layers[l], thread, threads);
+      if (run.layers[l].column_sum) clear_sum(run.layers[l].own_column_sum, run.layers[l].column_sum, member);
+    }
 #pragma omp barrier
 #pragma omp single
-    run.set_bandwidths();
+    for (int64_t l = 0; l < a.layer_count; ++l) run.set_bandwidths(run.layers[l]);
     for (int64_t round = 0, top; (top = member.top(round)) < run.count; ++round) {
-      const int64_t height = smaller(run.panel.rows, run.count - top);
+      const int64_t height = smaller(run.teams.panel, run.count - top);
       run.totals[thread] +=
-          run.template rows<Doubling>(top, height, share_of(height, member.thread, member.threads, kTileRows),
-                                      run.row_sums + thread * run.padded);
+          run.rows(top, height, share_of(height, member.thread, member.threads, kTileRows), thread);
       member.wait();
-      if (run.column_sum && top + height < run.count) {
-        run.columns(top, height, member);
-        member.wait();
-      }
+      if (top + height >= run.count) continue;
+      for (int64_t l = 0; l < a.layer_count; ++l)
+        if (run.layers[l].column_sum) run.columns(run.layers[l], top, height, member);
+      member.wait();
     }
-    if (run.gradient) {
+    if (Run::any_gradient(a)) {
 #pragma omp barrier
-      run.finish(member.teams, thread, threads);
+      for (int64_t l = 0; l < a.layer_count; ++l)
+        if (run.layers[l].gradient) run.finish(l, member.teams, thread, threads);
     }
   }
-  double value = a.diagonal;
+  double value = 0;
+  float unused;
+  for (int64_t i = 0; i < all.count; ++i) value += all.with_itself(i, 0, unused);
   for (int t = 0; t < all.teams.threads; ++t) value += all.totals[t];
   *a.value = static_cast<float>(value);
+  for (int64_t l = 0; l < a.layer_count; ++l) all.write_derivatives(all.layers[l]);
 }
 
 }  // namespace THAWKIT_ISA

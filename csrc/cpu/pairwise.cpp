@@ -92,10 +92,7 @@ int64_t mmd_workspace(const MMDArgs& a) {
 }
 
 void mmd(const MMDArgs& a) {
-  with_float32(a.operand, [&](auto operand) {
-    typedef decltype(operand) Operand;
-    return a.doubling ? mmd_panels<true, Operand>(a) : mmd_panels<false, Operand>(a);
-  });
+  with_float32(a.operand, [&](auto operand) { mmd_panels<decltype(operand)>(a); });
 }
 
 int64_t permutation_workspace(const PermutationArgs& a) { return PermutationRun(a, 0).workspace_floats; }

@@ -10,7 +10,7 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops import pairwise as _pairwise
-from thawkit.ops.pairwise.estimators import mmd_of_blocks, mmd_of_features, mmd_of_pairs
+from thawkit.ops.pairwise.estimators import mmd_of_blocks, mmd_of_features, mmd_of_means, mmd_of_pairs
 from thawkit.ops.pairwise.mmd_weights import pair_weights
 from thawkit.ops.pairwise.reference.kernels import KERNELS, SCALED, Kernel
 from thawkit.ops.pairwise.reference.mmd import Sample, Weights
@@ -110,6 +110,8 @@ def mmd(
     pairs = pair_weights(x, y, unbiased=unbiased, weights=weights, labels=_pair(class_conditional))
     if estimator == "rff":
         return mmd_of_features(layer, pairs, features, generator)
+    if kernel == "linear" and class_conditional is None:
+        return mmd_of_means(layer, pairs, unbiased)
     return _pairwise.mmd([layer], pairs, unbiased=unbiased)
 
 

@@ -165,39 +165,73 @@ def row_softmax(
     )
 
 
+_MMD_KERNELS = {"rbf": 0, "laplace": 1, "imq": 2, "energy": 3, "linear": 4, "poly": 4}  # MMDKernel
+MOST_MMD_LAYERS = 8
+
+
 def mmd(
-    x: Tensor, y: Tensor, gamma: Tensor, relative: bool, doubling: bool, unbiased: bool, need_gradient: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Squared MMD (float32 scalar) and its gradients with respect to x and y."""
-    x32, y32 = _rows(x), _rows(y)
-    (n, depth), m = x32.shape, y32.shape[0]
-    gamma = gamma.to(torch.float32).contiguous()
-    value = x32.new_empty(())
-    dx = torch.empty_like(x32) if need_gradient else empty(x32)
-    dy = torch.empty_like(y32) if need_gradient else empty(y32)
-    cxx, cyy = (1 / (n * (n - 1)), 1 / (m * (m - 1))) if unbiased else (1 / (n * n), 1 / (m * m))
+    samples: list[Tensor],
+    rates: list[Tensor],
+    weights: Tensor | None,
+    same: Tensor | None,
+    labels: Tensor | None,
+    kernels: list[str],
+    numbers: list[float],
+    unbiased: bool,
+    need_samples: list[bool],
+    need_rates: list[bool],
+) -> list[Tensor]:
+    """Squared MMD (float32 scalar), its gradients by both samples of each layer, and by each one's rates."""
+    n, m = samples[0].shape[0], samples[1].shape[0]
+    value = samples[0].new_empty((), dtype=torch.float32)
+    gradients, rate_gradients, layers, kept = [], [], [], []
+    for i, kernel in enumerate(kernels):
+        x, y, rate = _rows(samples[2 * i]), _rows(samples[2 * i + 1]), _rows(rates[i])
+        depth = x.shape[1]
+        relative, doubling, degree, offset = numbers[4 * i : 4 * i + 4]
+        found = [torch.empty_like(z) if need_samples[i] else empty(z) for z in (x, y)]
+        drates = torch.empty_like(rate) if need_rates[i] else empty(rate)
+        kept.append((x, y, rate))  # until the kernel has run
+        gradients += found
+        rate_gradients.append(drates)
+        layers.append(
+            (
+                pointer(x),
+                pointer(y),
+                depth,
+                _MMD_KERNELS[kernel],
+                pointer(rate),
+                rate.numel(),
+                bool(doubling),
+                bool(relative),
+                int(degree),
+                1 / max(depth, 1) if kernel == "poly" else 1.0,
+                offset,
+                pointer(found[0]),
+                pointer(found[1]),
+                pointer(drates),
+            )
+        )
+    weights, same = _floats(weights), _floats(same)
+    labels = None if labels is None else labels.to(torch.int32).contiguous()
     arguments = (
-        pointer(x32),
-        pointer(y32),
+        layers,
         gemm.operands(torch.float32),
         n,
         m,
-        depth,
-        pointer(gamma),
-        gamma.numel(),
-        doubling,
-        relative,
-        cxx,
-        cyy,
-        -1 / (n * m),
-        0.0 if unbiased else gamma.numel() * (1 / n + 1 / m),  # k(u, u) = 1 for each bandwidth
+        pointer(weights),
+        1 / n,
+        -1 / m,
+        pointer(same),
+        n / (n - 1) if unbiased and n > 1 else 1.0,
+        m / (m - 1) if unbiased and m > 1 else 1.0,
+        pointer(labels),
+        not unbiased,
         pointer(value),
-        pointer(dx),
-        pointer(dy),
     )
-    workspace = x32.new_empty(cpu_kernels().mmd_workspace(*arguments, 0, threads()))
+    workspace = value.new_empty(cpu_kernels().mmd_workspace(*arguments, 0, threads()))
     cpu_kernels().mmd(*arguments, pointer(workspace), threads())
-    return value, dx.to(x.dtype), dy.to(y.dtype)
+    return [value, *(g.to(z.dtype) for g, z in zip(gradients, samples, strict=True)), *rate_gradients]
 
 
 def pair_loss(

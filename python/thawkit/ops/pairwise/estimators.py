@@ -15,6 +15,15 @@ from thawkit.ops.pairwise.reference import estimators
 from thawkit.ops.pairwise.reference.mmd import Sample, Weights, absolute
 
 
+def mmd_of_means(layer: Sample, weights: Weights | None, unbiased: bool) -> Tensor:
+    """The kernel ``<u, v>`` of all pairs, without labels."""
+    _at_least(layer, 2 if unbiased else 1)
+    with full_precision(layer.x):
+        x, y, _ = _lifted(layer)
+        pairs = uniform(x, y, unbiased) if weights is None else weights
+        return estimators.of_means(x, y, pairs, equal=weights is None)
+
+
 def mmd_of_pairs(layer: Sample) -> Tensor:
     """Linear-time estimate, over disjoint pairs of rows."""
     _at_least(layer, 2)

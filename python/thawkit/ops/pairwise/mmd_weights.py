@@ -40,7 +40,7 @@ def pair_weights(
     if weights is None:
         of_x, of_y = (torch.ones(s.shape[0], dtype=ones, device=s.device) for s in (x, y))
     else:
-        of_x, of_y = _checked(weights, x, y, ones)
+        of_x, of_y = _checked(weights, x, y, ones, 2 if unbiased and labels is None else 1)
     if labels is None:
         of_x, of_y = of_x / of_x.sum(), of_y / of_y.sum()
         same = _factor(of_x.square().sum()), _factor(of_y.square().sum())
@@ -83,7 +83,7 @@ def _several(weights: Tensor, label: Tensor, by_class: Callable[[Tensor, Tensor]
     return by_class((weights > 0).to(weights.dtype), label) > 1
 
 
-def _checked(weights: object, x: Tensor, y: Tensor, dtype: torch.dtype) -> list[Tensor]:
+def _checked(weights: object, x: Tensor, y: Tensor, dtype: torch.dtype, least: int) -> list[Tensor]:
     if not isinstance(weights, tuple | list) or len(weights) != 2:
         raise ThawkitError(f"weights must be (weights of x, weights of y), got {type(weights).__name__}")
     checked = []
@@ -100,8 +100,8 @@ def _checked(weights: object, x: Tensor, y: Tensor, dtype: torch.dtype) -> list[
         if checks.readable(weight):
             if not bool((weight.isfinite() & (weight >= 0)).all()):
                 raise ThawkitError(f"{name} must hold finite numbers from 0 up, got {weight.tolist()[:8]}")
-            if not bool((weight > 0).any()):
-                raise ThawkitError(f"{name} must have a positive number, got zeros only")
+            if (positive := int((weight > 0).sum())) < least:
+                raise ThawkitError(f"{name} must hold at least {least} positive numbers, got {positive}")
         weight = lifted(weight).to(dtype)
         # their sum and squares stay within float32
         checked.append(weight / weight.detach().amax().clamp_min(_TINY))

@@ -7,6 +7,22 @@ from torch import Tensor
 
 from thawkit.ops.pairwise.reference.distances import centre
 from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, of_pairs, of_products, of_squares
+from thawkit.ops.pairwise.reference.mmd import Weights
+
+
+def of_means(x: Tensor, y: Tensor, weights: Weights, equal: bool) -> Tensor:
+    """The definition with the kernel ``<u, v>``, one layer and no labels, in O((N + M) D)."""
+    if equal or weights.same is None:  # rounding sees a common shift, only the weighted U-statistic does too
+        middle = centre(x, y)
+        x, y = x - middle, y - middle
+    of_x, of_y = weights.x @ x, weights.y @ y
+    if weights.same is None:
+        return (of_x + of_y).square().sum()
+    value = 2 * of_x @ of_y
+    for rows, weight, mean, same in ((x, weights.x, of_x, 0), (y, weights.y, of_y, 1)):
+        own = weight.square() @ rows.square().sum(1)
+        value = value + weights.same[same][0] * (mean.square().sum() - own)
+    return value
 
 
 def linear_time(x: Tensor, y: Tensor, kernel: Kernel, rates: Tensor | None) -> Tensor:
