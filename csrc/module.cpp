@@ -99,7 +99,7 @@ MMDLayer mmd_layer(Pointer x, Pointer y, int64_t depth, int kernel, Pointer rate
           as<const float>(y),
           depth,
           static_cast<MMDKernel>(kernel),
-          as<const float>(rates),
+          as<const double>(rates),
           bandwidths,
           doubling,
           relative,
@@ -108,7 +108,7 @@ MMDLayer mmd_layer(Pointer x, Pointer y, int64_t depth, int kernel, Pointer rate
           offset,
           as<float>(dx),
           as<float>(dy),
-          as<float>(drates)};
+          as<double>(drates)};
 }
 
 MMDArgs mmd_args(std::vector<LayerFields> layers, int operand, int64_t n, int64_t m, Pointer weights,
@@ -134,6 +134,12 @@ MMDArgs mmd_args(std::vector<LayerFields> layers, int operand, int64_t n, int64_
     throw std::invalid_argument("too many layers, or none");
   for (size_t l = 0; l < layers.size(); ++l) args.layers[l] = std::apply(mmd_layer, layers[l]);
   return args;
+}
+
+MedianArgs median_args(Pointer x, Pointer y, int64_t n, int64_t m, int64_t depth, Pointer value,
+                       Pointer workspace, int threads) {
+  return {as<const float>(x), as<const float>(y),   n,      m, depth,
+          as<double>(value),  as<float>(workspace), threads};
 }
 
 PermutationArgs permutation_args(Pointer z, int64_t rows, int64_t depth, int64_t first, Pointer gamma,
@@ -338,6 +344,9 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define(m, "pairs_workspace", pair_args, [](const PairArgs& a) { return kernels().pairs_workspace(a); });
   define(m, "mmd", mmd_args, [](const MMDArgs& a) { kernels().mmd(a); });
   define(m, "mmd_workspace", mmd_args, [](const MMDArgs& a) { return kernels().mmd_workspace(a); });
+  define(m, "median", median_args, [](const MedianArgs& a) { kernels().median(a); });
+  define(m, "median_workspace", median_args,
+         [](const MedianArgs& a) { return kernels().median_workspace(a); });
   define(m, "permutation_sums", permutation_args,
          [](const PermutationArgs& a) { kernels().permutation_sums(a); });
   define(m, "permutation_workspace", permutation_args,

@@ -7,13 +7,13 @@
 namespace thawkit {
 namespace {
 
-#define THAWKIT_TABLE(isa)                                                                                   \
-  Kernels {                                                                                                  \
-    #isa, isa::lanes(), isa::bfloat16_operands(), isa::row_softmax_workspace, isa::row_softmax,              \
-        isa::pairs_workspace, isa::pairs, isa::mmd_workspace, isa::mmd, isa::permutation_workspace,          \
-        isa::permutation_sums, isa::subsets, isa::top_k_workspace, isa::top_k, isa::margin_workspace,        \
-        isa::margin, isa::sigmoid_focal, isa::softmax_focal_workspace, isa::softmax_focal, isa::packed_relu, \
-        isa::packed_relu_backward, isa::fma_peak                                                             \
+#define THAWKIT_TABLE(isa)                                                                                  \
+  Kernels {                                                                                                 \
+    #isa, isa::lanes(), isa::bfloat16_operands(), isa::row_softmax_workspace, isa::row_softmax,             \
+        isa::pairs_workspace, isa::pairs, isa::mmd_workspace, isa::mmd, isa::median_workspace, isa::median, \
+        isa::permutation_workspace, isa::permutation_sums, isa::subsets, isa::top_k_workspace, isa::top_k,  \
+        isa::margin_workspace, isa::margin, isa::sigmoid_focal, isa::softmax_focal_workspace,               \
+        isa::softmax_focal, isa::packed_relu, isa::packed_relu_backward, isa::fma_peak                      \
   }
 
 const char* problem = "";

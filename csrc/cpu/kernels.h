@@ -106,14 +106,14 @@ struct MMDLayer {
   const float* y;
   int64_t depth;
   MMDKernel kernel;
-  const float* rates;
+  const double* rates;
   int64_t bandwidths;
   bool doubling, relative;
   int degree;
   float scale, offset;
-  float* dx;      // [n, depth], and
-  float* dy;      // [m, depth], or both null
-  float* drates;  // [bandwidths] or null; not where `relative`
+  float* dx;       // [n, depth], and
+  float* dy;       // [m, depth], or both null
+  double* drates;  // [bandwidths] or null; not where `relative`
 };
 
 // Sum over the pairs of rows of both samples of c(i, j) times the product of the layers' kernels.
@@ -132,6 +132,17 @@ struct MMDArgs {
   const int32_t* labels;  // [n + m] or null
   bool diagonal;
   float* value;
+  float* workspace;
+  int threads;
+};
+
+// The lower median of |z_i - z_j|^2 over i < j, z being the rows of x [n, depth] and y [m, depth], of which
+// there are at least 2; NaN where a row is not finite.
+struct MedianArgs {
+  const float* x;
+  const float* y;
+  int64_t n, m, depth;
+  double* value;
   float* workspace;
   int threads;
 };
@@ -306,6 +317,8 @@ struct Kernels {
   void (*pairs)(const PairArgs&);
   int64_t (*mmd_workspace)(const MMDArgs&);  // floats
   void (*mmd)(const MMDArgs&);
+  int64_t (*median_workspace)(const MedianArgs&);  // floats
+  void (*median)(const MedianArgs&);
   int64_t (*permutation_workspace)(const PermutationArgs&);  // floats
   void (*permutation_sums)(const PermutationArgs&);
   void (*subsets)(const SubsetArgs&);
@@ -331,6 +344,8 @@ struct Kernels {
   void pairs(const PairArgs&);                                    \
   int64_t mmd_workspace(const MMDArgs&);                          \
   void mmd(const MMDArgs&);                                       \
+  int64_t median_workspace(const MedianArgs&);                    \
+  void median(const MedianArgs&);                                 \
   int64_t permutation_workspace(const PermutationArgs&);          \
   void permutation_sums(const PermutationArgs&);                  \
   void subsets(const SubsetArgs&);                                \

@@ -2,8 +2,8 @@
 // multiply.
 #pragma once
 
-#include "cpu/centre.h"
 #include "cpu/mmd_kernels.h"
+#include "cpu/pooled.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
@@ -15,8 +15,9 @@ struct MMDLayerRun {
   bool gradient;  // of the rows
   bool learned;   // gradient of the rates
   int64_t depth, column_sum;
-  float *z, *dz, *transposed, *packed, *norms, *centre, *row_sums, *column_sums;  // of all teams
-  double *sums, *rate_totals;  // of all teams; the latter of each thread
+  Pooled rows;
+  float *dz, *transposed, *packed, *row_sums, *column_sums;  // of all teams
+  double* rate_totals;                                       // of each thread
   float *first, *second, *own_column_sum, *panel_rows, *panel_columns;
   float* rate_sums;  // of each thread
   Panel panel;
@@ -64,7 +65,8 @@ struct MMDRun {
     double work = 0;
     for (int64_t l = 0; l < a.layer_count; ++l)
       work += count * count * a.layers[l].depth * (a.layers[l].dx ? 1.5 : 0.5);
-    return useful_threads(work, a.threads);
+    constexpr double kWaits = 4;  // several phases wait for each other
+    return useful_threads(work / kWaits, a.threads);
   }
   // As many columns as the scores that are kept for one row.
   static int64_t kept_columns(const MMDArgs& a) {
@@ -105,15 +107,12 @@ struct MMDRun {
     // one panel alone has nothing right of it
     layer.column_sum =
         layer.gradient && count > teams.panel ? round_up(width * of.depth, Workspace::kLine) : 0;
-    layer.z = workspace.take(count * of.depth);
+    layer.rows = Pooled(of.x, of.y, a.n, a.m, of.depth, of.kernel != MMDKernel::kProduct, workspace);
     layer.dz = workspace.take(layer.gradient ? count * of.depth : 0);
     layer.transposed = workspace.take(width * of.depth);
     layer.packed = Operand::kPlain
                        ? layer.transposed
                        : workspace.take(layer.gradient ? round_up(of.depth, kTileCols) * count : 0);
-    layer.norms = workspace.take(padded);
-    layer.centre = workspace.take(of.depth);
-    layer.sums = reinterpret_cast<double*>(workspace.take(2 * of.depth));
     layer.row_sums = workspace.take(padded * teams.threads);
     layer.column_sums = workspace.take(layer.column_sum * teams.count);
     layer.own_column_sum = layer.column_sums + layer.column_sum * team;
@@ -134,18 +133,10 @@ struct MMDRun {
     layer.values = kernel_values_of(of.kernel, of.doubling);
   }
 
-  const float* sample(const MMDLayer& layer, int64_t i) const {
-    return i < a.n ? layer.x + i * layer.depth : layer.y + (i - a.n) * layer.depth;
-  }
-
   void prepare() const {
     for (int64_t l = 0; l < a.layer_count; ++l) {
       const Layer& layer = layers[l];
-      if (layer.of_distances())
-        find_mean_of_near([&](int64_t i) { return sample(*layer.a, i); }, count, layer.depth, layer.centre,
-                          layer.sums);
-      else
-        zero(layer.centre, layer.depth);
+      layer.rows.prepare();
       zero(layer.row_sums, padded * teams.threads);
       for (int64_t i = 0; layer.learned && i < layer.a->bandwidths * teams.threads; ++i)
         layer.rate_totals[i] = 0;
@@ -165,23 +156,18 @@ struct MMDRun {
     const Share tiles = share_of(width / kTileCols, thread, threads, 1);
     const Share rows{tiles.first * kTileCols, smaller(tiles.last * kTileCols, count)};
     const int64_t depth = layer.depth;
-    for (int64_t i = rows.first; i < rows.last; ++i) {
-      const float* row = sample(*layer.a, i);
-      float* const own = layer.z + i * depth;
-      for (int64_t d = 0; d < depth; ++d) own[d] = row[d] - layer.centre[d];
-      layer.norms[i] = dot(own, own, depth);
-    }
-    pack_columns<Operand>(layer.z, count, depth, nullptr, layer.transposed, nullptr,
+    layer.rows.place(rows.first, rows.last);
+    pack_columns<Operand>(layer.rows.z, count, depth, nullptr, layer.transposed, nullptr,
                           layer.gradient ? layer.packed : nullptr, tiles.first, tiles.last, layer.scratch);
     if (layer.gradient) zero(layer.dz + rows.first * depth, (rows.last - rows.first) * depth);
   }
 
   // The square of the mean of z, times their number.
   double squared_mean(const Layer& layer) const {
-    double* const sums = layer.sums;
+    double* const sums = layer.rows.sums;
     for (int64_t d = 0; d < layer.depth; ++d) sums[d] = 0;
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t d = 0; d < layer.depth; ++d) sums[d] += layer.z[i * layer.depth + d];
+      for (int64_t d = 0; d < layer.depth; ++d) sums[d] += layer.rows.z[i * layer.depth + d];
     double square = 0;
     for (int64_t d = 0; d < layer.depth; ++d) square += sums[d] * sums[d];
     return square / double(count);
@@ -190,13 +176,13 @@ struct MMDRun {
   // The mean of |z_i - z_j|^2 over i != j is 2 / (count - 1) sum_i |z_i - mean z|^2.
   void set_bandwidths(const Layer& layer) const {
     const MMDLayer& of = *layer.a;
-    float unit = 1.f;
+    double unit = 1. / *layer.rows.unit / *layer.rows.unit;
     if (of.relative) {
       constexpr double kLeast = 2.6e-29;  // coinciding points: keep the rates finite
       double spread = -squared_mean(layer);
-      for (int64_t i = 0; i < count; ++i) spread += layer.norms[i];
+      for (int64_t i = 0; i < count; ++i) spread += layer.rows.norms[i];
       const double mean = 2 * spread / double(count > 1 ? count - 1 : 1);
-      unit = static_cast<float>(1 / (mean < kLeast ? kLeast : mean));
+      unit = 1 / (mean < kLeast ? kLeast : mean);
     }
     for (int64_t b = 0; b < of.bandwidths; ++b) {
       const float rate = finite_rate(of.rates[b] * unit);
@@ -208,9 +194,9 @@ struct MMDRun {
   }
 
   // Finite and not 0 even where float32 has no such rate: an infinite distance times it stays infinite.
-  static float finite_rate(float rate) {
-    constexpr float kLargest = 2e37f, kSmallest = 4 * __FLT_MIN__;
-    return rate < kSmallest ? kSmallest : rate > kLargest ? kLargest : rate;
+  static float finite_rate(double rate) {
+    constexpr double kLargest = 2e37, kSmallest = 4 * double(__FLT_MIN__);
+    return static_cast<float>(rate < kSmallest ? kSmallest : rate > kLargest ? kLargest : rate);
   }
 
   // What the pairs of row g with columns [from, to) of a block count, but for the row's own weight; columns
@@ -235,7 +221,8 @@ struct MMDRun {
     if (from >= to) return 0;
     const int64_t offset = from - block * kBlockCols, length = to - from;
     const auto segment_of = [&](const Layer& layer) {
-      return Segment{layer.at(block).at(block, i) + offset, length, layer.norms[g], layer.norms + from};
+      return Segment{layer.at(block).at(block, i) + offset, length, layer.rows.norms[g],
+                     layer.rows.norms + from};
     };
     const float* const pairs = pair_factors(g, from, to, factors);
     float *const product = factors + kBlockStride, *const values = product + kBlockStride;
@@ -310,12 +297,12 @@ struct MMDRun {
 
   void pack_panel(const Layer& layer, int64_t top, int64_t after, Share own) const {
     const int64_t depth = layer.depth;
-    pack_rows<Operand>(layer.z + (top + own.first) * depth, own.last - own.first, depth, nullptr,
+    pack_rows<Operand>(layer.rows.z + (top + own.first) * depth, own.last - own.first, depth, nullptr,
                        layer.panel_rows + own.first * depth, layer.scratch);
     if (!layer.column_sum || after >= count) return;
     const TransposedRows<Operand> columns(depth, layer.panel.rows, layer.panel_columns, layer.scratch);
     for (int64_t i = own.first; i < own.last; ++i)
-      columns.add(i, layer.z + (top + i) * depth, depth, 1.f, 0.f, i + 1 == own.last);
+      columns.add(i, layer.rows.z + (top + i) * depth, depth, 1.f, 0.f, i + 1 == own.last);
   }
 
   // Rows right of the panel take its part of their gradient.
@@ -326,19 +313,17 @@ struct MMDRun {
                                    layer.panel_columns, layer.panel.rows, layer.depth, layer.own_column_sum);
   }
 
-  // What row i with itself adds to the value, and to the weight of its own score in layer `of`.
-  double with_itself(int64_t i, int64_t of, float& weight) const {
-    weight = 0.f;
+  // What row i with itself adds to the value or, of layer `sloped`, to the weight of its own score.
+  double with_itself(int64_t i, int64_t sloped = -1) const {
     if (!a.diagonal) return 0;
-    float values = own_weight[i] * own_weight[i], others = values;
+    double product = double(own_weight[i]) * own_weight[i];
     for (int64_t l = 0; l < a.layer_count; ++l) {
       float slope;
-      const float k = kernel_of_itself(layers[l].a->kernel, layers[l].numbers, layers[l].norms[i], slope);
-      values *= k;
-      others *= l == of ? slope : k;
+      const float k =
+          kernel_of_itself(layers[l].a->kernel, layers[l].numbers, layers[l].rows.norms[i], slope);
+      product *= l == sloped ? slope : k;
     }
-    weight = others;
-    return values;
+    return product;
   }
 
   // d value / d z_i = -4 (sum_j W_ij z_i - sum_j W_ij z_j), or of inner products 2 sum_j W_ij z_j
@@ -346,29 +331,39 @@ struct MMDRun {
     const Layer& layer = layers[l];
     const int64_t depth = layer.depth;
     const Share rows = share_of(count, thread, threads, 1);
+    const float unit = static_cast<float>(*layer.rows.unit / value_unit());
     for (int64_t i = rows.first; i < rows.last; ++i) {
       float weight = 0;
       if (layer.of_distances())
         for (int t = 0; t < teams.threads; ++t) weight += layer.row_sums[t * padded + i];
       else
-        with_itself(i, l, weight), weight = -weight;
-      const float factor = layer.of_distances() ? -4.f : -2.f;
+        weight = -static_cast<float>(with_itself(i, l));
+      const float factor = (layer.of_distances() ? -4.f : -2.f) * unit;
       float* const g = layer.dz + i * depth;
       float* const out = i < a.n ? layer.a->dx + i * depth : layer.a->dy + (i - a.n) * depth;
       for (int t = 0; layer.column_sum && t < sums; ++t) {
         const float* const right = sum_of_key<Operand>(layer.column_sums + t * layer.column_sum, i, depth);
         for (int64_t d = 0; d < depth; ++d) g[d] += right[d * kSumStep<Operand>];
       }
-      for (int64_t d = 0; d < depth; ++d) out[d] = factor * (weight * layer.z[i * depth + d] - g[d]);
+      for (int64_t d = 0; d < depth; ++d) out[d] = factor * (weight * layer.rows.z[i * depth + d] - g[d]);
     }
+  }
+
+  // The kernel -d is not of the rows that were given but of those times the unit.
+  double value_unit() const {
+    double unit = 1;
+    for (int64_t l = 0; l < a.layer_count; ++l)
+      if (layers[l].a->kernel == MMDKernel::kEnergy) unit *= *layers[l].rows.unit;
+    return unit;
   }
 
   void write_derivatives(const Layer& layer) const {
     const MMDLayer& of = *layer.a;
+    const double unit = *layer.rows.unit;
     for (int64_t b = 0; layer.learned && b < of.bandwidths; ++b) {
       double total = 0;
       for (int t = 0; t < teams.threads; ++t) total += layer.rate_totals[t * of.bandwidths + b];
-      of.drates[b] = static_cast<float>(derivative_factor(of.kernel, finite_rate(of.rates[b])) * total);
+      of.drates[b] = derivative_factor(of.kernel, of.rates[b], unit) * total / value_unit();
     }
   }
 };
@@ -408,10 +403,9 @@ static void mmd_panels(const MMDArgs& a) {
     }
   }
   double value = 0;
-  float unused;
-  for (int64_t i = 0; i < all.count; ++i) value += all.with_itself(i, 0, unused);
+  for (int64_t i = 0; i < all.count; ++i) value += all.with_itself(i);
   for (int t = 0; t < all.teams.threads; ++t) value += all.totals[t];
-  *a.value = static_cast<float>(value);
+  *a.value = static_cast<float>(value / all.value_unit());
   for (int64_t l = 0; l < a.layer_count; ++l) all.write_derivatives(all.layers[l]);
 }
 

@@ -103,9 +103,10 @@ struct RateSums {
   }
 };
 
-// What the sums of RateSums are to be multiplied by, at the rate q.
-static inline double derivative_factor(MMDKernel kind, float q) {
-  return kind == MMDKernel::kRbf ? -0.5 : kind == MMDKernel::kImq ? -1. : -0.5 / __builtin_sqrt(double(q));
+// What the sums of RateSums, of rows times `unit`, are to be multiplied by at the rate q.
+static inline double derivative_factor(MMDKernel kind, double q, double unit) {
+  if (kind == MMDKernel::kLaplace) return -0.5 / __builtin_sqrt(q) / unit;
+  return (kind == MMDKernel::kRbf ? -0.5 : -1.) / unit / unit;
 }
 
 // One row against `count` columns. Lanes past them are neither counted nor written.

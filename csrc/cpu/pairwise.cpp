@@ -1,4 +1,5 @@
 // The pairwise engine's entry points. Compiled once per instruction set.
+#include "cpu/median.h"
 #include "cpu/mmd.h"
 #include "cpu/pairs.h"
 #include "cpu/permutation.h"
@@ -94,6 +95,10 @@ int64_t mmd_workspace(const MMDArgs& a) {
 void mmd(const MMDArgs& a) {
   with_float32(a.operand, [&](auto operand) { mmd_panels<decltype(operand)>(a); });
 }
+
+int64_t median_workspace(const MedianArgs& a) { return MedianRun(a, 0).workspace_floats; }
+
+void median(const MedianArgs& a) { find_median(a); }
 
 int64_t permutation_workspace(const PermutationArgs& a) { return PermutationRun(a, 0).workspace_floats; }
 

@@ -73,6 +73,19 @@ LOSSES = {
     "class balanced": lambda q, k: F.class_balanced_loss(q, LABELS.to(q.device), [9, 5, 3, 1], loss="focal"),
     "ldam": lambda q, k: F.ldam_loss(q, LABELS.to(q.device), [9, 5, 3, 1]),
     "logit adjusted": lambda q, k: F.logit_adjusted_loss(q, LABELS.to(q.device), [9, 5, 3, 1]),
+    "mmd laplace": lambda q, k: F.mmd(q, k, kernel="laplace", bandwidths="median"),
+    "mmd imq": lambda q, k: F.mmd(q, k, kernel="imq", bandwidths=torch.tensor([1.0, 2.0], device=q.device)),
+    "mmd energy": lambda q, k: F.mmd(q, k, kernel="energy", estimator="unbiased"),
+    "mmd means": lambda q, k: F.mmd(q, k, kernel="linear", estimator="unbiased"),
+    "mmd poly": lambda q, k: F.mmd(q, k, kernel="poly"),
+    "mmd weights": lambda q, k: F.mmd(q, k, weights=(TARGETS[0].to(q.device), TARGETS[1].to(q.device))),
+    "mmd classes": lambda q, k: F.mmd(
+        q, k, class_conditional=(LABELS.to(q.device), LABELS.flip(0).to(q.device)), estimator="unbiased"
+    ),
+    "mmd pairs": lambda q, k: F.mmd(q, k, estimator="linear"),
+    "mmd blocks": lambda q, k: F.mmd(q, k, estimator="block"),
+    "joint mmd": lambda q, k: F.joint_mmd([q, q[:, :2]], [k, k[:, :2]], kernel=["rbf", "imq"]),
+    "local mmd": lambda q, k: F.local_mmd(q, k, LABELS.to(q.device), TARGETS.to(q.device)),
 }
 
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

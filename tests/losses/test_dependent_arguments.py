@@ -26,6 +26,9 @@ LOSSES = {
     "triplet": lambda x, y: F.triplet_margin(x, LABELS, ref=y, ref_labels=LABELS),
     "contrastive": lambda x, y: F.contrastive(x, LABELS),
     "mmd": lambda x, y: F.mmd(x, y[:30]),
+    "mmd with its bandwidths": lambda x, y: F.mmd(x, y[:30], bandwidths=1 + y[:2, 0].square()),
+    "joint mmd": lambda x, y: F.joint_mmd([x, y], [y[:30], x[:30]], kernel=["imq", "rbf"]),
+    "local mmd": lambda x, y: F.local_mmd(x, y[:30], LABELS, torch.eye(3, device=x.device).repeat(10, 1)),
     "linear_cross_entropy": lambda x, y: F.linear_cross_entropy(x, y[:5], LABELS, linear_bias=x[:5, 0]),
 }
 

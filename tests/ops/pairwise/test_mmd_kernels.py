@@ -168,11 +168,25 @@ def test_a_sample_and_itself_are_the_same(kernel):
 
 
 @pytest.mark.parametrize("kernel", ["rbf", "laplace", "imq", "energy"])
-@pytest.mark.parametrize("scale", [1e-12, 1e-6, 1e6, 1e12])
-def test_relative_bandwidths_see_no_scale(kernel, scale):
-    x, y = two_samples(40, 50, 6)
-    plain = against_reference(lambda x, y: F.mmd(x * scale, y * scale, kernel=kernel), x, y)
-    assert max(plain) < 1e-4
+@pytest.mark.parametrize("bandwidths", ["mean", "median", "given"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e-6, 1e6, 1e12, 1e30])
+def test_scales_whose_squares_leave_float32(kernel, bandwidths, scale):
+    x, y = (z * scale for z in two_samples(40, 50, 6))
+    if kernel == "energy":
+        bandwidths = "mean"
+    elif bandwidths == "given":
+        bandwidths = torch.tensor([0.5 * scale, 3 * scale], dtype=torch.float64)
+    assert max(against_reference(lambda x, y: F.mmd(x, y, kernel=kernel, bandwidths=bandwidths), x, y)) < 1e-4
+
+
+@pytest.mark.parametrize("kernel", ["rbf", "laplace", "imq"])
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_learned_bandwidths_of_such_scales(kernel, scale):
+    x, y = (z * scale for z in two_samples(40, 50, 6))
+    s = torch.tensor([0.5 * scale, 3 * scale], dtype=torch.float64)
+    rows = lambda s: (x.double(), y.double()) if ops.dispatch.forced_backend() == "reference" else (x, y)
+    errors = against_reference(lambda s: F.mmd(*rows(s), kernel=kernel, bandwidths=s), s)
+    assert max(errors) < 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -270,18 +270,14 @@ def _sample(x: Tensor, y: Tensor, kernel: str, bandwidths: Bandwidths, degree: i
     if isinstance(bandwidths, Tensor):
         return Sample(x, y, Kernel(kernel), _rates(bandwidths))
     if isinstance(bandwidths, str) and bandwidths == "median":
-        return Sample(
-            x, y, Kernel(kernel), 1 / _pairwise.median_squared_distance(x, y).clamp_min(_LEAST_SQUARE)[None]
-        )
+        median = _pairwise.median_squared_distance(x, y)
+        return Sample(x, y, Kernel(kernel), 1 / median[None].clamp_min(1e-290))  # of coinciding rows: finite
     multiplier, count = _multiplier_and_count(bandwidths)
     exponents = range(count - 1 - count // 2, -1 - count // 2, -1)
     rates = torch.tensor([multiplier**-e for e in exponents], dtype=torch.float64, device=x.device)
     # Each squaring doubles the relative rounding error of the one exponential that they start from.
     doubling = kernel == "rbf" and multiplier == 2.0 and count <= 8
     return Sample(x, y, Kernel(kernel, relative=True, doubling=doubling), rates)
-
-
-_LEAST_SQUARE = 2.6e-29  # of coinciding points: keep the rates finite
 
 
 def _rates(bandwidths: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from thawkit.ops.pairwise.info_nce import (
 )
 from thawkit.ops.pairwise.linear_cross_entropy import linear_cross_entropy
 from thawkit.ops.pairwise.margin import OBJECTIONS as _MARGIN_OBJECTIONS
+from thawkit.ops.pairwise.median import OBJECTIONS as _MEDIAN_OBJECTIONS
 from thawkit.ops.pairwise.median import median_squared_distance
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
@@ -58,6 +59,7 @@ BACKENDS = {
     "row_softmax": tuple(_row_softmax.KERNELS),
     "pair_loss": tuple(_PAIRS_OBJECTIONS),
     "margin_loss": tuple(_MARGIN_OBJECTIONS),
+    "median_squared_distance": tuple(_MEDIAN_OBJECTIONS),
     "mmd": tuple(_MMD_OBJECTIONS),
     "permutation_sums": tuple(_PERMUTATION_OBJECTIONS),
     "top_k": tuple(_TOP_K_OBJECTIONS),

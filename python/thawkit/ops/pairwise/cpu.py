@@ -186,7 +186,8 @@ def mmd(
     value = samples[0].new_empty((), dtype=torch.float32)
     gradients, rate_gradients, layers, kept = [], [], [], []
     for i, kernel in enumerate(kernels):
-        x, y, rate = _rows(samples[2 * i]), _rows(samples[2 * i + 1]), _rows(rates[i])
+        x, y = _rows(samples[2 * i]), _rows(samples[2 * i + 1])
+        rate = rates[i].to(torch.float64).contiguous()
         depth = x.shape[1]
         relative, doubling, degree, offset = numbers[4 * i : 4 * i + 4]
         found = [torch.empty_like(z) if need_samples[i] else empty(z) for z in (x, y)]
@@ -232,6 +233,18 @@ def mmd(
     workspace = value.new_empty(cpu_kernels().mmd_workspace(*arguments, 0, threads()))
     cpu_kernels().mmd(*arguments, pointer(workspace), threads())
     return [value, *(g.to(z.dtype) for g, z in zip(gradients, samples, strict=True)), *rate_gradients]
+
+
+def median_squared_distance(x: Tensor, y: Tensor) -> Tensor:
+    """Median of the squared distances of all pairs of rows (float64 scalar)."""
+    x32, y32 = _rows(x), _rows(y)
+    (n, depth), m = x32.shape, y32.shape[0]
+    value = x32.new_zeros((), dtype=torch.float64)
+    arguments = pointer(x32), pointer(y32), n, m, depth, pointer(value)
+    if n + m > 1:
+        workspace = x32.new_empty(cpu_kernels().median_workspace(*arguments, 0, threads()))
+        cpu_kernels().median(*arguments, pointer(workspace), threads())
+    return value
 
 
 def pair_loss(

@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from thawkit.ops import checks
-from thawkit.ops.pairwise import reference
+from thawkit.ops._library import define
+from thawkit.ops.dispatch import choose
+from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import full_precision, lifted
+
+OBJECTIONS = {"cpu": cpu.objection}
 
 
 def median_squared_distance(x: Tensor, y: Tensor) -> Tensor:
     """Median of ``|u - v|^2`` over the pairs of distinct rows of (N, D) and (M, D), without a gradient.
 
-    Of an even number of pairs the lower of the two in the middle; 0 of fewer than two rows.
+    Of an even number of pairs it is the lower of the two in the middle; 0 of fewer than two rows. Float64, as
+    the square of a float32 distance can be too large for float32.
     """
     checks.row_pair("x", x, "y", y)
-    with full_precision(x):
-        return reference.median_squared_distance(lifted(x), lifted(y))
+    x, y = x.detach(), y.detach()
+    if choose("median_squared_distance", OBJECTIONS, x, y) == "reference":
+        with full_precision(x):
+            return reference.median_squared_distance(lifted(x), lifted(y)).double()
+    median: Tensor = _median_op(x, y)
+    return median
+
+
+_median_op = define(
+    "median_squared_distance(Tensor x, Tensor y) -> Tensor",
+    cpu.median_squared_distance,
+    lambda x, y: x.new_empty((), dtype=torch.float64),
+)

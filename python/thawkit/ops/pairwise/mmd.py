@@ -116,7 +116,7 @@ def _fake(
     x = samples[0]
     gradients = [z.new_empty(z.shape) if need_samples[i // 2] else empty(z) for i, z in enumerate(samples)]
     of_rates = [
-        q.new_empty(q.shape if needed else 0, dtype=torch.float32)
+        q.new_empty(q.shape if needed else 0, dtype=torch.float64)
         for q, needed in zip(rates, need_rates, strict=True)
     ]
     return [x.new_empty((), dtype=torch.float32), *gradients, *of_rates]

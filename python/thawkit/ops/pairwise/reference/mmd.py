@@ -11,8 +11,14 @@ from torch import Tensor
 from thawkit.ops.pairwise.reference.distances import centre, squared_distances
 from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix
 
-_LEAST_SQUARE = 2.6e-29  # of coinciding points: keep the rates finite
-_LARGEST_RATE = 2e37
+
+def least_square(dtype: torch.dtype) -> float:
+    """Return what a mean or median squared distance is not to be less than: rates stay finite."""
+    return 1e-290 if dtype == torch.float64 else 2.6e-29
+
+
+def _largest_rate(dtype: torch.dtype) -> float:
+    return 1e300 if dtype == torch.float64 else 2e37
 
 
 def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -62,10 +68,13 @@ class Weights(NamedTuple):
 
 def absolute(kernel: Kernel, rates: Tensor | None, x: Tensor, y: Tensor) -> Tensor | None:
     """Return the rates ``1 / s_b^2`` in numbers, those that are relative without a gradient."""
-    if rates is None or not kernel.relative:
-        return rates
-    mean = mean_squared_distance(x, y).clamp_min(_LEAST_SQUARE)
-    return (rates.to(mean.dtype) / mean).clamp_max(_LARGEST_RATE)
+    if rates is None:
+        return None
+    if not kernel.relative:
+        return rates.clamp_max(_largest_rate(x.dtype))
+    mean = mean_squared_distance(x, y)
+    mean = mean.clamp_min(least_square(mean.dtype))
+    return (rates.to(mean.dtype) / mean).clamp_max(_largest_rate(mean.dtype))
 
 
 def mmd(layers: Sequence[Sample], weights: Weights) -> Tensor:
