@@ -68,6 +68,14 @@ def test_median_bandwidth_is_that_of_all_pairs():
     torch.testing.assert_close(F.mmd_test(x, y, 5).bandwidth.double(), expected[None], rtol=1e-3, atol=0)
 
 
+def test_median_of_many_rows_does_not_see_their_order():
+    x, y = two_samples(1500, 1200, 5, 1.0)
+    z = torch.cat((x, y))[torch.randperm(2700, generator=torch.Generator().manual_seed(0))]
+    got = F.mmd_test(x, y, 1).bandwidth
+    torch.testing.assert_close(got, F.mmd_test(z[:100], z[100:], 1).bandwidth, rtol=1e-5, atol=0)
+    torch.testing.assert_close(got, torch.pdist(z).median()[None], rtol=0.02, atol=0)
+
+
 def by_pairs(x, y, bandwidths):
     """Liu et al. 2020, eqs. 2, 3 and 5, entry by entry."""
     k = lambda u, v: sum(torch.exp(-((u - v) ** 2).sum() / (2 * s * s)) for s in bandwidths)

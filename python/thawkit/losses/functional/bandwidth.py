@@ -28,10 +28,19 @@ def absolute_bandwidths(bandwidths: Tensor | tuple[float, int] | str, z: Tensor)
 
 
 def median_distance(z: Tensor) -> Tensor:
-    """Return the median distance of pairs of rows, of at most 2000 of them; 1 where it is 0."""
-    rows = z[torch.linspace(0, z.shape[0] - 1, min(z.shape[0], _MEDIAN_ROWS), device=z.device).long()]
-    rows = rows - centre(rows)
+    """Return the median distance of pairs of rows, at most 2000 of them; 1 where it is 0.
+
+    Of more rows those at evenly spaced ranks along one fixed line are taken: a choice that does not see the
+    rows' order, and so not which sample they belong to.
+    """
+    if z.shape[0] > _MEDIAN_ROWS:
+        generator = torch.Generator().manual_seed(0)
+        line = torch.randn(z.shape[1], generator=generator, device="cpu", dtype=torch.float32).to(z)
+        ranks = torch.arange(_MEDIAN_ROWS, device=z.device) * z.shape[0] // _MEDIAN_ROWS
+        z = z[(z * line).sum(1).argsort()[ranks]]
+    rows = z - centre(z)  # distances do not see it, rounding does
     d2 = squared_distances(rows, rows)
-    pairs = torch.ones_like(d2, dtype=torch.bool).triu(1)
-    median = d2[pairs].median() if rows.shape[0] > 1 else d2.new_zeros(())
+    if rows.shape[0] < 2:
+        return d2.new_ones(())
+    median = d2[torch.ones_like(d2, dtype=torch.bool).triu(1)].median()
     return median.sqrt() if median > 0 else torch.ones_like(median)

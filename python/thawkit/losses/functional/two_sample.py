@@ -86,7 +86,7 @@ def mmd_test(
             It must not have seen the samples that are tested.
         bandwidths: of the RBF kernels, as for :func:`thawkit.losses.functional.mmd`; both samples determine
             them together, so that the test stays exact. ``median``: one kernel, with the median distance of
-            all pairs.
+            the pairs of all rows, or of 2000 of them.
         estimator: ``unbiased`` (U-statistic, at least 2 rows each) or ``biased``.
         seed: of the permutations: the same one gives the same result. None: drawn from ``generator``.
         generator: on the CPU; None: torch's own.
