@@ -262,6 +262,7 @@ ANY = {"q": Q, "k": K}
         (lambda: F.linear_cross_entropy(Q, W, LABELS, ignore_index=1.5), "ignore_index must be an integer"),
         (lambda: F.retrieval_metrics(Q, LABELS, recall_at=5), "recall_at must be a tuple of integers, got 5"),
         (lambda: losses.InfoNCELoss(temperature="x"), "temperature must be a number, got str"),
+        (lambda: losses.ClipLoss(group=object()), "group must come with distributed='gather' or 'ring'"),
         (lambda: losses.InfoNCELoss(reduction="avg"), "reduction must be one of .* got 'avg'"),
         (lambda: losses.TripletMarginLoss(reduction="avg"), "reduction must be one of .* got 'avg'"),
         (lambda: losses.ContrastiveLoss(reduction="avg"), "reduction must be one of .* got 'avg'"),
@@ -304,6 +305,14 @@ def test_modules_say_what_they_are():
     assert "temperature=0.1" in repr(loss)
     assert "false_negative_margin=0.2" in repr(loss)
     assert "mining='hard'" in repr(losses.TripletMarginLoss(mining="hard"))
+
+
+@pytest.mark.parametrize("learned", [-0.1, 0.0])
+def test_a_temperature_that_was_learned_to_be_negative_is_refused(learned):
+    loss = losses.InfoNCELoss(torch.nn.Parameter(torch.tensor(0.1)))
+    loss.temperature.data.fill_(learned)
+    with pytest.raises(ThawkitError, match="temperature must be positive and finite"):
+        loss(Q, K)
 
 
 def test_the_module_hands_its_options_on():

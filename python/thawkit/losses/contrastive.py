@@ -28,6 +28,8 @@ class _Contrastive(Loss):
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
         if distributed is not None:
             checks.one_of("distributed", distributed, across_ranks.MODES)
+        elif group is not None:
+            raise ThawkitError("group must come with distributed='gather' or 'ring', got distributed=None")
         self.normalize = normalize
         self.reduction = reduction
         self.distributed = distributed
@@ -92,6 +94,7 @@ class InfoNCELoss(_Contrastive):
         Further negatives are (M, D), for all rows, or (N, M, D), for each row its own. ``labels`` (M,) say
         which keys are no negatives of one another, ``sample_weight`` (N,) how much a row counts.
         """
+        checks.positive_scalar("temperature", self.temperature)  # it may have been learned
         return self._function("info_nce")(
             q,
             k,

@@ -196,3 +196,10 @@ def test_bad_columns():
     for documents in itertools.combinations([document[:3], document[:2]], 2):
         with pytest.raises(ThawkitError, match="documents must have one row or more for each of 4 queries"):
             loss.compute_loss_from_embeddings([query, *documents])
+
+
+@pytest.mark.parametrize("rows", [(6, 3, 9), (6, 3), (6, 6, 3)])
+def test_columns_have_a_row_for_each_query(rows):
+    embeddings = [torch.randn(n, 4) for n in rows]
+    with pytest.raises(ThawkitError, match=r"embeddings\[\d\] must have the shape of embeddings\[0\]"):
+        MultipleNegativesRankingLoss(Rows()).compute_loss_from_embeddings(embeddings)

@@ -255,7 +255,7 @@ def nt_xent_labels(
     ``-log(exp(s_ap) / (exp(s_ap) + sum_n exp(s_an)))``, the rows n being those of other labels and
     ``s = z @ z.T / temperature``. So other rows of the anchor's class are no negatives, unlike in
     :func:`supcon`. No matrix of pairs is stored, of either kind; the losses of an anchor's pairs are computed
-    128 anchors at a time, which breaks the graph of ``torch.compile``.
+    128 anchors at a time.
 
     Args:
         embeddings: (N, D), each row an anchor.

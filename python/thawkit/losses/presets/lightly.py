@@ -50,6 +50,7 @@ class NTXentLoss(nn.Module):
                 return F.nt_xent(out0, out1, temperature=self.temperature)
             rows = across_ranks.nt_xent(out0, out1, temperature=self.temperature, reduction="none")
             return own_rows.mean(rows)
+        checks.positive_scalar("temperature", self.temperature)  # it may have been learned
         checks.matrix("out0", out0)
         checks.twin("out1", out1, "out0", out0)
         keys, bank = self.memory_bank(

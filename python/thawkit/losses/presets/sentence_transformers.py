@@ -70,6 +70,12 @@ class MultipleNegativesRankingLoss(nn.Module):
         """Return the loss of columns of embeddings (N, D); ``labels`` are not used."""
         if len(embeddings) < 2:
             raise ThawkitError(f"embeddings must be of two columns or more, got {len(embeddings)}")
+        for i, column in enumerate(embeddings[1:], 1):
+            if column.shape != embeddings[0].shape:
+                raise ThawkitError(
+                    f"embeddings[{i}] must have the shape of embeddings[0], {tuple(embeddings[0].shape)}, "
+                    f"got {tuple(column.shape)}"
+                )
         queries, documents = embeddings[0], torch.cat(embeddings[1:])
         options: dict[str, Any] = {
             "logit_scale": self.scale,

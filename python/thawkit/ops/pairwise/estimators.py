@@ -36,7 +36,7 @@ def mmd_of_blocks(layer: Sample, size: int | None) -> Tensor:
     """Mean of the U-statistics of disjoint blocks of rows."""
     smaller = min(layer.x.shape[0], layer.y.shape[0])
     if size is None:
-        size = max(2, math.isqrt(smaller))
+        size = max(2, int(math.sqrt(smaller)))  # isqrt has no symbol in a graph
     checks.integer("block_size", size, 2)
     _at_least(layer, size)
     with full_precision(layer.x):
