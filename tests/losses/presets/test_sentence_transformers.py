@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
 import torch
 from torch import nn
@@ -190,12 +188,8 @@ def test_gathering_in_a_single_process_changes_nothing():
 
 def test_bad_columns():
     loss = MultipleNegativesRankingLoss(Rows())
-    query, document = columns(4)
     with pytest.raises(ThawkitError, match="embeddings must be of two columns or more, got 1"):
-        loss.compute_loss_from_embeddings([query])
-    for documents in itertools.combinations([document[:3], document[:2]], 2):
-        with pytest.raises(ThawkitError, match="documents must have one row or more for each of 4 queries"):
-            loss.compute_loss_from_embeddings([query, *documents])
+        loss.compute_loss_from_embeddings(columns(4)[:1])
 
 
 @pytest.mark.parametrize("rows", [(6, 3, 9), (6, 3), (6, 6, 3)])
