@@ -157,6 +157,21 @@ def test_autocast_rounds_neither_kernels_nor_definitions(loss):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@every_loss
+@pytest.mark.parametrize("create_graph", [False, True])
+def test_a_backward_pass_inside_autocast_rounds_no_more_than_its_products(loss, create_graph):
+    """torch advises against it and multiplies there in half precision what is plain torch."""
+    expected = gradients(loss)[1:]
+    q, k = Q.clone().requires_grad_(), K.clone().requires_grad_()
+    with torch.autocast("cpu"):
+        got = torch.autograd.grad(
+            loss(q, k), (q, k), allow_unused=True, materialize_grads=True, create_graph=create_graph
+        )
+    for a, b in zip(got, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert (a.detach() - b).abs().max() <= 2**-6 * b.abs().max()
+
+
 @pytest.mark.parametrize("loss", [F.clip, F.siglip, F.info_nce], ids=lambda f: f.__name__)
 def test_one_tensor_on_both_sides_compiles(loss):
     x = Q.clone().requires_grad_()

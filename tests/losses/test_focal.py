@@ -317,6 +317,17 @@ def test_extra_memory_with_options():
         assert x.nbytes <= allocated <= x.nbytes + 65536
 
 
+def test_a_learned_weight_is_a_parameter_of_its_module():
+    alpha = torch.nn.Parameter(torch.full((3,), 0.5))
+    for loss, target in (
+        (SigmoidFocalLoss(alpha), torch.zeros(2, 3)),
+        (FocalLoss(alpha=alpha), torch.zeros(2, dtype=torch.int64)),
+    ):
+        assert [name for name, _ in loss.named_parameters()] == ["alpha"]
+        loss(torch.ones(2, 3), target).backward()
+    assert alpha.grad is not None
+
+
 def test_modules_hand_their_options_on():
     x, t = batch((6, 5), soft=False)
     alpha, pos_weight = torch.rand(5), torch.rand(5)

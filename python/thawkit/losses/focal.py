@@ -11,8 +11,13 @@ from thawkit.ops import checks
 
 
 def kept(module: Loss, name: str, value: Tensor | float | str | None) -> None:
-    """Keep a number as it is, and a tensor as a buffer, which follows the module to its device."""
-    if value is None or isinstance(value, Tensor):
+    """Keep a number as it is, and a tensor as a buffer, which follows the module to its device.
+
+    A parameter stays one, so that ``parameters()`` has it.
+    """
+    if isinstance(value, torch.nn.Parameter):
+        module.register_parameter(name, value)
+    elif value is None or isinstance(value, Tensor):
         module.register_buffer(name, value)
     else:
         setattr(module, name, value)

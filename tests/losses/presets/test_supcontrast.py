@@ -74,6 +74,33 @@ def test_masks_need_not_be_symmetric(samples, views, mode, kind):
     assert_is_its_definition(features, 0.1, mask, mode, mask=mask)
 
 
+@pytest.mark.parametrize("mode", ["all", "one"])
+def test_weights_next_to_0_are_not_divided_by(mode):
+    features, _ = batch(4, 3)
+    mask = torch.rand(4, 4, generator=torch.Generator().manual_seed(1))
+    mask[0], mask[1] = 1e-8, 0
+    mask[1, 1] = 6e-7  # of two other views, and of the anchor itself, which counts not
+    mask[2] = 3e-7
+    normal = SupConLoss(0.1, mode)(features, mask=mask.where(mask.sum(1, keepdim=True) > 1e-3, 0))
+    small = [
+        SupConLoss(0.1, mode)(features, mask=mask.where(torch.arange(4)[:, None] == i, 0)) for i in range(3)
+    ]
+    divided = [
+        SupConLoss(0.1, mode)(features, mask=1e3 * mask.where(torch.arange(4)[:, None] == i, 0))
+        for i in range(3)
+    ]
+    weights = 12 * 1e-8 - 1e-8, 2 * 6e-7, 11 * 3e-7
+    for got, loss, weight in zip(small, divided, weights, strict=True):
+        torch.testing.assert_close(got, loss * (weight if weight < 1e-6 else 1))
+    torch.testing.assert_close(SupConLoss(0.1, mode)(features, mask=mask), normal + sum(small))
+
+
+def test_labels_may_be_any_numbers():
+    features, labels = batch(6, 2)
+    expected = SupConLoss()(features, labels)
+    assert torch.equal(SupConLoss()(features, labels / 4 - 0.25), expected)
+
+
 def test_more_dimensions_are_one_vector():
     features, labels = batch(5, 2, features=12)
     shaped = features.reshape(5, 2, 3, 4)
@@ -102,9 +129,10 @@ FEATURES = torch.zeros(3, 2, 4)
         (FEATURES.long(), {}, "features must be float32"),
         (FEATURES[:0], {}, "features has no rows"),
         (FEATURES, {"labels": torch.arange(3), "mask": torch.eye(3)}, "either labels or mask may be given"),
-        (FEATURES, {"labels": torch.arange(2)}, r"labels must be a tensor of 3 integers.* got \(2,\)"),
-        (FEATURES, {"labels": [0, 1, 2]}, "labels must be a tensor of 3 integers.* got list"),
-        (FEATURES, {"labels": torch.zeros(3)}, "labels must hold integers"),
+        (FEATURES, {"labels": torch.arange(2)}, r"labels must be a tensor of 3 numbers.* got \(2,\)"),
+        (FEATURES, {"labels": [0, 1, 2]}, "labels must be a tensor of 3 numbers.* got list"),
+        (FEATURES, {"labels": torch.full((3,), torch.nan)}, "labels must be finite"),
+        (FEATURES, {"mask": -torch.eye(3)}, "mask must hold finite numbers of at least 0 only"),
         (FEATURES, {"mask": torch.eye(2)}, r"mask must be a tensor of shape \(3, 3\), got \(2, 2\)"),
     ],
 )

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 from thawkit.ops import checks
+from thawkit.ops.pairwise.common import numbered
+
+_NEXT_TO_0 = 1e-6
 
 
 class SupConLoss(nn.Module):
@@ -40,8 +43,9 @@ class SupConLoss(nn.Module):
 
         Args:
             features: (B, V, ...) views, normalized already; what follows V is one vector.
-            labels: (B,) integers.
-            mask: (B, B), 1 where sample j is a positive of sample i, which need not be symmetric.
+            labels: (B,) numbers, equal for samples of one class.
+            mask: (B, B), 1 where sample j is a positive of sample i, which need not be symmetric, or weights
+                of at least 0 in its place.
         """
         checks.floating("features", features)
         if features.dim() < 3:
@@ -52,18 +56,27 @@ class SupConLoss(nn.Module):
         rows = features.flatten(2).transpose(0, 1).flatten(0, 1)  # view by view
         labels = None if labels is None else labels.repeat(views)
         anchors = samples if self.contrast_mode == "one" else samples * views
-        total = F.supcon(
+        losses = F.supcon(
             rows[:anchors],
             None if labels is None else labels[:anchors],
             temperature=self.temperature,
             normalize=False,
-            reduction="sum",
+            reduction="none",
             ref=rows,
             ref_labels=labels,
             own=0,
             pair_weight=mask,
         )
-        return self.temperature / self.base_temperature * total / anchors
+        if mask is not None:
+            losses = losses * _share(mask, views).repeat(anchors // samples)
+        return self.temperature / self.base_temperature * losses.mean()
+
+
+def _share(mask: Tensor, views: int) -> Tensor:
+    """Return (B,) factors of the anchors' losses: weights next to 0 are not divided by."""
+    weight = mask.to(torch.float32) * (views - torch.eye(len(mask), device=mask.device))
+    total = weight.sum(1)
+    return total.where(total < _NEXT_TO_0, 1)
 
 
 def _positives(
@@ -78,10 +91,17 @@ def _positives(
             raise ThawkitError(f"mask must be a tensor of shape ({samples}, {samples}), got {came}")
         if mask.requires_grad:
             raise ThawkitError("mask must not require a gradient: this loss has none for it")
+        if checks.readable(mask) and not bool(((mask >= 0) & mask.isfinite()).all()):
+            raise ThawkitError("mask must hold finite numbers of at least 0 only")
         return None, mask.to(device)
     if labels is None:
         return torch.arange(samples, device=device), None
     if not isinstance(labels, Tensor) or labels.numel() != samples:
         came = tuple(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
-        raise ThawkitError(f"labels must be a tensor of {samples} integers, one a sample, got {came}")
-    return labels.reshape(samples).to(device), None
+        raise ThawkitError(f"labels must be a tensor of {samples} numbers, one a sample, got {came}")
+    labels = labels.reshape(samples).to(device)
+    if labels.is_floating_point():
+        if checks.readable(labels) and not bool(labels.isfinite().all()):
+            raise ThawkitError("labels must be finite")
+        labels = numbered(labels)
+    return labels, None

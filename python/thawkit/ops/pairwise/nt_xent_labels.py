@@ -212,20 +212,25 @@ class _PairsOfOneClass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        z, others, log_sum, scale, mine, theirs = ctx.saved_tensors
-        if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-            found = _gradients_operator(g, z, others, log_sum, scale, mine, theirs, ctx.own)
-            return *found, None, None, None
-        wanted = ctx.needs_input_grad[:4]
-        z, others, log_sum, scale = apart(z, others, log_sum, scale)
-        panels = _Panels.of(mine, theirs, ctx.own)
-        sums = torch.zeros_like(log_sum)
-        for rows, keys in panels.parts:
-            losses = _losses(z[rows], others[keys], log_sum[rows], scale, panels.positive(rows, keys))
-            sums = sums.index_add(0, rows, losses.sum(1))
-        inputs = [t for t, needed in zip((z, others, log_sum, scale), wanted, strict=True) if needed]
-        gradients = iter(torch.autograd.grad(sums, inputs, g, create_graph=True))
-        return *(next(gradients) if needed else None for needed in wanted), None, None, None
+        # autocast may be on where the backward pass is called; its products are not for rounding either
+        with full_precision(ctx.saved_tensors[0]):
+            return *_slopes(ctx, g), None, None, None
+
+
+def _slopes(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    z, others, log_sum, scale, mine, theirs = ctx.saved_tensors
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return _gradients_operator(g, z, others, log_sum, scale, mine, theirs, ctx.own)
+    wanted = ctx.needs_input_grad[:4]
+    z, others, log_sum, scale = apart(z, others, log_sum, scale)
+    panels = _Panels.of(mine, theirs, ctx.own)
+    sums = torch.zeros_like(log_sum)
+    for rows, keys in panels.parts:
+        losses = _losses(z[rows], others[keys], log_sum[rows], scale, panels.positive(rows, keys))
+        sums = sums.index_add(0, rows, losses.sum(1))
+    inputs = [t for t, needed in zip((z, others, log_sum, scale), wanted, strict=True) if needed]
+    gradients = iter(torch.autograd.grad(sums, inputs, g, create_graph=True))
+    return tuple(next(gradients) if needed else None for needed in wanted)
 
 
 def _losses(z: Tensor, others: Tensor, log_sum: Tensor, scale: Tensor, positive: Tensor) -> Tensor:
