@@ -84,6 +84,12 @@ def timed(
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return torch.compile's form for the sizes that come, which knows of no sizes before them."""
+    torch._dynamo.reset()
+    return torch.compile(function, dynamic=False)
+
+
 class FmaPeak:
     """FLOP/s of register-only fused multiply-adds on all of torch's threads, as one of the functions timed.
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from common import FmaPeak, Report, extra_bytes, parser, timed
+from common import FmaPeak, Report, compiled, extra_bytes, parser, timed
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -226,12 +226,12 @@ def linear_cross_entropy(rows: int, classes: int, features: int, dtype: torch.dt
     )
 
 
-def measure(report: Report, case: Case, rounds: int, compiled: bool) -> None:
+def measure(report: Report, case: Case, rounds: int, compiling: bool) -> None:
     losses = {"thawkit": case.ours, **case.peers}
     if case.pairs <= MOST_PAIRS:
         losses["eager"] = case.eager
-        if compiled:
-            losses["torch.compile"] = torch.compile(case.eager)
+        if compiling:
+            losses["torch.compile"] = compiled(case.eager)
 
     def step(loss: Loss) -> Callable[[], tuple[Tensor, ...]]:
         return lambda: torch.autograd.grad(loss(*case.leaves), case.leaves)
@@ -301,7 +301,7 @@ def main() -> None:
             if options.losses and case.loss not in options.losses:
                 continue
             rounds = options.rounds * (4 if case.pairs <= 1024**2 else 1)
-            measure(report, case, rounds, compiled=not options.quick)
+            measure(report, case, rounds, compiling=not options.quick)
     finally:
         report.write()  # what there is of an interrupted run
 

@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Callable
 
 import torch
-from common import Report, copy_bandwidth, extra_bytes, parser, timed
+from common import Report, compiled, copy_bandwidth, extra_bytes, parser, timed
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
@@ -75,7 +75,7 @@ def measure(
 
 
 def sigmoid(
-    report: Report, count: int, dtype: torch.dtype, bandwidth: float, rounds: int, compiled: bool
+    report: Report, count: int, dtype: torch.dtype, bandwidth: float, rounds: int, compiling: bool
 ) -> None:
     x = torch.randn(count // 100, 100).to(dtype).requires_grad_()
     t = (torch.rand(count // 100, 100) < 0.01).to(dtype)
@@ -86,8 +86,8 @@ def sigmoid(
     }
     if kornia := kornia_losses():
         losses["kornia"] = lambda: kornia["sigmoid"](x, t)
-    if compiled:
-        step = torch.compile(lambda x, t: sigmoid_focal_loss(x, t, reduction="mean"))
+    if compiling:
+        step = compiled(lambda x, t: sigmoid_focal_loss(x, t, reduction="mean"))
         losses["torch.compile"] = lambda: step(x, t)
     size = f"{count} {str(dtype).removeprefix('torch.')}"
     read = lambda out: torch.add(raw, t, out=out)
@@ -103,7 +103,7 @@ def softmax(
     dtype: torch.dtype,
     bandwidth: float,
     rounds: int,
-    compiled: bool,
+    compiling: bool,
 ) -> None:
     x = torch.randn(rows, classes).to(dtype).requires_grad_()
     t = torch.randint(0, classes, (rows,))
@@ -111,8 +111,8 @@ def softmax(
     losses = {"thawkit": lambda: L.focal_loss(x, t), "eager": lambda: softmax_focal_loss(x, t)}
     if kornia := kornia_losses():
         losses["kornia"] = lambda: kornia["softmax"](x, t) / rows
-    if compiled:
-        step = torch.compile(softmax_focal_loss)
+    if compiling:
+        step = compiled(softmax_focal_loss)
         losses["torch.compile"] = lambda: step(x, t)
     size = f"{rows}x{classes} {str(dtype).removeprefix('torch.')}"
     read = lambda out: out.copy_(raw)
@@ -129,10 +129,10 @@ def main() -> None:
         for dtype in (torch.float32, torch.bfloat16):
             for count in SIGMOID[:3:2] if options.quick else SIGMOID:
                 rounds = options.rounds * (10 if count <= 1_000_000 else 3 if count < 20_000_000 else 1)
-                sigmoid(report, count, dtype, bandwidth, rounds, compiled=not options.quick)
+                sigmoid(report, count, dtype, bandwidth, rounds, compiling=not options.quick)
             for rows, classes in SOFTMAX:
                 rows = rows // 10 if options.quick else rows
-                softmax(report, rows, classes, dtype, bandwidth, options.rounds, compiled=not options.quick)
+                softmax(report, rows, classes, dtype, bandwidth, options.rounds, compiling=not options.quick)
     finally:
         report.write()
 

@@ -13,7 +13,7 @@ import importlib.util
 import time
 
 import torch
-from common import FmaPeak, Report, extra_bytes, parser, timed
+from common import FmaPeak, Report, compiled, extra_bytes, parser, timed
 
 from thawkit.losses import functional as L
 
@@ -85,7 +85,7 @@ def keops_form(x, y, bandwidths):
     return mean(x, x) + mean(y, y) - 2 * mean(x, y)
 
 
-def mmd(report: Report, rows: int, features: int, rounds: int, compiled: bool, quick: bool) -> None:
+def mmd(report: Report, rows: int, features: int, rounds: int, compiling: bool, quick: bool) -> None:
     x = torch.randn(rows, features, requires_grad=True)
     y = (torch.randn(rows, features) + 0.1).requires_grad_()
     both = torch.cat((x, y)).detach()
@@ -106,8 +106,8 @@ def mmd(report: Report, rows: int, features: int, rounds: int, compiled: bool, q
         "eager products": step(products_form),
         "bare products": bare_products,
     }
-    if compiled:
-        functions["torch.compile"] = step(torch.compile(cdist_form))
+    if compiling:
+        functions["torch.compile"] = step(compiled(cdist_form))
     if (2 * rows) ** 2 * features * 4 <= LARGEST // 4:
         functions["Transfer-Learning-Library"] = step(library_form, index_matrix(rows))
     if importlib.util.find_spec("geomloss"):
@@ -175,11 +175,11 @@ def main() -> None:
         report,
         *((256, 64) if options.quick else (4096, 256)),
         options.rounds,
-        compiled=not options.quick,
+        compiling=not options.quick,
         quick=options.quick,
     )
     for rows in (36, 512):
-        mmd(report, rows, 256, options.rounds * 20, compiled=not options.quick, quick=options.quick)
+        mmd(report, rows, 256, options.rounds * 20, compiling=not options.quick, quick=options.quick)
     if not options.quick:
         large(report, 50_000, 256)
     report.write()

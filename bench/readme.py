@@ -57,19 +57,20 @@ def pairwise(name: str) -> str:
     for document in results(name):
         lines = [
             "| loss | size | thawkit | fastest peer | faster by | other peers | share of the FMA peak | "
-            "ours / torch's bare products | extra memory, ours / fastest peer |",
+            "ours / torch's bare products | extra memory: ours / fastest peer / least of the peers |",
             "|---|---|---|---|---|---|---|---|---|",
         ]
         for row in document["rows"]:
             ms, memory, fastest = row["ms"], row["extra_mib"], row["fastest_peer"]
             others = ", ".join(f"{peer} {x:.3g}×" for peer, x in row["speedup"].items() if peer != fastest)
-            bare = row["of_bare_products"]
+            bare = row.get("of_bare_products")
+            least = min((peer for peer in row["speedup"] if peer in memory), key=memory.__getitem__, default="")
             lines.append(
                 f"| {row['loss']} | {row['size']}{' bf16' if row.get('dtype') == 'bfloat16' else ''} | "
                 f"{ms['thawkit']:.3g} ms | {fastest}, {ms[fastest]:.3g} ms | "
                 f"{row['speedup_over_fastest_peer']:.2f}× | {others or '–'} | "
                 f"{100 * row['share_of_fma_peak']:.0f} % | {f'{bare:.2f}' if bare else '–'} | "
-                f"{mib(memory, 'thawkit')} / {mib(memory, fastest)} MiB |"
+                f"{mib(memory, 'thawkit')} / {mib(memory, fastest)} / {mib(memory, least)} MiB |"
             )
         parts.append("\n".join([*lines, "", source(document)]))
     return "\n\n".join(parts)
@@ -106,6 +107,7 @@ TABLES = {
     "margin": lambda: pairwise("margin"),
     "retrieval": lambda: pairwise("retrieval"),
     "mmd": lambda: losses("mmd", "share_of_fma_peak", "share of the FMA peak", "eager"),
+    "two_sample": lambda: pairwise("two_sample"),
     "focal": lambda: losses("focal", "share_of_copy_bandwidth", "share of the copy bandwidth", "torchvision"),
     "frozen": frozen,
 }
