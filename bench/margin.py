@@ -66,7 +66,8 @@ def main() -> None:
     report = Report("margin", options)
     for kind in PRODUCTS:
         for rows in (512,) if options.quick else (512, 2048, 4096):
-            measure(report, case(kind, rows, 128), options.rounds * (4 if rows <= 512 else 1), compiling=False)
+            rounds = options.rounds * (4 if rows <= 512 else 1)
+            measure(report, case(kind, rows, 128), rounds, compiling=False)
     report.write()
 
 

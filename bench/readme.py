@@ -64,7 +64,8 @@ def pairwise(name: str) -> str:
             ms, memory, fastest = row["ms"], row["extra_mib"], row["fastest_peer"]
             others = ", ".join(f"{peer} {x:.3g}×" for peer, x in row["speedup"].items() if peer != fastest)
             bare = row.get("of_bare_products")
-            least = min((peer for peer in row["speedup"] if peer in memory), key=memory.__getitem__, default="")
+            known = [peer for peer in row["speedup"] if peer in memory]
+            least = min(known, key=memory.__getitem__, default=fastest)
             lines.append(
                 f"| {row['loss']} | {row['size']}{' bf16' if row.get('dtype') == 'bfloat16' else ''} | "
                 f"{ms['thawkit']:.3g} ms | {fastest}, {ms[fastest]:.3g} ms | "
