@@ -62,18 +62,117 @@ def test_the_statistic_is_that_of_mmd(bandwidths, estimator):
     assert got.statistic == pytest.approx(expected.item(), rel=1e-4, abs=1e-6)
 
 
+def kernel_by_its_name(name, u, v, s):
+    d2 = torch.cdist(u, v, compute_mode="donot_use_mm_for_euclid_dist") ** 2
+    return {
+        "rbf": lambda: torch.exp(-d2[..., None] / (2 * s**2)).sum(-1),
+        "laplace": lambda: torch.exp(-d2.sqrt()[..., None] / s).sum(-1),
+        "imq": lambda: (s**2 / (s**2 + d2[..., None])).sum(-1),
+        "energy": lambda: -d2.sqrt(),
+        "linear": lambda: u @ v.t(),
+        "poly": lambda: (u @ v.t() / u.shape[1] + 0.5) ** 2,
+    }[name]()
+
+
+def loop_over_deals(x, y, deals, name, s, estimator):
+    """The squared MMD of each deal and of the samples as they are, from the whole kernel matrix."""
+    z, n = torch.cat((x, y)).double(), len(x)
+    values = kernel_by_its_name(name, z, z, s)
+    if estimator == "unbiased":
+        values = values.clone().fill_diagonal_(0)
+
+    def of(deal):
+        a, b = deal.double(), (~deal).double()
+        m = len(z) - n
+        own = (1 / n**2, 1 / m**2) if estimator == "biased" else (1 / (n * (n - 1)), 1 / (m * (m - 1)))
+        return own[0] * a @ values @ a + own[1] * b @ values @ b - 2 / (n * m) * a @ values @ b
+
+    return torch.stack([of(deal) for deal in deals.unbind(1)]), of(torch.arange(len(z)) < n)
+
+
+EVERY_KERNEL = ("rbf", "laplace", "imq", "energy", "linear", "poly")
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("kernel", EVERY_KERNEL)
+@pytest.mark.parametrize("sizes", [(2, 3), (33, 20), (40, 70)])
+def test_every_kernel_is_the_loop_over_permutations(sizes, kernel, estimator, monkeypatch):
+    from thawkit.ops.pairwise.reference import permutation
+
+    n, m = sizes
+    x, y = two_samples(n, m, 4, 0.3)
+    s = torch.tensor([0.8, 3.0])
+    options = {"kernel": kernel, "estimator": estimator, "seed": 11, "degree": 2, "offset": 0.5}
+    if kernel in ("rbf", "laplace", "imq"):
+        options["bandwidths"] = s
+    deals = ops.pairwise.subsets(n + m, n, 61, seed=11)[:, 1:].bool()
+    expected, observed = loop_over_deals(x, y, deals, kernel, s.double(), estimator)
+    p = (1 + int((expected >= observed - 1e-12).sum())) / 61
+    monkeypatch.setattr(permutation, "_ENTRIES", 7 * (n + m))  # several panels, and permutations in parts
+    for single in (False, True):
+        got = F.mmd_test(*((x, y) if single else (x.double(), y.double())), 60, **options)
+        close = {"rtol": 1e-5, "atol": 3e-7} if single and kernel == "rbf" else {"rtol": 1e-9, "atol": 1e-12}
+        torch.testing.assert_close(got.null_sample, expected, **close)
+        assert got.statistic == pytest.approx(observed.item(), rel=close["rtol"], abs=close["atol"])
+        assert got.p_value == p
+        assert got.bandwidth.numel() == (2 if "bandwidths" in options else 0)
+
+
+@pytest.mark.parametrize("kernel", EVERY_KERNEL)
+@pytest.mark.parametrize("bandwidths", ["mean", "median", (3.0, 3)])
+def test_bandwidths_of_every_kernel_are_those_of_mmd(bandwidths, kernel):
+    x, y = two_samples(40, 25, 6, 0.2)
+    scaled = kernel in ("rbf", "laplace", "imq")
+    options = {"kernel": kernel} | ({"bandwidths": bandwidths} if scaled else {})
+    got = F.mmd_test(x, y, 5, estimator="biased", **options)
+    assert got.statistic == pytest.approx(F.mmd(x, y, **options).item(), rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize("features", [3, 300])
+@pytest.mark.parametrize("scale", [1e-18, 1e-9, 1e9, 1e18])
+@pytest.mark.parametrize("kernel", EVERY_KERNEL)
+def test_any_scale(kernel, scale, features):
+    x, y = (s * scale for s in two_samples(30, 20, features, 0.2))
+    got = F.mmd_test(x, y, 99, kernel=kernel, seed=0)
+    wide = F.mmd_test(x.double(), y.double(), 99, kernel=kernel, seed=0)
+    assert got.p_value == wide.p_value
+    size = wide.null_sample.abs().max().item()
+    torch.testing.assert_close(got.null_sample, wide.null_sample, rtol=1e-4, atol=1e-4 * size)
+    assert got.power_criterion == pytest.approx(wide.power_criterion, rel=1e-3, abs=1e-6)
+    options = {"kernel": kernel}
+    power = F.mmd_power(x, y, **options).item()
+    assert power == pytest.approx(F.mmd_power(x.double(), y.double(), **options).item(), rel=1e-5)
+
+
+def test_rows_at_no_reach_of_the_bandwidth():
+    x, y = (s * 1e20 for s in two_samples(12, 9, 3))
+    got = F.mmd_test(x, y, 30, bandwidths=torch.tensor([1.0]), estimator="biased", seed=0)
+    assert got.statistic == pytest.approx(1 / 12 + 1 / 9)
+    assert got.p_value == 1
+
+
 def test_median_bandwidth_is_that_of_all_pairs():
     x, y = two_samples(30, 20, 6)
     expected = torch.pdist(torch.cat((x, y)).double()).median()
     torch.testing.assert_close(F.mmd_test(x, y, 5).bandwidth.double(), expected[None], rtol=1e-3, atol=0)
 
 
-def test_median_of_many_rows_does_not_see_their_order():
-    x, y = two_samples(1500, 1200, 5, 1.0)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_median_of_many_rows_is_exact_and_does_not_see_their_order(dtype):
+    x, y = (s.to(dtype) for s in two_samples(1500, 1200, 5, 1.0))
     z = torch.cat((x, y))[torch.randperm(2700, generator=torch.Generator().manual_seed(0))]
     got = F.mmd_test(x, y, 1).bandwidth
-    torch.testing.assert_close(got, F.mmd_test(z[:100], z[100:], 1).bandwidth, rtol=1e-5, atol=0)
-    torch.testing.assert_close(got, torch.pdist(z).median()[None], rtol=0.02, atol=0)
+    torch.testing.assert_close(got, F.mmd_test(z[:100], z[100:], 1).bandwidth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(got, torch.pdist(z).median()[None], rtol=1e-5, atol=0)
+
+
+def test_where_most_rows_coincide_the_bandwidth_is_the_root_mean_square():
+    x, y = torch.ones(30, 3), torch.ones(20, 3)
+    y[:4] = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+    expected = torch.pdist(torch.cat((x, y))).square().mean().sqrt()[None]
+    torch.testing.assert_close(F.mmd_test(x, y, 5).bandwidth, expected)
+    got = F.mmd(x, y, bandwidths="median")
+    torch.testing.assert_close(got, F.mmd(x, y, bandwidths=expected))
 
 
 def by_pairs(x, y, bandwidths):
@@ -114,13 +213,39 @@ def test_power_criterion_of_unequal_samples():
     assert F.mmd_test(x, y, 5, bandwidths=bandwidths).power_criterion == pytest.approx(expected.item())
 
 
+@pytest.mark.parametrize("panels", [False, True])
+@pytest.mark.parametrize("kernel", EVERY_KERNEL)
 @pytest.mark.parametrize("sizes", [(5, 5), (5, 4)])
-def test_power_has_derivatives(sizes):
+def test_power_has_derivatives(sizes, kernel, panels, monkeypatch):
+    from thawkit.ops.pairwise import panels as module
+
     x, y = (s.double().requires_grad_() for s in two_samples(*sizes, 2, 0.5))
     bandwidths = torch.tensor([0.8, 2.0], dtype=torch.float64, requires_grad=True)
-    power = lambda x, y, s: F.mmd_power(x, y, bandwidths=s)
-    assert torch.autograd.gradcheck(power, (x, y, bandwidths))
-    assert torch.autograd.gradgradcheck(power, (x, y, bandwidths))
+    inputs = (x, y, bandwidths) if kernel in ("rbf", "laplace", "imq") else (x, y)
+    power = lambda x, y, *s: F.mmd_power(x, y, kernel=kernel, **({"bandwidths": s[0]} if s else {}))
+    whole = power(*inputs)
+    if panels:
+        monkeypatch.setattr(module, "_ENTRIES", 2 * sum(sizes))
+        torch.testing.assert_close(power(*inputs), whole)
+    assert torch.autograd.gradcheck(power, inputs)
+    assert torch.autograd.gradgradcheck(power, inputs)
+
+
+@pytest.mark.parametrize("kernel", EVERY_KERNEL)
+@pytest.mark.parametrize("sizes", [(12, 12), (12, 9)])
+def test_power_criterion_of_the_test_is_mmd_power(sizes, kernel):
+    x, y = two_samples(*sizes, 3, 0.5)
+    got = F.mmd_test(x, y, 5, kernel=kernel).power_criterion
+    assert got == pytest.approx(F.mmd_power(x, y, kernel=kernel).item(), rel=1e-4)
+
+
+def test_power_stores_no_matrix():
+    """3000 rows: the matrix of pairs has 72 MB, and autograd would keep several of them."""
+    x, y = (s.requires_grad_() for s in two_samples(1500, 1500, 4, 0.5))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        F.mmd_power(x, y)
+    assert sum(kept) < 4e6
 
 
 def test_power_in_half_precision_is_float32():
@@ -153,6 +278,22 @@ def test_a_stated_shift_is_found():
     """60 and 80 rows of 5 features, each mean 0.5 standard deviations off: found nine times out of ten."""
     found = [F.mmd_test(*two_samples(60, 80, 5, 0.5, seed=i), 199, seed=i).p_value <= 0.05 for i in range(60)]
     assert sum(found) >= 54
+
+
+@pytest.mark.parametrize("kernel", ["laplace", "imq", "energy", "linear", "poly"])
+def test_level_and_power_of_every_kernel(kernel):
+    """As above, the bound for 200 tests; the shift is found by all kernels."""
+    p = torch.tensor(
+        [F.mmd_test(*two_samples(15, 25, 3, seed=i), 49, kernel=kernel, seed=i).p_value for i in range(200)]
+    )
+    grid = torch.arange(1, 51) / 50
+    share = (p[:, None] <= grid + 1e-6).double().mean(0)
+    assert (share - grid).abs().max() < math.sqrt(math.log(2 / 0.001) / 400)
+    found = [
+        F.mmd_test(*two_samples(60, 80, 5, 0.5, seed=i), 99, kernel=kernel, seed=i).p_value <= 0.05
+        for i in range(30)
+    ]
+    assert sum(found) >= 25
 
 
 def test_equal_means_are_told_apart_by_variance():
@@ -288,6 +429,8 @@ X = torch.zeros(3, 2)
         (lambda: F.mmd_test(X, X, 1.5), "permutations must be an integer"),
         (lambda: F.mmd_test(X, X, kernel="tanh"), "kernel must be one of"),
         (lambda: F.mmd_test(X, X, estimator="linear"), "estimator must be one of"),
+        (lambda: F.mmd_test(X, X, kernel="energy", bandwidths="mean"), "bandwidths go with the kernels"),
+        (lambda: F.mmd_test(X, X, kernel="poly", degree=0), "degree must be an integer of at least 1"),
         (lambda: F.mmd_test(X, X, bandwidths=torch.tensor([0.0])), "bandwidths must be positive"),
         (lambda: F.mmd_test(X, X, bandwidths="wide"), "bandwidths must be"),
         (lambda: F.mmd_test(X, X, seed="a"), "seed must be an integer"),

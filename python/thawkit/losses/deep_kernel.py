@@ -9,9 +9,9 @@ from torch import Tensor, nn
 
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
-from thawkit.losses.functional.bandwidth import median_distance
 from thawkit.losses.functional.two_sample import MMDTestResult
 from thawkit.ops import checks
+from thawkit.ops.pairwise import usual_squared_distance
 from thawkit.ops.pairwise.common import lifted
 from thawkit.ops.pairwise.reference import squared_distances
 
@@ -72,7 +72,8 @@ class DeepKernel(nn.Module):
     def _start(self, features: Tensor, flat: Tensor) -> None:
         for log, rows in ((self.log_feature_bandwidth, features), (self.log_input_bandwidth, flat)):
             if bool(log.isnan()):
-                log.copy_(median_distance(rows).clamp_min(_SMALLEST_BANDWIDTH).log())
+                square = usual_squared_distance(rows, rows[:0])
+                log.copy_(square.where(square > 0, 1).sqrt().clamp_min(_SMALLEST_BANDWIDTH).log())
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return the (N, M) kernel values of inputs (N, ...) and (M, ...)."""

@@ -140,7 +140,34 @@ def test_lmmd_of_what_is_no_number_is_0():
     loss.step()
     source, target = two_samples(4, 4, 3)
     source[0, 0] = torch.nan
-    assert loss(source, target, *lmmd_batch(4, 2)).item() == 0
+    source.requires_grad_()
+    value = loss(source, target, *lmmd_batch(4, 2))
+    assert value.item() == 0
+    value.sum().backward()
+    assert torch.equal(source.grad, torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_any_scale(scale):
+    source, target = (x * scale for x in two_samples(20, 16, 200))
+    labels, probabilities = lmmd_batch(20, 3)[0], lmmd_batch(16, 3)[1]
+
+    def local(s, t):
+        loss = LMMDLoss(3)
+        loss.curr_iter = 500
+        return loss(s, t, labels, probabilities.to(s))
+
+    for loss in (MMDLoss(), local):
+        expected = loss(source.double(), target.double())
+        torch.testing.assert_close(loss(source, target).double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_lmmd_stores_no_matrix():
+    source, target = (x.requires_grad_() for x in two_samples(1500, 1500, 4))
+    loss, kept = LMMDLoss(3), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        loss(source, target, lmmd_batch(1500, 3)[0], lmmd_batch(1500, 3)[1])
+    assert sum(kept) < 1e6  # of the 36 MB of the matrix
 
 
 def test_half_precision_gives_float32():

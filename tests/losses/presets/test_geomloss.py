@@ -8,6 +8,7 @@ import torch
 from tests.losses.presets import peers
 from thawkit.errors import ThawkitError
 from thawkit.losses.presets.geomloss import KERNELS, SamplesLoss
+from thawkit.ops.pairwise import panels
 
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 
@@ -101,6 +102,35 @@ def test_without_the_library():
         expected = 0.5 * w @ k(torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")) @ w
         got = SamplesLoss(kernel, blur=0.3)(a, x, b, y)
         torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-9)
+
+
+@every_kernel
+@pytest.mark.parametrize("before", [(), (3,)])
+@pytest.mark.parametrize("potentials", [False, True])
+def test_panels_change_nothing(potentials, before, kernel, monkeypatch):
+    samples = two_samples(*before, 7, 12, 3)
+    inputs = [z.double().requires_grad_() for z in (weights(*before, 7), samples[0], weights(*before, 12))]
+    inputs.append(samples[1].double().requires_grad_())
+
+    def found():
+        value = SamplesLoss(kernel, blur=0.3, potentials=potentials)(*inputs)
+        value = sum(v.square().sum() for v in value) if potentials else value.square().sum()
+        return value, *torch.autograd.grad(value, inputs)
+
+    expected = found()
+    monkeypatch.setattr(panels, "_ENTRIES", 24)
+    torch.testing.assert_close(found(), expected)
+
+
+@every_kernel
+@pytest.mark.parametrize("learned", [False, True])
+def test_no_matrix_is_stored(learned, kernel):
+    x, y = (z.requires_grad_() for z in two_samples(1500, 1400, 3))
+    a, b = (weights(n).requires_grad_(learned) for n in (1500, 1400))
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        SamplesLoss(kernel, blur=0.3)(a, x, b, y)
+    assert sum(kept) < 1e6  # of the 8.4 MB of one block of pairs
 
 
 @every_kernel

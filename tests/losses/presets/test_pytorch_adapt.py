@@ -112,6 +112,27 @@ def test_without_the_library():
         torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rows", [1100, 1101])
+def test_the_median_of_many_rows(rows, dtype):
+    """It is torch's of all entries of the matrix, the zeros of its diagonal included."""
+    x, y = (s.to(dtype) for s in two_samples(rows, 30, 3))
+    d2 = torch.cdist(x.double(), x.double()).square().fill_diagonal_(0)
+    expected = MMDLoss(mmd_type="quadratic", bandwidth=d2.median().item())(x, y)
+    torch.testing.assert_close(MMDLoss(mmd_type="quadratic")(x, y), expected, rtol=1e-5, atol=1e-6)
+    for name in ("_median", "_median_of"):
+        got = getattr(MMDLoss(), name)(x)
+        torch.testing.assert_close(got.double(), d2.median(), rtol=1e-5, atol=0)
+
+
+def test_joint_quadratic_stores_no_matrix():
+    (x1, y1), (x2, y2) = two_samples(1500, 1400, 5), two_samples(1500, 1400, 3, 1)
+    inputs, kept = [z.requires_grad_() for z in (x1, x2, y1, y2)], []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        MMDLoss(mmd_type="quadratic")(inputs[:2], inputs[2:])
+    assert sum(kept) < 1e6  # of the 34 MB of the matrix
+
+
 def test_half_precision_gives_float32():
     x, y = (s.bfloat16() for s in two_samples(8, 8, 6))
     for mmd_type in ("linear", "quadratic"):

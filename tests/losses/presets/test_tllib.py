@@ -115,6 +115,34 @@ def test_joint_mmd(rows, linear):
     )
 
 
+def test_quadratic_joint_mmd_of_different_sizes_stores_no_matrix():
+    kernels = [[GaussianKernel(alpha=a) for a in ALPHAS], [GaussianKernel(alpha=2.0)]]
+    loss = JointMultipleKernelMaximumMeanDiscrepancy(kernels, linear=False)
+    layers = batch(1000, 6), batch(1000, 3, 1)
+    source = [s[:900].requires_grad_() for s, _ in layers]
+    target = [t.requires_grad_() for _, t in layers]
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.nbytes) or t, lambda t: t):
+        got = loss(source, target)
+    assert sum(kept) < 1e6  # of the 14 MB of the matrix
+    both = [torch.cat(pair).double() for pair in zip(source, target, strict=True)]
+    k = sum(gaussian(both[0], a) for a in ALPHAS) * gaussian(both[1], 2.0)
+    off = lambda block: (block.sum() - block.trace()) / (len(block) * (len(block) - 1))
+    expected = off(k[:900, :900]) + off(k[900:, 900:]) - 2 * k[:900, 900:].mean() + 1 / 899 + 1 / 999
+    torch.testing.assert_close(got.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_any_scale(scale):
+    s, t = (z * scale for z in batch(20, 200))
+    kernels = [GaussianKernel(alpha=a) for a in ALPHAS]
+    loss = MultipleKernelMaximumMeanDiscrepancy(kernels)
+    torch.testing.assert_close(loss(s, t).double(), loss(s.double(), t.double()), rtol=1e-5, atol=1e-6)
+    loss = JointMultipleKernelMaximumMeanDiscrepancy([kernels, kernels[:1]], linear=False)
+    expected = loss([s.double()] * 2, [t.double()] * 2)
+    torch.testing.assert_close(loss([s] * 2, [t] * 2).double(), expected, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("linear", [False, True])
 def test_thetas_come_first(linear):
     torch.manual_seed(0)

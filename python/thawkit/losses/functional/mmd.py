@@ -64,7 +64,7 @@ def mmd(
             the powers centred on 0, without a gradient, as the domain-adaptation literature has it (Long et
             al. 2015); ``"mean"`` is ``(2.0, 5)``; ``"median"``: one s, the median distance of all pairs of
             rows of both samples (Gretton et al. 2012, section 8; the lower one of two in the middle), exact
-            and without a gradient.
+            and without a gradient; where most rows coincide and it is 0, the root of the mean square.
         estimator: ``biased`` (V-statistic, eq. 5, negative by rounding at most); ``unbiased`` (U-statistic,
             eq. 3, which can be negative); ``linear`` (section 6: over disjoint pairs, row i with row
             i + min(N, M) // 2, in O((N + M) D), unbiased); ``block`` (the mean of the U-statistics of
@@ -101,7 +101,7 @@ def mmd(
         raise ThawkitError(
             f"class_conditional goes with the estimators biased and unbiased, not with {estimator!r}"
         )
-    layer = _sample(x, y, kernel, bandwidths, degree, offset)
+    layer = sample_of(x, y, kernel, bandwidths, degree, offset)
     if estimator == "linear":
         return mmd_of_pairs(layer)
     if estimator == "block":
@@ -159,7 +159,7 @@ def joint_mmd(
             raise ThawkitError(
                 f"{name} must be one for all layers or a list of {len(x)}, one a layer, got {len(choices)}"
             )
-    layers = [_sample(a, b, k, s, degree, offset) for a, b, k, s in zip(x, y, kernels, each, strict=True)]
+    layers = [sample_of(a, b, k, s, degree, offset) for a, b, k, s in zip(x, y, kernels, each, strict=True)]
     unbiased = estimator == "unbiased"
     pairs = pair_weights(x[0], y[0], unbiased=unbiased, weights=weights, labels=_pair(class_conditional))
     return _pairwise.mmd(layers, pairs, unbiased=unbiased)
@@ -211,7 +211,7 @@ def local_mmd(
     )
     shares = Sample(shares_x, shares_y, Kernel("linear"), None)
     ones = Weights(shares_x.new_ones(x.shape[0]), shares_y.new_full((y.shape[0],), -1.0))
-    return _pairwise.mmd([_sample(x, y, kernel, bandwidths, degree, offset), shares], ones)
+    return _pairwise.mmd([sample_of(x, y, kernel, bandwidths, degree, offset), shares], ones)
 
 
 def _shares(x: Tensor, y: Tensor, labels: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
@@ -255,12 +255,20 @@ def _pair(labels: object) -> tuple[Tensor, Tensor] | None:
     return labels[0], labels[1]
 
 
-def _sample(x: Tensor, y: Tensor, kernel: str, bandwidths: Bandwidths, degree: int, offset: float) -> Sample:
-    """Return a layer with its kernel and rates ``1 / s_b^2``."""
+def sample_of(
+    x: Tensor,
+    y: Tensor,
+    kernel: str,
+    bandwidths: Bandwidths,
+    degree: int,
+    offset: float,
+    unasked: str = "mean",
+) -> Sample:
+    """Return a layer with its kernel and rates ``1 / s_b^2``; ``unasked`` are the bandwidths nobody chose."""
     checks.one_of("kernel", kernel, KERNELS)
     checks.row_pair("x", x, "y", y)
     if kernel not in SCALED:
-        if not isinstance(bandwidths, str) or bandwidths != "mean":
+        if not isinstance(bandwidths, str) or bandwidths != unasked:
             raise ThawkitError(f"bandwidths go with the kernels {', '.join(SCALED)}, not with {kernel!r}")
         if kernel != "poly":
             return Sample(x, y, Kernel(kernel), None)
@@ -270,8 +278,8 @@ def _sample(x: Tensor, y: Tensor, kernel: str, bandwidths: Bandwidths, degree: i
     if isinstance(bandwidths, Tensor):
         return Sample(x, y, Kernel(kernel), _rates(bandwidths))
     if isinstance(bandwidths, str) and bandwidths == "median":
-        median = _pairwise.median_squared_distance(x, y)
-        return Sample(x, y, Kernel(kernel), 1 / median[None].clamp_min(1e-290))  # of coinciding rows: finite
+        median = _pairwise.usual_squared_distance(x, y)
+        return Sample(x, y, Kernel(kernel), 1 / median[None].clamp_min(1e-290))  # of equal rows: finite
     multiplier, count = _multiplier_and_count(bandwidths)
     exponents = range(count - 1 - count // 2, -1 - count // 2, -1)
     rates = torch.tensor([multiplier**-e for e in exponents], dtype=torch.float64, device=x.device)

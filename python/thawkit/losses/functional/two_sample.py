@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
-from thawkit.losses.functional.bandwidth import absolute_bandwidths
+from thawkit.losses.functional.mmd import Bandwidths, sample_of
 from thawkit.ops import checks
 from thawkit.ops import pairwise as _pairwise
 from thawkit.ops.pairwise.common import full_precision, lifted
-from thawkit.ops.pairwise.reference import power_criterion, squared_distances
+from thawkit.ops.pairwise.panels import in_panels
+from thawkit.ops.pairwise.reference import power_criterion
 from thawkit.ops.pairwise.reference.distances import centre
+from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix, of_pairs
+from thawkit.ops.pairwise.reference.mmd import absolute, largest_rate
 
 __all__ = ["GaussianTerms", "MMDTestResult", "mmd_power", "mmd_test"]
 
@@ -39,7 +43,7 @@ class MMDTestResult(NamedTuple):
         null_sample: (P,) float64 statistics of the permutations.
         power_criterion: ``MMD^2 / sigma_H1`` (Liu et al. 2020), by which kernels can be compared on data that
             are not tested; NaN where a sample has one row.
-        bandwidth: (B,) the kernels' bandwidths s_b; empty where the kernel brings its own.
+        bandwidth: (B,) the kernels' bandwidths s_b; empty where the kernel has none or brings its own.
     """
 
     statistic: float
@@ -49,11 +53,13 @@ class MMDTestResult(NamedTuple):
     bandwidth: Tensor
 
 
-class _Gaussians(NamedTuple):
+class _Term(NamedTuple):
+    """A weighted kernel of rows (N + M, D) of both samples, with absolute rates."""
+
     weight: Tensor | float
     rows: Tensor
-    gamma: Tensor
-    doubling: bool
+    kernel: Kernel
+    rates: Tensor | None
 
 
 @torch.no_grad()
@@ -63,8 +69,10 @@ def mmd_test(
     permutations: int = 1000,
     *,
     kernel: str | GaussianTerms = "rbf",
-    bandwidths: Tensor | tuple[float, int] | str = "median",
+    bandwidths: Bandwidths = "median",
     estimator: str = "unbiased",
+    degree: int = 3,
+    offset: float = 1.0,
     seed: int | None = None,
     generator: torch.Generator | None = None,
 ) -> MMDTestResult:
@@ -72,9 +80,13 @@ def mmd_test(
 
     Under that hypothesis rows could as well have been dealt out to the samples in any other way, so the
     squared MMD ranks like that of random re-deals, and ``P(p_value <= a) <= a`` for every a, whatever the
-    sizes of the samples. All permutations are worked off in one pass over the kernel matrix, of which only
-    the upper triangle is computed and nothing stored: with K's rows summed, ``w^T K w`` of each permutation's
-    0/1 vector w gives all three of its sums. In O((N + M)^2 (D + P)) time and O((N + M) (D + P)) memory.
+    sizes of the samples. All permutations are worked off in one pass over the kernel matrix, which is never
+    stored: with K's rows summed, ``w^T K w`` of each permutation's 0/1 vector w gives all three of its sums.
+    In O((N + M)^2 (D + P)) time and O((N + M) (D + P)) memory.
+
+    Only the upper triangle is computed. Gaussian kernels, the deep ones included, run on a compiled kernel in
+    float32 (float64 inputs in float64); the others are computed in float64 whatever the inputs, some rows of
+    the matrix at a time, which take about 64 MiB.
 
     The p-value is that of one look. Whoever tests again and again until it is small will see it small.
 
@@ -82,12 +94,14 @@ def mmd_test(
         x: (N, D) sample.
         y: (M, D) sample; M need not be N.
         permutations: P. The smallest p-value is ``1 / (1 + P)``.
-        kernel: ``rbf``; or a :class:`~thawkit.losses.DeepKernel`, whose inputs can have any shape (N, ...).
-            It must not have seen the samples that are tested.
-        bandwidths: of the RBF kernels, as for :func:`thawkit.losses.functional.mmd`; both samples determine
-            them together, so that the test stays exact. ``median``: one kernel, with the median distance of
-            the pairs of all rows, or of 2000 of them.
+        kernel: ``rbf``, ``laplace``, ``imq``, ``energy``, ``linear`` or ``poly``, as for
+            :func:`thawkit.losses.functional.mmd`; or a :class:`~thawkit.losses.DeepKernel`, whose inputs can
+            have any shape (N, ...). It must not have seen the samples that are tested.
+        bandwidths: of rbf, laplace and imq, as for :func:`thawkit.losses.functional.mmd`; both samples
+            determine them together, so that the test stays exact.
         estimator: ``unbiased`` (U-statistic, at least 2 rows each) or ``biased``.
+        degree: of the poly kernel.
+        offset: of the poly kernel.
         seed: of the permutations: the same one gives the same result. None: drawn from ``generator``.
         generator: on the CPU; None: torch's own.
 
@@ -105,8 +119,11 @@ def mmd_test(
         if not bool(sample.isfinite().all()):
             raise ThawkitError(f"{name} must be finite, but {_unusable(sample)} of its rows are not")
     with full_precision(x):
-        terms, bandwidth = _terms(x, y, kernel, bandwidths)
-    own = sum(term.weight * term.gamma.numel() for term in terms)
+        terms, bandwidth = _terms(x, y, kernel, bandwidths, degree, offset)
+        exact = [_placed(term._replace(rows=term.rows.double())) for term in terms]
+        terms = [t if t.kernel.name == "rbf" else e for t, e in zip(terms, exact, strict=True)]
+        own, pairs = _own(exact), _pair_values(exact, n) if n == m else None
+        del exact
     if seed is None:
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
     checks.integer("seed", seed)
@@ -119,7 +136,12 @@ def mmd_test(
         if start == 0:  # the first one is the samples as they are
             chosen[:, 0] = torch.arange(n + m, device="cpu") < n
         within, from_chosen, row_sums = _sums(terms, chosen.to(x.device), n)
-        statistics.append(_statistics(within, from_chosen, row_sums.sum(), n, m, own, estimator))
+        total = row_sums.sum()
+        if estimator == "biased":
+            of_chosen = _over_chosen(own, chosen.to(x.device))
+            statistics.append(_biased(within, from_chosen, total, of_chosen, own.sum(), n, m))
+        else:
+            statistics.append(_unbiased(within, from_chosen, total, n, m))
         sums = row_sums if sums is None else sums
     observed, null = torch.cat(statistics).split((1, permutations))
     assert sums is not None
@@ -131,7 +153,7 @@ def mmd_test(
         observed.item(),
         (1 + reached) / (1 + permutations),
         null,
-        float("nan") if min(n, m) < 2 else power_criterion(sums, n, own, _pair_values(terms, n, m)).item(),
+        float("nan") if min(n, m) < 2 else power_criterion(sums, n, own, pairs).item(),
         bandwidth,
     )
 
@@ -145,20 +167,25 @@ def mmd_power(
     y: Tensor,
     *,
     kernel: str | GaussianTerms = "rbf",
-    bandwidths: Tensor | tuple[float, int] | str = "median",
+    bandwidths: Bandwidths = "median",
+    degree: int = 3,
+    offset: float = 1.0,
 ) -> Tensor:
     """Power criterion ``MMD^2 / sigma_H1`` of a kernel on two samples (Liu et al. 2020, eqs. 3 and 5).
 
     The larger it is, the fewer rows a test needs; kernels are trained by its gradient, on data that are not
     tested afterwards. For samples of one size it is the paper's, of the pairs (x_i, y_i), with lambda = 1e-8;
-    for others see :func:`thawkit.ops.pairwise.reference.power_criterion`. In plain PyTorch, with the
-    (N + M)^2 kernel matrix: made for batches.
+    for others see :func:`thawkit.ops.pairwise.reference.power_criterion`. In plain PyTorch and in float64
+    whatever the inputs, some rows of the kernel matrix at a time; where there are more than about 1000 rows,
+    these are computed anew in the backward pass, so that memory is O((N + M) D) and about 64 MiB.
 
     Args:
         x: (N, D) sample, at least 2 rows.
         y: (M, D) sample, at least 2 rows.
         kernel: as for :func:`mmd_test`; gradients go through a deep kernel to its parameters.
         bandwidths: as for :func:`mmd_test`; a tensor gets a gradient, the others are taken without one.
+        degree: of the poly kernel.
+        offset: of the poly kernel.
 
     Returns:
         Scalar: float64 for float64 inputs, else float32.
@@ -168,12 +195,18 @@ def mmd_power(
     """
     n, m = _check_samples(x, y, 2, isinstance(kernel, GaussianTerms))
     with full_precision(x):
-        terms, _ = _terms(x, y, kernel, bandwidths)
-        own = sum(term.weight * term.gamma.numel() for term in terms)
-        values = _kernel_values(terms)
-        values = values - values.diagonal().diag()
-        sums = torch.stack((values[:, :n].sum(1), values[:, n:].sum(1)), 1)
-        return power_criterion(sums, n, own, values[:n, n:].diagonal() if n == m else None)
+        terms, _ = _terms(x, y, kernel, bandwidths, degree, offset)
+        terms = [_placed(term._replace(rows=term.rows.double())) for term in terms]
+        column = torch.arange(n + m, device=x.device)
+
+        def sums(top: int, bottom: int) -> Tensor:
+            values = _weighted(terms, lambda t: matrix(t.kernel, t.rates, t.rows[top:bottom], t.rows))
+            values = values.masked_fill(column == column[top:bottom, None], 0)
+            return torch.stack((values[:, :n].sum(1), values[:, n:].sum(1)), 1)
+
+        pairs = _pair_values(terms, n) if n == m else None
+        power = power_criterion(in_panels(sums, n + m, n + m), n, _own(terms), pairs)
+        return power.to(lifted(x).dtype)
 
 
 def _check_samples(x: Tensor, y: Tensor, least: int, any_shape: bool) -> tuple[int, int]:
@@ -199,65 +232,94 @@ def _unusable(sample: Tensor) -> int:
 
 
 def _terms(
-    x: Tensor, y: Tensor, kernel: str | GaussianTerms, bandwidths: Tensor | tuple[float, int] | str
-) -> tuple[list[_Gaussians], Tensor]:
-    """Return the kernel as a weighted sum of Gaussians of the rows of both samples, and its bandwidths."""
+    x: Tensor,
+    y: Tensor,
+    kernel: str | GaussianTerms,
+    bandwidths: Bandwidths,
+    degree: int,
+    offset: float,
+) -> tuple[list[_Term], Tensor]:
+    """Return the kernel as a weighted sum of kernels of the rows of both samples, and its bandwidths."""
     z = torch.cat((lifted(x), lifted(y)))
-    one = z.new_ones(1)
     if isinstance(kernel, GaussianTerms):
-        return [_Gaussians(weight, rows, one, False) for weight, rows in kernel.terms(z)], z.new_empty(0)
-    checks.one_of("kernel", kernel, ("rbf",))
-    bandwidth, doubling = absolute_bandwidths(bandwidths, z)
-    return [_Gaussians(1.0, z, 0.5 / bandwidth.square(), doubling)], bandwidth.detach()
+        two = z.new_full((1,), 2.0)
+        return [_Term(weight, rows, Kernel("rbf"), two) for weight, rows in kernel.terms(z)], z.new_empty(0)
+    layer = sample_of(x, y, kernel, bandwidths, degree, offset, unasked="median")
+    rates = absolute(layer.kernel, layer.rates, x.double(), y.double())
+    if rates is None:
+        return [_Term(1.0, z, layer.kernel, None)], z.new_empty(0)
+    rates = rates.clamp_max(largest_rate(z.dtype))
+    return [_Term(1.0, z, layer.kernel, rates)], rates.detach().rsqrt().to(z.dtype)
 
 
-def _sums(terms: list[_Gaussians], chosen: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
+def _placed(term: _Term) -> _Term:
+    """Rows near the origin, where the squared MMD does not see a shift, and in units near the bandwidths."""
+    rows, rates = term.rows, term.rates
+    if term.kernel.name in OF_DISTANCES:
+        rows = rows - centre(rows)
+    elif term.kernel.name == "linear":
+        rows = rows - rows.detach().mean(0)
+    if rates is not None:
+        exponent = (rates.detach().double().log2().mean() / 2).round()
+        rows, rates = rows * exponent.exp2().to(rows.dtype), rates * (-2 * exponent).exp2().to(rates.dtype)
+    return term._replace(rows=rows, rates=rates)
+
+
+def _weighted(terms: list[_Term], values: Callable[[_Term], Tensor]) -> Tensor:
+    return torch.stack([term.weight * values(term) for term in terms]).sum(0)
+
+
+def _own(terms: list[_Term]) -> Tensor:
+    """(N + M,) ``k(z_i, z_i)``."""
+    return _weighted(terms, lambda t: of_pairs(t.kernel, t.rates, t.rows, t.rows))
+
+
+def _pair_values(terms: list[_Term], n: int) -> Tensor:
+    """(n,) ``k(x_i, y_i)`` of samples of one size."""
+    return _weighted(terms, lambda t: of_pairs(t.kernel, t.rates, t.rows[:n], t.rows[n:]))
+
+
+def _sums(terms: list[_Term], chosen: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weighted sum of what :func:`thawkit.ops.pairwise.permutation_sums` says of each term."""
-    results = [
-        [
-            term.weight * part
-            for part in _pairwise.permutation_sums(
-                term.rows, term.gamma, chosen, first, doubling=term.doubling
+    results = []
+    for term in terms:
+        if term.kernel.name == "rbf":
+            assert term.rates is not None
+            found = _pairwise.permutation_sums(
+                term.rows, term.rates / 2, chosen, first, doubling=term.kernel.doubling
             )
-        ]
-        for term in terms
-    ]
+        else:
+            found = _pairwise.permutation_sums_of_kernel(term.rows, term.kernel, term.rates, chosen, first)
+        results.append([term.weight * part for part in found])
     within, from_chosen, sums = (torch.stack(parts).sum(0) for parts in zip(*results, strict=True))
     return within, from_chosen, sums
 
 
-def _statistics(
+def _unbiased(within: Tensor, from_chosen: Tensor, total: Tensor, n: int, m: int) -> Tensor:
+    """U-statistic of each permutation from the sums without the diagonal."""
+    xx, xy, yy = within, from_chosen - within, total - 2 * from_chosen + within
+    return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
+
+
+def _biased(
     within: Tensor,
     from_chosen: Tensor,
     total: Tensor,
+    own_of_chosen: Tensor,
+    own_total: Tensor,
     n: int,
     m: int,
-    own: Tensor | float,
-    estimator: str,
 ) -> Tensor:
-    """Squared MMD of each permutation; sums are without the diagonal, whose numbers are ``own``."""
+    """V-statistic, for which the diagonal's part comes back."""
     xx, xy, yy = within, from_chosen - within, total - 2 * from_chosen + within
-    if estimator == "unbiased":
-        return xx / (n * (n - 1)) + yy / (m * (m - 1)) - 2 * xy / (n * m)
-    return xx / n**2 + yy / m**2 - 2 * xy / (n * m) + own * (1 / n + 1 / m)
+    xx, yy = xx + own_of_chosen, yy + own_total - own_of_chosen
+    return xx / n**2 + yy / m**2 - 2 * xy / (n * m)
 
 
-def _pair_values(terms: list[_Gaussians], n: int, m: int) -> Tensor | None:
-    """(n,) ``k(x_i, y_i)`` where the samples have one size."""
-    if n != m:
-        return None
-    total = torch.zeros(n, dtype=torch.float64, device=terms[0].rows.device)
-    for term in terms:
-        d2 = (term.rows[:n] - term.rows[n:]).double().square().sum(1)
-        total = total + term.weight * torch.exp(-d2[:, None] * term.gamma.double()).sum(1)
-    return total
-
-
-def _kernel_values(terms: list[_Gaussians]) -> Tensor:
-    total = torch.zeros((), dtype=terms[0].rows.dtype, device=terms[0].rows.device)
-    for term in terms:
-        rows = term.rows - centre(term.rows)  # distances do not see it, rounding does
-        d2 = squared_distances(rows, rows)
-        for gamma in term.gamma.unbind():
-            total = total + term.weight * torch.exp(-gamma * d2)
+def _over_chosen(own: Tensor, chosen: Tensor) -> Tensor:
+    """(P,) float64 sums of ``own`` over the rows that each permutation chooses."""
+    total = torch.zeros(chosen.shape[1], dtype=torch.float64, device=own.device)
+    height = max(1, _BYTES // 8 // chosen.shape[1])
+    for part, of_part in zip(own.double().split(height), chosen.split(height), strict=True):
+        total += part @ of_part.double()
     return total

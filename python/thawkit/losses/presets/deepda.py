@@ -16,11 +16,13 @@ from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 from thawkit.losses.presets.unsupported import only
 from thawkit.ops import checks
+from thawkit.ops.pairwise import mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
-from thawkit.ops.pairwise.reference import mean_squared_distance, squared_distances
-from thawkit.ops.pairwise.reference.distances import centre
+from thawkit.ops.pairwise.reference import mean_squared_distance
+from thawkit.ops.pairwise.reference.kernels import Kernel
+from thawkit.ops.pairwise.reference.mmd import Sample, Weights
 
-_SMALLEST_SQUARE = 2.6e-29  # coinciding points: keep the bandwidth above 0
+_SMALLEST_SQUARE = 1e-37  # coinciding points: keep the bandwidth above 0
 
 
 class MMDLoss(nn.Module):
@@ -63,8 +65,8 @@ class MMDLoss(nn.Module):
         return (lifted(source).mean(0) - lifted(target).mean(0)).square().sum()
 
     def _squares(self, source: Tensor, target: Tensor) -> Tensor:
-        """(kernel_num,) numbers b, without a gradient."""
-        mean = mean_squared_distance(source, target).clamp_min(_SMALLEST_SQUARE)
+        """(kernel_num,) float64 numbers b, without a gradient."""
+        mean = mean_squared_distance(source.double(), target.double()).clamp_min(_SMALLEST_SQUARE)
         exponents = torch.arange(self.kernel_num, device=mean.device) - self.kernel_num // 2
         return mean * self.kernel_mul ** exponents.to(mean.dtype)
 
@@ -73,8 +75,8 @@ class LMMDLoss(MMDLoss):
     """DeepDA's ``LMMDLoss``: MMD class by class, the target's rows weighted by their predicted classes.
 
     Every call counts as a step of the schedule, ``2 / (1 + exp(-gamma p)) - 1`` with p the share of
-    ``max_iter`` done, which multiplies the loss; the first call's is 0. In O(N^2 (D + C)) time and O(N^2)
-    memory of a batch.
+    ``max_iter`` done, which multiplies the loss; the first call's is 0. In O(N^2 (D + C)) time; no matrix of
+    pairs is stored.
 
     Args:
         num_class: C.
@@ -117,7 +119,7 @@ class LMMDLoss(MMDLoss):
     def forward(  # type: ignore[override]
         self, source: Tensor, target: Tensor, source_label: Tensor, target_logits: Tensor
     ) -> Tensor:
-        """Return the (1,) loss; 0 where the batches have no class in common, or a kernel value is NaN.
+        """Return the (1,) loss; 0 where the batches have no class in common, or a feature is not finite.
 
         Args:
             source: (N, D) features.
@@ -134,27 +136,28 @@ class LMMDLoss(MMDLoss):
                 f"got {tuple(target_logits.shape)}"
             )
         with full_precision(source):
-            rows = torch.cat((lifted(source), lifted(target)))
-            weights = self._weights(source_label, lifted(target_logits.detach())).to(rows)
-            middle = rows - centre(rows)  # distances do not see it, rounding does
-            distances = squared_distances(middle, middle)
-            values = torch.zeros_like(distances)
-            for square in self._squares(lifted(source), lifted(target)).unbind():
-                values = values + torch.exp(-distances / square)
-            # sum_c (s_c - t_c)' K (s_c - t_c): what the weights of pairs come to
-            loss = (weights * (values @ weights)).sum()
-            loss = torch.where(values.isnan().any(), torch.zeros_like(loss), loss)
+            source, target = lifted(source), lifted(target)
+            usable = source.isfinite().all() & target.isfinite().all()
+            source, target = source.where(usable, 0), target.where(usable, 0)
+            shares_s, shares_t = self._weights(source_label, lifted(target_logits.detach()).to(target))
+            # Summed over the classes the weights of pairs are inner products: a linear kernel's
+            layers = [
+                Sample(source, target, Kernel("rbf"), 2 / self._squares(source, target)),
+                Sample(shares_s, shares_t, Kernel("linear"), None),
+            ]
+            loss = mmd(layers, Weights(shares_s.new_ones(len(source)), -shares_t.new_ones(len(target))))
+            loss = loss.where(usable, 0)
         factor = self.lamb()
         self.step()
         return (loss * factor).reshape(1)
 
-    def _weights(self, source_label: Tensor, probabilities: Tensor) -> Tensor:
-        """(N + M, C): each class's rows of the source by equal weights, of the target by negative ones."""
+    def _weights(self, source_label: Tensor, probabilities: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, C) and (M, C): what each row counts in each class."""
         of_source = nn.functional.one_hot(source_label.long(), self.num_class).to(probabilities)
         predicted = nn.functional.one_hot(probabilities.argmax(1), self.num_class)
         common = (of_source.sum(0) > 0) & (predicted.sum(0) > 0)
-        both = torch.cat((_shares(of_source), -_shares(probabilities)))
-        return both * common / common.sum().clamp_min(1).to(both).sqrt()
+        each = common / common.sum().clamp_min(1).to(probabilities).sqrt()
+        return _shares(of_source) * each, _shares(probabilities) * each
 
 
 def _shares(weights: Tensor) -> Tensor:

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from thawkit.errors import ThawkitError
-from thawkit.losses import functional as F
 from thawkit.losses.presets.unsupported import only
 from thawkit.ops import checks
+from thawkit.ops.pairwise import mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
+from thawkit.ops.pairwise.panels import in_panels
+from thawkit.ops.pairwise.reference.kernels import Kernel
+from thawkit.ops.pairwise.reference.mmd import Sample, Weights
 
 KERNELS = ("gaussian", "laplacian", "energy")
 _SMALLEST_SQUARE = 1e-8  # of a distance, below which geomloss does not go before it takes the root
@@ -23,8 +26,10 @@ class SamplesLoss(nn.Module):
     """``geomloss.SamplesLoss`` for ``gaussian``, ``laplacian`` and ``energy``.
 
     ``1/2 sum a_i a_j k(x_i, x_j) + 1/2 sum b_i b_j k(y_i, y_j) - sum a_i b_j k(x_i, y_j)`` with
-    ``k = exp(-d^2 / (2 blur^2))``, ``exp(-d / blur)`` or ``-d``. The Gaussian one of samples without weights
-    runs on :func:`thawkit.losses.functional.mmd`; the others store the matrix of pairs.
+    ``k = exp(-d^2 / (2 blur^2))``, ``exp(-d / blur)`` or ``-d``. The Gaussian one runs on the engine of
+    :func:`thawkit.losses.functional.mmd` unless weights need a gradient. The others, whose distances end at
+    1e-4 as there, and potentials are plain PyTorch, some rows of the matrix of pairs at a time, which take
+    about 32 MiB and are computed anew in the backward pass.
 
     Args:
         loss: which of them; there is no default, as geomloss's is ``sinkhorn``.
@@ -71,10 +76,6 @@ class SamplesLoss(nn.Module):
         scalar; or all have another dimension in front, and the loss is (B,).
         """
         a, x, b, y = self._arguments(args)
-        plain = a is None and b is None and not self.potentials
-        if plain and self.loss == "gaussian" and x.dim() == 2:
-            bandwidths = lifted(x).new_tensor([self.blur])
-            return F.mmd(x, y, bandwidths=bandwidths, estimator="biased") / 2
         with full_precision(x):
             x, y = lifted(x), lifted(y)
             weights = [
@@ -83,11 +84,17 @@ class SamplesLoss(nn.Module):
                 else weight.to(sample.dtype).reshape(sample.shape[:-1])
                 for weight, sample in ((a, x), (b, y))
             ]
-            if not self.potentials:
+            if self.potentials:
+                on_x = self._times(x, x, weights[0]) - self._times(x, y, weights[1])
+                on_y = self._times(y, y, weights[1]) - self._times(y, x, weights[0])
+                return on_x, on_y
+            learned = torch.is_grad_enabled() and any(w.requires_grad for w in weights)
+            if self.loss != "gaussian" or learned:
                 return self._norm(x, y, *weights)
-            on_x = self._times(x, x, weights[0]) - self._times(x, y, weights[1])
-            on_y = self._times(y, y, weights[1]) - self._times(y, x, weights[0])
-            return on_x, on_y
+            if x.dim() == 2:
+                return self._gaussian(x, y, *weights)
+            norms = [self._gaussian(*of_batch) for of_batch in zip(x, y, *weights, strict=True)]
+            return torch.stack(norms) if norms else x.new_zeros(0)
 
     def _arguments(self, args: tuple) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor]:
         if len(args) == 6:
@@ -129,19 +136,28 @@ class SamplesLoss(nn.Module):
         within_y = (b * self._times(y, y, b)).sum(-1)
         return within_x / 2 + within_y / 2 - (a * self._times(x, y, b)).sum(-1)
 
+    def _gaussian(self, x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        rates = x.new_full((1,), self.blur, dtype=torch.float64).square().reciprocal()
+        return mmd([Sample(x, y, Kernel("rbf"), rates)], Weights(a, -b)) / 2
+
     def _times(self, u: Tensor, v: Tensor, weights: Tensor) -> Tensor:
         """(..., N) kernel values of rows u with all rows v, times the weights of these."""
-        return (self._kernel(u, v) @ weights.unsqueeze(-1)).squeeze(-1)
-
-    def _kernel(self, u: Tensor, v: Tensor) -> Tensor:
-        itself = u is v
         scale = 1.0 if self.loss == "energy" else self.blur
         middle = v.detach().mean(-2, keepdim=True)  # distances do not see it, rounding does
-        u, v = (u - middle) / scale, (v - middle) / scale
-        squares = u.square().sum(-1, keepdim=True) + v.square().sum(-1).unsqueeze(-2)
-        squares = squares - 2 * u @ v.transpose(-1, -2)
-        if itself:  # the root would make much of rounding
-            squares = squares * (1 - torch.eye(u.shape[-2], dtype=u.dtype, device=u.device))
+        rows, columns = (u - middle) / scale, (v - middle) / scale
+        own = torch.arange(u.shape[-2], device=u.device) if u is v else None
+
+        def of_rows(top: int, bottom: int) -> Tensor:
+            part = rows[..., top:bottom, :]
+            squares = part.square().sum(-1, keepdim=True) + columns.square().sum(-1).unsqueeze(-2)
+            squares = squares - 2 * part @ columns.transpose(-1, -2)
+            if own is not None:  # the root would make much of rounding
+                squares = squares.masked_fill(own == own[top:bottom, None], 0)
+            return (self._kernel(squares) @ weights.unsqueeze(-1)).squeeze(-1).movedim(-1, 0)
+
+        return in_panels(of_rows, u.shape[-2], columns.shape[:-1].numel()).movedim(0, -1)
+
+    def _kernel(self, squares: Tensor) -> Tensor:
         if self.loss == "gaussian":
             return torch.exp(-squares.clamp_min(0) / 2)
         distances = squares.clamp_min(_SMALLEST_SQUARE).sqrt()

@@ -18,13 +18,17 @@ from thawkit.ops import checks
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference import squared_distances
 from thawkit.ops.pairwise.reference.distances import centre
+from thawkit.ops.pairwise.reference.order import ranked_squared_distance
+
+_FEW_ROWS = 1024  # whose distances may be stored
 
 
 class MMDLoss(nn.Module):
     """``pytorch_adapt.layers.MMDLoss``: unbiased squared MMD of features, or joint MMD of lists of features.
 
-    The quadratic loss of two matrices runs on :func:`thawkit.losses.functional.mmd`; the linear one takes
-    O(N D). Finding b takes the (N, N) distances of the first sample, joint quadratic MMD those of both.
+    The quadratic losses run on :func:`thawkit.losses.functional.joint_mmd`, the linear ones take O(N D).
+    Finding b takes the N^2 distances of the first sample: up to 1024 rows they are stored, of more they are
+    counted in O(N) memory.
 
     Args:
         kernel_scales: s, a number or a tensor of several.
@@ -59,9 +63,7 @@ class MMDLoss(nn.Module):
         with full_precision(layers[0][0]):
             if self.mmd_type == "linear":
                 return self._linear(layers)
-            if isinstance(x, Tensor):
-                return self._quadratic(*layers[0])
-            return self._joint(layers)
+            return self._quadratic(layers)
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         checks.row_pair("x", x, "y", y)
@@ -94,13 +96,20 @@ class MMDLoss(nn.Module):
         return median
 
     def _median_of(self, x: Tensor) -> Tensor:
-        return _squares(x, x).median()
+        rows = x.shape[0]
+        if rows <= _FEW_ROWS:
+            return _squares(x, x).median()
+        return ranked_squared_distance(x, (rows * rows - 1) // 2, ordered=True)
 
-    def _quadratic(self, x: Tensor, y: Tensor) -> Tensor:
-        median = self._median(lifted(x))
-        scales = self._scales(median)
-        bandwidths = (median / (2 * scales)).sqrt()
-        return F.mmd(x, y, bandwidths=bandwidths, estimator="unbiased") / scales.numel()
+    def _quadratic(self, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        bandwidths, kernels = [], 1
+        for x, _ in layers:
+            median = self._median(lifted(x))
+            scales = self._scales(median)
+            bandwidths.append((median / (2 * scales)).sqrt())
+            kernels *= scales.numel()
+        source, target = zip(*layers, strict=True)
+        return F.joint_mmd(source, target, bandwidths=bandwidths, estimator="unbiased") / kernels
 
     def _mean_kernel(self, squares: Tensor, median: Tensor) -> Tensor:
         scales = self._scales(median) / median
@@ -108,18 +117,6 @@ class MMDLoss(nn.Module):
         for scale in scales.unbind():
             total = total + torch.exp(-squares * scale)
         return total / scales.numel()
-
-    def _joint(self, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        products: list[Tensor] = []
-        for x, y in layers:
-            x, y = lifted(x), lifted(y)
-            median = self._median(x)
-            blocks = [self._mean_kernel(_squares(u, v), median) for u, v in ((x, x), (y, y), (x, y))]
-            products = [a * b for a, b in zip(products, blocks, strict=True)] if products else blocks
-        xx, yy, xy = products
-        n, m = xy.shape
-        within_x = (xx.sum() - xx.diagonal().sum()) / (n * (n - 1))
-        return within_x + (yy.sum() - yy.diagonal().sum()) / (m * (m - 1)) - 2 * xy.mean()
 
     def _linear(self, layers: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         """Rows 2 i and 2 i + 1: ``k(x, x') + k(y, y') - k(x, y') - k(x', y)``, over the number of pairs."""
@@ -140,7 +137,7 @@ class MMDBatchedLoss(MMDLoss):
     """``pytorch_adapt.layers.MMDBatchedLoss``: the quadratic loss, whose b is a median of medians.
 
     Of each ``batch_size`` rows of the first sample the median of their distances to all of its rows is taken,
-    and of those the median. The loss itself needs no batches here.
+    and of those the median, in O(batch_size N) memory. The loss itself needs no batches here.
 
     Args:
         batch_size: rows of the first sample whose distances are looked at together.

@@ -19,7 +19,7 @@ from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference import mean_squared_distance, squared_distances
 from thawkit.ops.pairwise.reference.distances import centre
 
-_SMALLEST_SQUARE = 2.6e-29  # coinciding points: keep the bandwidth above 0
+_SMALLEST_SQUARE = 1e-37  # coinciding points: keep the bandwidth above 0
 
 
 class GaussianKernel(nn.Module):
@@ -47,13 +47,13 @@ class GaussianKernel(nn.Module):
         self.alpha = alpha
 
     def square(self, x: Tensor) -> Tensor:
-        """Return s^2 for rows (N, D), without a gradient, and keep it as ``sigma_square``."""
+        """Return s^2 (float64) for rows (N, D), without a gradient, and keep it as ``sigma_square``."""
         if self.track_running_stats:
             count = x.shape[0]
-            mean = mean_squared_distance(x, x[:0]) * ((count - 1) / count)
+            mean = mean_squared_distance(x.double(), x[:0].double()) * ((count - 1) / count)
             self.sigma_square = (self.alpha * mean).clamp_min(_SMALLEST_SQUARE)
         assert self.sigma_square is not None
-        return self.sigma_square.to(x)
+        return self.sigma_square.to(x.device, torch.float64)
 
     def forward(self, X: Tensor) -> Tensor:
         """Return the (N, N) kernel matrix of rows (N, D)."""
@@ -73,7 +73,8 @@ class MultipleKernelMaximumMeanDiscrepancy(nn.Module):
     """``tllib.alignment.dan.MultipleKernelMaximumMeanDiscrepancy``: MK-MMD of two batches of features.
 
     With :class:`GaussianKernel` the quadratic loss runs on :func:`thawkit.losses.functional.mmd` and the
-    linear one in O(N D). Other kernels are modules from (N, D) rows to their (N, N) matrix.
+    linear one in O(N D). Other kernels are modules from (N, D) rows to their (N, N) matrix, which is stored
+    for each.
 
     Args:
         kernels: their values add up.
@@ -95,9 +96,8 @@ class MultipleKernelMaximumMeanDiscrepancy(nn.Module):
             if self.linear:
                 loss = _linear([(source, target)], [self.kernels])
             elif all(isinstance(kernel, GaussianKernel) for kernel in self.kernels):
-                both = torch.cat((source, target))
-                squares = [kernel.square(both) for kernel in self.kernels]  # type: ignore[operator]
-                loss = F.mmd(z_s, z_t, bandwidths=torch.stack(squares).sqrt(), estimator="unbiased")
+                bandwidths = _bandwidths(self.kernels, torch.cat((source, target)))
+                loss = F.mmd(z_s, z_t, bandwidths=bandwidths, estimator="unbiased")
             else:
                 loss = _quadratic(_sum_of(self.kernels, torch.cat((source, target))), n)
             return loss + 1 / (n - 1) + 1 / (m - 1)
@@ -106,8 +106,10 @@ class MultipleKernelMaximumMeanDiscrepancy(nn.Module):
 class JointMultipleKernelMaximumMeanDiscrepancy(nn.Module):
     """``tllib.alignment.jan.JointMultipleKernelMaximumMeanDiscrepancy``: JMMD of several layers' features.
 
-    The kernels of a layer add up, and layers multiply. The linear loss takes O(N D) with
-    :class:`GaussianKernel`; the quadratic one stores the (2 N)^2 matrix of a batch.
+    The kernels of a layer add up, and layers multiply. With :class:`GaussianKernel` the quadratic loss runs
+    on :func:`thawkit.losses.functional.joint_mmd` and the linear one in O(N D). Other kernels are modules
+    from (N, D) rows to their (N, N) matrix, and the quadratic loss then stores a (2 N)^2 matrix for each
+    layer.
 
     Args:
         kernels: for each layer its kernels.
@@ -149,6 +151,13 @@ class JointMultipleKernelMaximumMeanDiscrepancy(nn.Module):
                 samples.append(lifted(theta(torch.cat((x, y)))).split((n, m)))
             if self.linear:
                 loss = _linear(samples, self.kernels)
+            elif all(isinstance(kernel, GaussianKernel) for of_layer in self.kernels for kernel in of_layer):
+                bandwidths = [
+                    _bandwidths(of_layer, torch.cat(pair))
+                    for of_layer, pair in zip(self.kernels, samples, strict=True)
+                ]
+                source, target = zip(*samples, strict=True)
+                loss = F.joint_mmd(source, target, bandwidths=bandwidths, estimator="unbiased")
             else:
                 matrices = [
                     _sum_of(of_layer, torch.cat(pair))
@@ -177,6 +186,11 @@ def _check(name: str, x: Tensor, other_name: str, y: Tensor, linear: bool | None
             f"got {x.shape[0]} and {y.shape[0]}"
         )
     return x.shape[0], y.shape[0]
+
+
+def _bandwidths(kernels: Sequence[nn.Module], rows: Tensor) -> Tensor:
+    """(B,) s of Gaussian kernels."""
+    return torch.stack([kernel.square(rows) for kernel in kernels]).sqrt()  # type: ignore[operator]
 
 
 def _sum_of(kernels: Sequence[nn.Module], rows: Tensor) -> Tensor:

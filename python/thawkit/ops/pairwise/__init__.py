@@ -12,7 +12,7 @@ from thawkit.ops.pairwise.info_nce import (
 from thawkit.ops.pairwise.linear_cross_entropy import linear_cross_entropy
 from thawkit.ops.pairwise.margin import OBJECTIONS as _MARGIN_OBJECTIONS
 from thawkit.ops.pairwise.median import OBJECTIONS as _MEDIAN_OBJECTIONS
-from thawkit.ops.pairwise.median import median_squared_distance
+from thawkit.ops.pairwise.median import median_squared_distance, usual_squared_distance
 from thawkit.ops.pairwise.mmd import OBJECTIONS as _MMD_OBJECTIONS
 from thawkit.ops.pairwise.mmd import mmd
 from thawkit.ops.pairwise.negatives import info_nce_with_negatives
@@ -20,7 +20,7 @@ from thawkit.ops.pairwise.nt_xent import nt_xent
 from thawkit.ops.pairwise.nt_xent_labels import nt_xent_labels
 from thawkit.ops.pairwise.pairs import OBJECTIONS as _PAIRS_OBJECTIONS
 from thawkit.ops.pairwise.permutation import OBJECTIONS as _PERMUTATION_OBJECTIONS
-from thawkit.ops.pairwise.permutation import permutation_sums, subsets
+from thawkit.ops.pairwise.permutation import permutation_sums, permutation_sums_of_kernel, subsets
 from thawkit.ops.pairwise.ranking import multiple_negatives_ranking
 from thawkit.ops.pairwise.row_softmax import RowStatistics, row_softmax, row_softmax_and_statistics
 from thawkit.ops.pairwise.siglip import siglip
@@ -46,6 +46,7 @@ __all__ = [
     "nt_xent",
     "nt_xent_labels",
     "permutation_sums",
+    "permutation_sums_of_kernel",
     "row_softmax",
     "row_softmax_and_statistics",
     "siglip",
@@ -53,6 +54,7 @@ __all__ = [
     "supcon",
     "top_k",
     "triplet_margin",
+    "usual_squared_distance",
 ]
 
 BACKENDS = {

@@ -29,6 +29,14 @@ def median_squared_distance(x: Tensor, y: Tensor) -> Tensor:
     return median
 
 
+def usual_squared_distance(x: Tensor, y: Tensor) -> Tensor:
+    """The median of :func:`median_squared_distance` or, where most rows coincide and it is 0, the mean."""
+    median = median_squared_distance(x, y)
+    if checks.readable(median) and bool(median > 0):
+        return median
+    return median.where(median != 0, reference.mean_squared_distance(x.double(), y.double()))
+
+
 _median_op = define(
     "median_squared_distance(Tensor x, Tensor y) -> Tensor",
     cpu.median_squared_distance,

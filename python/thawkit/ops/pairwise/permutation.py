@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose, forced_backend, unavailable
 from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import full_precision, lifted
+from thawkit.ops.pairwise.reference.distances import centre
+from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix
 
 OBJECTIONS = {"cpu": cpu.objection}
 
@@ -52,6 +56,27 @@ def permutation_sums(
     return _permutation_sums_op(z, gamma, chosen, first, doubling)
 
 
+_FARTHEST = 1e16  # rows of more have squares that float32 cannot add up
+
+
+def _sums(
+    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernel says of rows in units near the bandwidths, so that their scale does not matter.
+
+    Units are powers of 2, which change no digit. Rows too far apart for float32 even so are left to the
+    definition in float64.
+    """
+    z, gamma = lifted(z), gamma.double()
+    middle = float(gamma.max() * gamma.min()) ** 0.5  # of 1 / s^2
+    exponent = round(math.log2(middle) / 2) if 0 < middle < math.inf else 0
+    exponent = max(-120, min(120, exponent))  # a power that float32 holds
+    scaled = z * 2.0**exponent
+    if z.numel() and not bool(scaled.abs().amax() <= _FARTHEST):
+        return reference.permutation_sums(z.double(), gamma, chosen, first)
+    return cpu.permutation_sums(scaled, gamma * 2.0 ** (-2 * exponent), chosen, first, doubling)
+
+
 def _fake(
     z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -62,9 +87,33 @@ def _fake(
 _permutation_sums_op = define(
     "permutation_sums(Tensor z, Tensor gamma, Tensor chosen, int first, bool doubling) "
     "-> (Tensor, Tensor, Tensor)",
-    cpu.permutation_sums,
+    _sums,
     _fake,
 )
+
+
+def permutation_sums_of_kernel(
+    z: Tensor, kernel: Kernel, rates: Tensor | None, chosen: Tensor, first: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The sums of :func:`permutation_sums` for any kernel of MMD, in float64 on every backend.
+
+    Rows of the kernel matrix are made a few at a time, in O(N (D + P)) memory and at most 64 MiB for them.
+
+    Args:
+        z: (N, D) rows of both samples.
+        kernel: with absolute rates.
+        rates: (B,) its ``1 / s_b^2``, None where it has none.
+        chosen: as for :func:`permutation_sums`.
+        first: as for :func:`permutation_sums`.
+    """
+    checks.matrix("z", z)
+    checks.same_device("chosen", chosen, "z", z)
+    z = z.detach().double()
+    if kernel.name in OF_DISTANCES:
+        z = z - centre(z)  # distances do not see it, rounding does
+    rates = None if rates is None else rates.detach()
+
+    return reference.permutation_sums_of(z, lambda u, v: matrix(kernel, rates, u, v), chosen, first)
 
 
 def subsets(rows: int, chosen: int, permutations: int, seed: int, first: int = 0) -> Tensor:

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from thawkit.ops.pairwise.reference.distances import centre, squared_distances
 from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix
+from thawkit.ops.pairwise.reference.order import ranked_squared_distance
+
+_FEW_ROWS = 1024  # whose distances may be stored
 
 
 def least_square(dtype: torch.dtype) -> float:
@@ -17,7 +20,8 @@ def least_square(dtype: torch.dtype) -> float:
     return 1e-290 if dtype == torch.float64 else 2.6e-29
 
 
-def _largest_rate(dtype: torch.dtype) -> float:
+def largest_rate(dtype: torch.dtype) -> float:
+    """Return what a rate ``1 / s^2`` is not to exceed: it and its products with squares of 0 stay finite."""
     return 1e300 if dtype == torch.float64 else 2e37
 
 
@@ -37,8 +41,11 @@ def median_squared_distance(x: Tensor, y: Tensor) -> Tensor:
     Of an even number of pairs it is the lower of the two in the middle, as in ``torch.median``.
     """
     z = torch.cat((x.detach(), y.detach()))
-    if z.shape[0] < 2:
+    count = z.shape[0]
+    if count < 2:
         return z.new_zeros(())
+    if count > _FEW_ROWS:
+        return ranked_squared_distance(z, (count * (count - 1) // 2 - 1) // 2)
     rows = z - centre(z)
     first, second = torch.triu_indices(len(rows), len(rows), 1, device=z.device).unbind()
     return squared_distances(rows, rows)[first, second].median()
@@ -71,10 +78,10 @@ def absolute(kernel: Kernel, rates: Tensor | None, x: Tensor, y: Tensor) -> Tens
     if rates is None:
         return None
     if not kernel.relative:
-        return rates.clamp_max(_largest_rate(x.dtype))
+        return rates.clamp_max(largest_rate(x.dtype))
     mean = mean_squared_distance(x, y)
     mean = mean.clamp_min(least_square(mean.dtype))
-    return (rates.to(mean.dtype) / mean).clamp_max(_largest_rate(mean.dtype))
+    return (rates.to(mean.dtype) / mean).clamp_max(largest_rate(mean.dtype))
 
 
 def mmd(layers: Sequence[Sample], weights: Weights) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thawkit.ops.pairwise.reference.distances import centre, squared_distances
 
-_ENTRIES = 1 << 24  # of the kernel matrix at a time
+_ENTRIES = 1 << 20  # of the kernel matrix, and of the choices as numbers, at a time
 
 
 def permutation_sums(z: Tensor, gamma: Tensor, chosen: Tensor, first: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -21,21 +21,21 @@ def permutation_sums(z: Tensor, gamma: Tensor, chosen: Tensor, first: int) -> tu
     z = z - centre(z)  # distances do not see it, rounding does
     gamma = gamma.to(z.dtype)
 
-    def kernel(rows: Tensor) -> Tensor:
-        d2 = squared_distances(rows, z)
+    def kernel(rows: Tensor, columns: Tensor) -> Tensor:
+        d2 = squared_distances(rows, columns)
         return sum((torch.exp(-g * d2) for g in gamma.unbind()), torch.zeros_like(d2))
 
     return permutation_sums_of(z, kernel, chosen, first)
 
 
 def permutation_sums_of(
-    z: Tensor, kernel: Callable[[Tensor], Tensor], chosen: Tensor, first: int
+    z: Tensor, kernel: Callable[[Tensor, Tensor], Tensor], chosen: Tensor, first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The same sums of any kernel, whose matrix is made a few rows at a time.
+    """The same sums of any symmetric kernel, whose matrix is made a few rows at a time, from the diagonal on.
 
     Args:
         z: (N, D) rows of both samples.
-        kernel: from some rows to their kernel values with all rows, (rows, N).
+        kernel: from rows and others to their kernel values, (rows, others).
         chosen: (N, P) 0 or 1: which rows are in the first sample under each permutation.
         first: the first sample has rows 0 to ``first``.
 
@@ -43,21 +43,28 @@ def permutation_sums_of(
         float64: (P,) ``w^T K w`` and (P,) ``w^T K 1`` for each column w of ``chosen``, and the (N, 2) sums of
         each row of K over the first sample's columns and over the others.
     """
-    count = z.shape[0]
-    columns = chosen.to(z.dtype)
-    within = torch.zeros(chosen.shape[1], dtype=torch.float64, device=z.device)
+    count, permutations = chosen.shape
+    height = width = max(1, _ENTRIES // max(count, 1))
+    within = torch.zeros(permutations, dtype=torch.float64, device=z.device)
     from_chosen = torch.zeros_like(within)
-    sums = []
-    height = max(1, _ENTRIES // max(count, 1))
+    sums = within.new_zeros(count, 2)
     for top in range(0, count, height):
-        values = kernel(z[top : top + height]).clone()
-        values.diagonal(top).zero_()
-        both = torch.stack([part.double().sum(1) for part in (values[:, :first], values[:, first:])], 1)
-        own = columns[top : top + height].double()
-        within += (own * (values @ columns)).sum(0)
-        from_chosen += (own * both.sum(1, keepdim=True)).sum(0)
-        sums.append(both)
-    return within, from_chosen, torch.cat(sums)
+        bottom = min(top + height, count)
+        values = kernel(z[top:bottom], z[top:]).clone()
+        values.diagonal().zero_()
+        seam = max(first - top, 0)
+        sums[top:bottom] += torch.stack([v.double().sum(1) for v in (values[:, :seam], values[:, seam:])], 1)
+        later = values[:, bottom - top :]  # whose mirror images are in no panel
+        sums[bottom:] += torch.stack([v.double().sum(0) for v in (later[:seam], later[seam:])], 1)
+        later *= 2
+        for left in range(0, permutations, width):
+            columns = chosen[top:, left : left + width].to(z.dtype)
+            own = columns[: bottom - top].double()
+            within[left : left + width] += (own * (values @ columns)).sum(0)
+    totals = sums.sum(1)
+    for left in range(0, permutations, width):
+        from_chosen[left : left + width] = totals @ chosen[:, left : left + width].double()
+    return within, from_chosen, sums
 
 
 def subsets(rows: int, chosen: int, permutations: int, seed: int, first: int = 0) -> Tensor:
