@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from thawkit.ops.dispatch import forced_backend, unavailable
 from thawkit.ops.frozen import packed_relu
 
-is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]
+is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # torch.jit names no exports
 
 _CONVOLUTION = (F.conv1d, F.conv2d, F.conv3d)
 
@@ -34,7 +34,7 @@ def recording(x: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and torch.is_grad_enabled()
         and isinstance(x, Tensor)  # torch.fx traces with proxies
-        and not torch.jit.is_tracing()  # type: ignore[attr-defined]
+        and not torch.jit.is_tracing()  # type: ignore[attr-defined]  # as above
         and not torch._C._are_functorch_transforms_active()
     )
 
@@ -100,7 +100,7 @@ def frozen_convolution(
     if not recording(x) or weight.requires_grad or not (x.requires_grad or bias_trains):
         return None
     if padding is None:
-        padding = module.padding  # type: ignore[assignment]
+        padding = module.padding  # type: ignore[assignment]  # a string is replaced below
         if module.padding_mode != "zeros" or isinstance(module.padding, str):
             mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
             x = F.pad(x, module._reversed_padding_repeated_twice, mode)

@@ -116,7 +116,7 @@ class LMMDLoss(MMDLoss):
         """Go on by one step."""
         self.curr_iter = min(self.curr_iter + 1, self.max_iter)
 
-    def forward(  # type: ignore[override]
+    def forward(  # type: ignore[override]  # further arguments, as there
         self, source: Tensor, target: Tensor, source_label: Tensor, target_logits: Tensor
     ) -> Tensor:
         """Return the (1,) loss; 0 where the batches have no class in common, or a feature is not finite.

@@ -7,6 +7,7 @@ the first sample, of each row with itself too, taken without a gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -144,14 +145,14 @@ class MMDBatchedLoss(MMDLoss):
         **kwargs: of :class:`MMDLoss`; ``mmd_type`` must be ``quadratic``.
     """
 
-    def __init__(self, batch_size: int = 1024, **kwargs):  # type: ignore[no-untyped-def]
+    def __init__(self, batch_size: int = 1024, **kwargs: Any):
         super().__init__(**kwargs)
         checks.integer("batch_size", batch_size, 1)
         if self.mmd_type != "quadratic":
             raise ThawkitError(f"mmd_type must be 'quadratic', got {self.mmd_type!r}")
         self.batch_size = batch_size
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]  # no lists, as there
         """Return the loss of features (N, D) and (M, D)."""
         if isinstance(x, list | tuple) or isinstance(y, list | tuple):
             raise ThawkitError("x and y must be tensors, got lists of features")

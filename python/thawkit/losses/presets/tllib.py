@@ -190,7 +190,7 @@ def _check(name: str, x: Tensor, other_name: str, y: Tensor, linear: bool | None
 
 def _bandwidths(kernels: Sequence[nn.Module], rows: Tensor) -> Tensor:
     """(B,) s of Gaussian kernels."""
-    return torch.stack([kernel.square(rows) for kernel in kernels]).sqrt()  # type: ignore[operator]
+    return torch.stack([kernel.square(rows) for kernel in kernels]).sqrt()  # type: ignore[operator]  # checked to have it
 
 
 def _sum_of(kernels: Sequence[nn.Module], rows: Tensor) -> Tensor:

@@ -106,16 +106,17 @@ def samples(model: Model, test: ImageDataset, seed: int) -> dict[str, Any]:
     """Return test images drawn at random, and the mistakes that the model was surest of, for the report."""
     logits = predict(model, test)
     odds = logits.double().softmax(1).numpy()
-    assert test.labels is not None
+    labels = test.labels
+    assert labels is not None
     guesses = odds.argmax(1)
     drawn = np.sort(np.random.default_rng(seed).choice(len(test), min(SHOWN, len(test)), replace=False))
-    wrong = np.flatnonzero(guesses != test.labels)
+    wrong = np.flatnonzero(guesses != labels)
     surest = wrong[np.argsort(-odds[wrong, guesses[wrong]], kind="stable")][:MISTAKES]
 
     def card(index: int) -> dict[str, Any]:
         return {
             "index": index,
-            "label": test.classes[test.labels[index]],  # type: ignore[index]
+            "label": test.classes[labels[index]],
             "predicted": test.classes[guesses[index]],
             "probability": float(odds[index, guesses[index]]),
             "image": data_uri(test.image(index)),
