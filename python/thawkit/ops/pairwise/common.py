@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from thawkit.ops._library import in_transform
 
 DISTANCES = ("euclidean", "cosine")
 
@@ -20,6 +23,28 @@ def full_precision(x: Tensor) -> contextlib.AbstractContextManager:
     if x.is_meta:
         return contextlib.nullcontext()
     return torch.autocast(x.device.type, enabled=False)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of (batches of) matrices, whose gradients are not cast to half precision either.
+
+    A backward pass that is called where autocast is on would cast the products that autograd writes.
+    """
+    return a @ b if in_transform() else _Product.apply(a, b)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        with full_precision(a):
+            return a @ b
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        a, b = ctx.saved_tensors
+        need_a, need_b = ctx.needs_input_grad
+        return product(g, b.mT) if need_a else None, product(a.mT, g) if need_b else None
 
 
 def reduced(rows: Tensor, reduction: str) -> Tensor:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import full_precision, lifted
+from thawkit.ops.pairwise.common import full_precision, lifted, product
 from thawkit.ops.pairwise.info_nce import check_weight, info_nce, weighted
 from thawkit.ops.pairwise.row_softmax import row_softmax
 
@@ -96,7 +96,7 @@ def row_logits(q: Tensor, keys: Tensor, scale: Tensor, normalize: bool) -> Tenso
     q, keys = lifted(q), lifted(keys)
     if normalize:
         q, keys = F.normalize(q, dim=-1), F.normalize(keys, dim=-1)
-    return scale.to(q.dtype) * torch.einsum("nd,nmd->nm", q, keys)
+    return scale.to(q.dtype) * product(keys, q[:, :, None]).squeeze(2)
 
 
 def check_margin(margin: float | None, negatives: Tensor | None, in_batch: bool) -> None:

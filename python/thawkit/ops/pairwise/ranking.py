@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.pairwise.clip import clip
-from thawkit.ops.pairwise.common import full_precision, lifted, reduced
+from thawkit.ops.pairwise.common import full_precision, lifted, product, reduced
 from thawkit.ops.pairwise.info_nce import info_nce
 from thawkit.ops.pairwise.row_softmax import Columns, row_softmax
 
@@ -111,7 +111,7 @@ def ranking_rows(
 
     # similarities of each query with its own documents, the positive first
     per_query = lifted(documents).reshape(columns, n, everyone.shape[1])[:, own]
-    similar = torch.einsum("nd,cnd->nc", lifted(queries), per_query)
+    similar = product(per_query.transpose(0, 1), lifted(queries)[:, :, None]).squeeze(2)
     positive = scale * similar[:, 0]
     if hardness_mode is None or strength == 0:
         hardness_mode = None
