@@ -324,14 +324,18 @@ def without_gradients(rank, mode):
 
 
 def autocast(rank, mode):
-    """A loss is computed in full precision wherever it stands."""
+    """A loss and its gradients are computed in full precision wherever they stand."""
     own = rank.share_of_all(problem(sum(rank.counts), torch.float32))
     across = functions(D, mode=mode, group=rank.group)
-    for case in ("info_nce, own negatives", "clip", "siglip", "supcon, several labels"):
-        expected = evaluate(case, across, own)[0]
+    for case in CASES:
+        if mode == "ring" and case in GATHER_ONLY:
+            continue
+        expected = evaluate(case, across, own)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            got = CASES[case][0](across, types.SimpleNamespace(**own))
-        yield same, got, expected
+            got = evaluate(case, across, own)
+        yield same, got[0], expected[0]
+        if rank.world > 1:  # the functions of one process have tests of their own
+            yield same, got[1], expected[1]
 
 
 def second_derivatives(rank, mode):
@@ -345,13 +349,18 @@ def second_derivatives(rank, mode):
         (slope,) = torch.autograd.grad(loss, a, create_graph=True)
         return torch.autograd.grad(slope.square().sum(), a)[0]
 
+    def slope(losses_, t, loss, create_graph):
+        a = t["a"].clone().requires_grad_()
+        torch.autograd.grad(getattr(losses_, loss)(a, t["b"]), a, create_graph=create_graph)
+
     whole = problem(sum(rank.counts), torch.float64)
     own = rank.share_of_all(whole)
     across = functions(D, mode=mode, group=rank.group)
     if mode == "ring":
+        says = "mode='ring' has no second derivatives (create_graph=True); mode='gather' has"
         for loss in ("clip", "siglip"):
-            said = complaint(penalty, across, own, loss)
-            yield equal, said, "mode='ring' has no second derivatives (create_graph=True); mode='gather' has"
+            yield equal, complaint(penalty, across, own, loss), says
+            yield contains, complaint(slope, across, own, loss, rank.place == 0), says
         return
     for loss in ("info_nce", "clip", "siglip"):
         # The slopes are `world` times those of one loss, and of their squares there are as many as ranks.
@@ -429,6 +438,158 @@ def mistakes(rank, mode):
     yield from is_the_whole_batch(rank, mode, "clip", torch.float32, "mean")
 
 
+def mistakes_before_the_meeting(rank, mode):
+    """What a module finds wrong with one rank's arguments, before it calls a function, raises on all."""
+    if rank.world == 1:
+        return
+    last = rank.place == rank.world - 1
+    own = {"distributed": mode, "group": rank.group}
+    x = torch.ones(3, 4)
+    for wrong in (0, torch.tensor(-1.0), "warm"):
+        for made in (losses.InfoNCELoss(**own), losses.NTXentLoss(**own)):
+            made.temperature = wrong if last else 0.5
+            yield contains, complaint(made, x, x), "temperature must be"
+    bounded = losses.ClipLoss(max_logit_scale=50.0, **own)
+    for wrong in (torch.tensor(torch.nan), torch.ones(2), "steep"):
+        said = complaint(bounded, x, x, wrong if last else 10.0)
+        yield contains, said, "logit_scale must"
+    said = complaint(losses.SigLipLoss(max_logit_scale=50.0, **own), x, x, None if last else 10.0, -10.0)
+    yield contains, said, "logit_scale must be a number, got NoneType"
+    made = losses.SupConLoss(**own)
+    made.distributed = "round" if last else mode
+    yield contains, complaint(made, x, torch.ones(3).long()), "mode must be one of", "got 'round'"
+    yield from is_the_whole_batch(rank, mode, "clip", torch.float32, "mean")
+
+
+class Unprintable:
+    def __repr__(self):
+        raise ValueError("no word for it")
+
+
+def switches(rank, mode):
+    """What is not True or False is refused by name, and what cannot be told to others too."""
+    if rank.world == 1:
+        return
+    last = rank.place == rank.world - 1
+    x, labels = torch.ones(3, 4), torch.ones(3).long()
+    options = {"mode": mode, "group": rank.group}
+    for loss in LOSSES:
+        without_mode = {"group": rank.group} if loss in NO_RING else options
+        arguments = (x, labels) if loss == "supcon" else (x, x)
+        for value in ("no", 1, None):
+            said = complaint(getattr(D, loss), *arguments, normalize=value if last else True, **without_mode)
+            yield contains, said, f"normalize must be True or False, got {value!r}"
+    said = complaint(D.info_nce, x, x, in_batch="no" if last else True, **options)
+    yield contains, said, "in_batch must be True or False, got 'no'"
+    said = complaint(D.clip, x, x, reduction=Unprintable() if last else "mean", **options)
+    yield contains, said, "no word for it"
+
+
+def numbers(rank, mode):
+    """The numbers of all ranks are one: the values count, not how they are written."""
+    if rank.world == 1:
+        return
+    last = rank.place == rank.world - 1
+    options = {"mode": mode, "group": rank.group}
+    who = f"rank {rank.world - 1}: "
+    x = torch.eye(3, 4)
+    for kind in (float, torch.tensor, lambda value: torch.tensor(value, requires_grad=True)):
+        said = complaint(D.clip, x, x, logit_scale=kind(5.5 if last else 5.0), **options)
+        yield contains, said, "logit_scale must be the same on all ranks, got rank 0: 5; ", who + "5.5"
+        said = complaint(D.siglip, x, x, logit_bias=kind(-1.0 if last else 0.0), **options)
+        yield contains, said, "logit_bias must be the same on all ranks", who + "-1"
+        said = complaint(D.nt_xent, x, x, temperature=kind(0.2 if last else 0.1), **options)
+        yield contains, said, "temperature must be the same on all ranks", who + "0.2"
+    said = complaint(D.info_nce, x, x, hard_negative_beta=0.2 if last else 0.1, **options)
+    yield contains, said, "hard_negative_beta must be the same on all ranks"
+
+    expected = D.clip(x, x, logit_scale=5.0, **options)
+    for other in (5, torch.tensor(5.0), torch.tensor([5.0]), torch.tensor(5.0 + 1e-6)):
+        got = D.clip(x, x, logit_scale=other if last else 5.0, **options)
+        yield functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-6), got, expected
+    expected = D.info_nce(x, x, hard_negative_beta=1.0, **options)
+    yield same, D.info_nce(x, x, hard_negative_beta=True if last else 1, **options), expected
+    expected = D.multiple_negatives_ranking(x, x, directions=DIRECTIONS, group=rank.group)
+    directions = list(DIRECTIONS) if last else DIRECTIONS
+    yield same, D.multiple_negatives_ranking(x, x, directions=directions, group=rank.group), expected
+    labels = torch.arange(3)
+    expected = D.supcon(x, labels // 2, **options)
+    yield same, D.supcon(x, labels.int() // 2 if last else labels // 2, **options), expected
+
+
+def negatives_of_other_number(rank, mode):
+    """Negatives of one's own rows stay on their rank, which may have more or fewer than the others."""
+    if rank.world == 1:
+        return
+    whole = problem(sum(rank.counts), torch.float64)
+    own = types.SimpleNamespace(**rank.share_of_all(whole))
+    options = {"logit_scale": 4.0, "reduction": "none"}
+    for in_batch in (True, False):
+        leaves = [x.clone().requires_grad_() for x in (own.a, own.b, own.negatives[:, : rank.place])]
+        got = D.info_nce(
+            *leaves[:2], negatives=leaves[2], in_batch=in_batch, mode=mode, group=rank.group, **options
+        )
+        gradients = torch.autograd.grad(got.sum(), leaves)
+        inputs = [whole[name].clone().requires_grad_() for name in ("a", "b", "negatives")]
+        truth = [
+            F.info_nce(*inputs[:2], negatives=inputs[2][:, :count], in_batch=in_batch, **options)
+            for count in range(rank.world)
+        ]
+        starts = [sum(rank.counts[:place]) for place in range(rank.world + 1)]
+        everyone = [loss[i:j] for loss, i, j in zip(truth, starts[:-1], starts[1:], strict=True)]
+        yield close, got, rank.share(truth[rank.place]).detach(), torch.float64
+        for g, expected in zip(
+            gradients, torch.autograd.grad(torch.cat(everyone).sum(), inputs), strict=True
+        ):
+            expected = rank.share(expected)
+            yield close, g, expected[:, : rank.place] if g.dim() == 3 else expected, torch.float64
+
+
+def transforms(rank, mode):
+    """There is no form under torch.func, which all ranks hear of."""
+    if rank.world == 1:
+        return
+    x = torch.eye(3, 4)
+    options = {"mode": mode, "group": rank.group}
+    own = {"distributed": mode, "group": rank.group}
+    for call in (lambda a: D.clip(a, x, **options), lambda a: losses.InfoNCELoss(**own)(a, x)):
+        yield contains, complaint(torch.func.grad(call), x), "torch.func"
+        yield contains, complaint(torch.func.grad(call) if rank.place == 0 else call, x), "torch.func"
+    says = complaint(torch.func.vmap(lambda a: D.supcon(a, torch.arange(3), **options)), x[None])
+    yield contains, says, "torch.func"
+
+
+def compiled(rank, mode):
+    """torch.compile leaves the exchange out of its graphs, and says so where it may not."""
+    if len(rank.counts) != 2:  # once is enough of what takes seconds
+        return
+    t = problem(sum(rank.counts), torch.float32)
+    t = {name: rank.share(x) for name, x in t.items()}
+    own = {"distributed": mode, "group": rank.group}
+    scaled = losses.ClipLoss(max_logit_scale=3.0, **own)
+    learned = losses.InfoNCELoss(torch.nn.Parameter(torch.tensor(0.2)), **own)
+
+    def function(a, b, scale):
+        return 3 * D.siglip(2 * a, b, logit_scale=scale, mode=mode, group=rank.group) + a.sum()
+
+    def module(a, b, scale):
+        return scaled(2 * a, b, scale) + learned(a, b) * scale
+
+    for call in (function, module):
+        found = []
+        for form in (call, torch.compile(call, backend="eager")):
+            leaves = [t[name].clone().requires_grad_() for name in ("a", "b", "scale")]
+            loss = form(*leaves)
+            found.append((loss.detach(), torch.autograd.grad(loss, leaves)))
+        yield same, found[1], found[0]
+        try:
+            torch.compile(call, backend="eager", fullgraph=True)(t["a"], t["b"], t["scale"])
+            said = "nothing was raised"
+        except Exception as error:
+            said = str(error)
+        yield contains, said, "ranks exchange what no graph holds"
+
+
 CHECKS = {
     check.__name__: check
     for check in (
@@ -440,6 +601,12 @@ CHECKS = {
         second_derivatives,
         memory,
         mistakes,
+        mistakes_before_the_meeting,
+        switches,
+        numbers,
+        negatives_of_other_number,
+        transforms,
+        compiled,
     )
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,11 @@ from thawkit.errors import ThawkitError
 from thawkit.losses import distributed as across_ranks
 from thawkit.losses import functional as F
 from thawkit.losses.base import Loss
+from thawkit.losses.distributed.ranks import prepared
 from thawkit.losses.functional.scale import check_maximum
 from thawkit.ops import checks
+
+T = TypeVar("T")
 
 
 class _Contrastive(Loss):
@@ -41,6 +45,12 @@ class _Contrastive(Loss):
             return functools.partial(getattr(F, name), **options)
         function = getattr(across_ranks, name)
         return functools.partial(function, mode=self.distributed, group=self.group, **options)
+
+    def _prepared(self, prepare: Callable[[], T]) -> T:
+        """Return what ``prepare`` makes of this rank's arguments; an error is raised on all ranks."""
+        if self.distributed is None:
+            return prepare()
+        return prepared(self.group, self.distributed, prepare)
 
 
 class InfoNCELoss(_Contrastive):
@@ -94,18 +104,21 @@ class InfoNCELoss(_Contrastive):
         Further negatives are (M, D), for all rows, or (N, M, D), for each row its own. ``labels`` (M,) say
         which keys are no negatives of one another, ``sample_weight`` (N,) how much a row counts.
         """
-        checks.positive_scalar("temperature", self.temperature)  # it may have been learned
         return self._function("info_nce")(
             q,
             k,
             negatives=negatives,
             in_batch=self.in_batch,
-            logit_scale=1 / self.temperature,
+            logit_scale=self._prepared(self._logit_scale),
             labels=labels,
             sample_weight=sample_weight,
             false_negative_margin=self.false_negative_margin,
             hard_negative_beta=self.hard_negative_beta,
         )
+
+    def _logit_scale(self) -> Tensor | float:
+        checks.positive_scalar("temperature", self.temperature)  # it may have been learned
+        return 1 / self.temperature
 
 
 class _ImageText(_Contrastive):
@@ -125,12 +138,17 @@ class _ImageText(_Contrastive):
         self.max_logit_scale = max_logit_scale
 
     def _bounded(self, logit_scale: Tensor | float) -> Tensor | float:
-        if self.max_logit_scale is None:
+        maximum = self.max_logit_scale
+        if maximum is None:
             return logit_scale
-        if isinstance(logit_scale, Tensor):
-            return F.clamp_logit_scale(logit_scale, self.max_logit_scale)
-        checks.finite("logit_scale", logit_scale)
-        return min(logit_scale, self.max_logit_scale)
+
+        def bounded() -> Tensor | float:
+            if isinstance(logit_scale, Tensor):
+                return F.clamp_logit_scale(logit_scale, maximum)
+            checks.finite("logit_scale", logit_scale)
+            return min(logit_scale, maximum)
+
+        return self._prepared(bounded)
 
 
 class ClipLoss(_ImageText):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import warnings
@@ -72,6 +73,15 @@ _interpreter = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_
 def in_transform() -> bool:
     """Return whether a transform of torch.func runs."""
     return _interpreter() is not None
+
+
+def outside_transforms() -> contextlib.AbstractContextManager:
+    """Return a context in which tensors are plain ones, whatever transform of torch.func runs."""
+    return _without_transforms()
+
+
+# Private to torch, so feature-tested.
+_without_transforms = getattr(torch._C, "_DisableFuncTorch", contextlib.nullcontext)
 
 
 def takes_only(device: str) -> Callable[..., str]:

@@ -146,6 +146,46 @@ def place():
             loss(*inputs)
 
 
+def mistakes():
+    """What a stand-in finds wrong on one rank before it calls a function raises on all of them."""
+    bad = dist.get_rank() == PROCESSES - 1
+    first, second = columns(2, torch.float32)
+    options = {"rank": dist.get_rank(), "world_size": PROCESSES + 2 * bad}
+    for loss in (open_clip.ClipLoss(**options), open_clip.SigLipLoss(**options)):
+        with pytest.raises(ThawkitError, match="rank and world_size must be those of the default process"):
+            loss(first, second, 1.0, 0.0)
+    options["world_size"] = PROCESSES
+    for local, with_grad in itertools.product((False, True), repeat=2):
+        loss = open_clip.ClipLoss(local, with_grad, **options)
+        with pytest.raises(ThawkitError, match="logit_bias must be finite, got nan"):
+            loss(first, second, 1.0, torch.nan if bad else 0.0)
+        with pytest.raises(ThawkitError, match="text_features must be a tensor, got NoneType"):
+            loss(first, None if bad else second, 1.0)
+
+    learned = torch.nn.Parameter(torch.tensor(-1.0 if bad else 0.5))
+    for size in (0, (9, FEATURES)):
+        loss = lightly.NTXentLoss(gather_distributed=True, memory_bank_size=size)
+        loss.temperature = learned
+        with pytest.raises(ThawkitError, match=r"temperature must be positive and finite, got -1\.0"):
+            loss(first.clone().requires_grad_(), second)
+    bank = lightly.NTXentLoss(gather_distributed=True, memory_bank_size=(9, FEATURES))
+    narrow = FEATURES - 1 if bad else FEATURES
+    with pytest.raises(ThawkitError, match=f"features of the memory bank, {FEATURES}, got {FEATURES - 1}"):
+        bank(first[:, :narrow].clone().requires_grad_(), second[:, :narrow])
+    if bad:  # without gradients nothing goes into the bank, and a rank is alone with its mistake
+        with torch.no_grad(), pytest.raises(ThawkitError, match="out1 must have the shape of out0"):
+            bank(first, second[:3])
+
+    ranking = sentence_transformers.MultipleNegativesRankingLoss(Rows(), gather_across_devices=True)
+    for wrong, says in (
+        ([first], "embeddings must be of two columns or more, got 1"),
+        ([first, second[:3]], r"embeddings\[1\] must have the shape of embeddings\[0\]"),
+        ([first, None], "AttributeError: 'NoneType' object has no attribute 'shape'"),
+    ):
+        with pytest.raises(ThawkitError, match=says):
+            ranking.compute_loss_from_embeddings(wrong if bad else [first, second])
+
+
 def uneven(*_):
     """A rank without rows, which the libraries do not allow for, has loss 0 and takes part."""
     first, second = (x[: dist.get_rank()] for x in columns(2, torch.float32))
@@ -154,6 +194,7 @@ def uneven(*_):
             open_clip.ClipLoss(True, True, rank=dist.get_rank(), world_size=PROCESSES), logit_scale=3.0
         ),
         lightly.NTXentLoss(gather_distributed=True),
+        lightly.NTXentLoss(gather_distributed=True, memory_bank_size=(9, FEATURES)),
         lambda *x: sentence_transformers.MultipleNegativesRankingLoss(
             Rows(), gather_across_devices=True
         ).compute_loss_from_embeddings(list(x)),
@@ -189,6 +230,7 @@ CHECKS = {
         for count in (2, 3)
     },
     "place": place,
+    "mistakes": mistakes,
     "uneven": uneven,
 }
 

@@ -25,8 +25,14 @@ second turn and of computing the scores once more for the gradients (not for Sig
 derivatives are had with ``gather`` only, and so is ``multiple_negatives_ranking``.
 
 All ranks of the group are to call the loss, and its backward pass, together. Before anything else they tell
-each other how many rows they have and whether their arguments agree, so that a mistake on one rank raises on
-all. Where ``torch.distributed`` is not initialized, or has one rank, the losses are those of one process.
+each other how many rows they have and whether their arguments agree, numbers up to rounding, so that a
+mistake on one rank raises on all. So does one that a module finds before, or a ring at the start of
+its backward pass. An error that comes later on one rank, as when memory runs out, leaves the others waiting
+until the group's timeout.
+
+Ranks exchange what no graph holds: ``torch.compile`` breaks its graph at these functions and runs them as
+they are (with ``fullgraph=True`` it stops and says so), and under a transform of ``torch.func`` they raise.
+Where ``torch.distributed`` is not initialized, or has one rank, the losses are those of one process.
 """
 
 from thawkit.losses.distributed.info_nce import info_nce

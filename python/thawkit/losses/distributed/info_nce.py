@@ -13,7 +13,7 @@ from torch.nn.functional import normalize as normalized
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 from thawkit.losses.distributed.exchange import gather, replicated, total
-from thawkit.losses.distributed.ranks import Ranks, Rows, meet
+from thawkit.losses.distributed.ranks import UNTRACED, Ranks, Rows, meet
 from thawkit.losses.distributed.softmax import cross_entropy, over_all_keys
 from thawkit.losses.distributed.terms import Turn, Weight, log_sum_exp
 from thawkit.losses.functional.similarity import alone
@@ -23,6 +23,7 @@ from thawkit.ops.pairwise.info_nce import check_beta, check_weight, weighted
 from thawkit.ops.pairwise.negatives import check_keys, check_margin, check_negatives, row_logits, with_further
 
 
+@torch.compiler.disable(reason=UNTRACED)
 def info_nce(
     q: Tensor,
     k: Tensor,
@@ -48,8 +49,9 @@ def info_nce(
         k: (M, D) keys of this rank, M >= N; ``k[i]`` is the positive of ``q[i]``, keys past N, e.g. several
             columns of hard negatives, are negatives of all ranks' queries.
         negatives: (M, D) further keys of this rank that are negatives of all ranks' queries, or (N, M, D),
-            ``negatives[i]`` for ``q[i]`` alone. A queue that all ranks hold alike is not to be gathered; out
-            of the batch it needs no other rank, but the single-process function.
+            ``negatives[i]`` for ``q[i]`` alone, whose M may differ between ranks. A queue that all ranks hold
+            alike is not to be gathered; out of the batch it needs no other rank, but the single-process
+            function.
         in_batch: the keys of other rows, and of other ranks, are negatives too.
         logit_scale: inverse temperature, the same on all ranks; a tensor gets a gradient.
         normalize: divide each row by its Euclidean norm first.
@@ -71,42 +73,24 @@ def info_nce(
             other.
     """
     ranks = Ranks.of(group, mode)
-    if ranks is None:
-        return F.info_nce(
-            q,
-            k,
-            negatives=negatives,
-            in_batch=in_batch,
-            logit_scale=logit_scale,
-            normalize=normalize,
-            reduction=reduction,
-            labels=labels,
-            false_negative_margin=false_negative_margin,
-            sample_weight=sample_weight,
-            hard_negative_beta=hard_negative_beta,
-        )
-    tensors: dict[str, Any] = {
-        "q": q,
-        "k": k,
-        "negatives": negatives,
+    of_rows: dict[str, Any] = {"negatives": negatives, "labels": labels, "sample_weight": sample_weight}
+    numbers: dict[str, Any] = {
         "logit_scale": logit_scale,
-        "labels": labels,
-        "sample_weight": sample_weight,
-    }
-    options: dict[str, Any] = {
-        "in_batch": in_batch,
-        "normalize": normalize,
-        "reduction": reduction,
         "false_negative_margin": false_negative_margin,
         "hard_negative_beta": hard_negative_beta,
     }
+    options: dict[str, Any] = {"in_batch": in_batch, "normalize": normalize, "reduction": reduction}
+    if ranks is None:
+        return F.info_nce(q, k, **of_rows, **numbers, **options)
+    tensors: dict[str, Any] = {"q": q, "k": k, **of_rows}
     queries, rows, further = meet(
         ranks,
         "info_nce",
         tensors,
+        numbers,
         options,
         ["q", "k", "negatives"],
-        lambda: _check(ranks, **tensors, **options),
+        lambda: _check(ranks, **tensors, **numbers, **options),
     )
     checks.reduced("q", queries.total, reduction)
     shared = negatives is not None and negatives.dim() == 2
@@ -191,6 +175,9 @@ def _check(
     false_negative_margin: float | None,
     hard_negative_beta: float,
 ) -> None:
+    checks.boolean("in_batch", in_batch)
+    checks.boolean("normalize", normalize)
+    checks.finite("hard_negative_beta", hard_negative_beta)
     check_keys(q, k, in_batch)
     checks.scalar("logit_scale", logit_scale)
     checks.one_of("reduction", reduction, checks.REDUCTIONS)

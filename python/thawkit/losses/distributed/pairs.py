@@ -8,7 +8,7 @@ from torch import Tensor
 
 from thawkit.losses import functional as F
 from thawkit.losses.distributed.exchange import gather, replicated, total
-from thawkit.losses.distributed.ranks import Ranks, meet
+from thawkit.losses.distributed.ranks import UNTRACED, Ranks, meet
 from thawkit.losses.distributed.ring import row_terms, total_of_sums
 from thawkit.losses.distributed.softmax import cross_entropy
 from thawkit.losses.distributed.terms import Keys, Term, Turn, Weight
@@ -17,6 +17,7 @@ from thawkit.ops.pairwise.common import full_precision, lifted, summand
 from thawkit.ops.pairwise.siglip import siglip_with_some
 
 
+@torch.compiler.disable(reason=UNTRACED)
 def clip(
     image: Tensor,
     text: Tensor,
@@ -52,11 +53,12 @@ def clip(
         checks.matrix("image", image)
         checks.twin("text", text, "image", image)
         checks.scalar("logit_scale", logit_scale)
+        checks.boolean("normalize", normalize)
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
 
     options = {"normalize": normalize, "reduction": reduction}
-    tensors = {"image": image, "text": text, "logit_scale": logit_scale}
-    (rows,) = meet(ranks, "clip", tensors, options, ["image"], check)
+    tensors, numbers = {"image": image, "text": text}, {"logit_scale": logit_scale}
+    (rows,) = meet(ranks, "clip", tensors, numbers, options, ["image"], check)
     checks.reduced("image", rows.total, reduction)
     with full_precision(image):
         scale = replicated(checks.one_number("logit_scale", logit_scale, image), ranks)
@@ -69,6 +71,7 @@ def clip(
         return (to_text + to_image) / 2 if weight is None else total(to_text + to_image, ranks)
 
 
+@torch.compiler.disable(reason=UNTRACED)
 def siglip(
     image: Tensor,
     text: Tensor,
@@ -115,11 +118,13 @@ def siglip(
         checks.twin("text", text, "image", image)
         checks.scalar("logit_scale", logit_scale)
         checks.scalar("logit_bias", logit_bias)
+        checks.boolean("normalize", normalize)
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
 
     options = {"normalize": normalize, "reduction": reduction}
-    tensors = {"image": image, "text": text, "logit_scale": logit_scale, "logit_bias": logit_bias}
-    (rows,) = meet(ranks, "siglip", tensors, options, ["image"], check)
+    tensors = {"image": image, "text": text}
+    numbers = {"logit_scale": logit_scale, "logit_bias": logit_bias}
+    (rows,) = meet(ranks, "siglip", tensors, numbers, options, ["image"], check)
     checks.reduced("image", rows.total, reduction)
     weight = summand(reduction, rows.total)
 
@@ -143,6 +148,7 @@ def siglip(
         return loss if weight is None else total(loss, ranks)
 
 
+@torch.compiler.disable(reason=UNTRACED)
 def nt_xent(
     z1: Tensor,
     z2: Tensor,
@@ -179,11 +185,12 @@ def nt_xent(
         checks.matrix("z1", z1)
         checks.twin("z2", z2, "z1", z1)
         checks.positive_scalar("temperature", temperature)
+        checks.boolean("normalize", normalize)
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
 
     options = {"normalize": normalize, "reduction": reduction}
-    tensors = {"z1": z1, "z2": z2, "temperature": temperature}
-    (samples,) = meet(ranks, "nt_xent", tensors, options, ["z1"], check)
+    tensors, numbers = {"z1": z1, "z2": z2}, {"temperature": temperature}
+    (samples,) = meet(ranks, "nt_xent", tensors, numbers, options, ["z1"], check)
     checks.reduced("z1", samples.total, reduction)
     with full_precision(z1):
         scale = 1 / lifted(replicated(checks.one_number("temperature", temperature, z1), ranks))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.nn.functional import normalize as normalized
@@ -11,12 +12,13 @@ from torch.nn.functional import normalize as normalized
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 from thawkit.losses.distributed.exchange import gather, replicated, total
-from thawkit.losses.distributed.ranks import Ranks, meet
+from thawkit.losses.distributed.ranks import UNTRACED, Ranks, meet
 from thawkit.ops import checks
 from thawkit.ops.pairwise.common import full_precision, lifted, summand
 from thawkit.ops.pairwise.ranking import check_documents, check_ranking_options, ranking_rows
 
 
+@torch.compiler.disable(reason=UNTRACED)
 def multiple_negatives_ranking(
     queries: Tensor,
     documents: Tensor,
@@ -59,20 +61,21 @@ def multiple_negatives_ranking(
         "directions": directions,
         "partition_mode": partition_mode,
         "hardness_mode": hardness_mode,
-        "hardness_strength": hardness_strength,
     }
+    numbers: dict[str, Any] = {"logit_scale": logit_scale, "hardness_strength": hardness_strength}
     if ranks is None:
-        return F.multiple_negatives_ranking(queries, documents, logit_scale=logit_scale, **options)
+        return F.multiple_negatives_ranking(queries, documents, **numbers, **options)
 
     def check() -> None:
         check_documents(queries, documents)
         check_ranking_options(directions, partition_mode, hardness_mode, hardness_strength)
         checks.positive_scalar("logit_scale", logit_scale)
+        checks.boolean("normalize", normalize)
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
 
-    tensors = {"queries": queries, "documents": documents, "logit_scale": logit_scale}
+    tensors = {"queries": queries, "documents": documents}
     rows, of_documents = meet(
-        ranks, "multiple_negatives_ranking", tensors, options, ["queries", "documents"], check
+        ranks, "multiple_negatives_ranking", tensors, numbers, options, ["queries", "documents"], check
     )
     checks.reduced("queries", rows.total, reduction)
     counts = {d // n for n, d in zip(rows.counts, of_documents.counts, strict=True) if n}

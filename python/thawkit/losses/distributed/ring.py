@@ -15,8 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from thawkit.errors import ThawkitError
-from thawkit.losses.distributed.ranks import Rows
+from thawkit.losses.distributed.ranks import Rows, agree
 from thawkit.losses.distributed.terms import Keys, Turn
 from thawkit.ops.pairwise.common import full_precision, lifted
 
@@ -54,9 +53,8 @@ class _RowTerms(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
         turn = ctx.turn
-        saved = list(ctx.saved_tensors)
+        saved = _saved(ctx, turn)
         inputs, saved = saved[: len(ctx.needs_input_grad) - 1], saved[len(ctx.needs_input_grad) - 1 :]
         results, parts = saved[: len(turn.terms)], iter(saved[len(turn.terms) :])
         shares = [next(parts) if term.log_sum else None for term in turn.terms]
@@ -81,19 +79,28 @@ class _TotalOfSums(torch.autograd.Function):
         total, gradients = _with_gradients(
             turn, lambda _: [weight] * len(turn.terms), inputs, ctx.needs_input_grad[2:]
         )
+        ctx.turn = turn
         ctx.save_for_backward(*gradients)
         return total
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        _refuse_second_derivatives()
-        return None, None, *(None if x is None else x * g.to(x.dtype) for x in ctx.saved_tensors)
+        saved = _saved(ctx, ctx.turn)
+        return None, None, *(None if x is None else x * g.to(x.dtype) for x in saved)
 
 
-def _refuse_second_derivatives() -> None:
+def _saved(ctx: Any, turn: Turn) -> list[Any]:
+    """The saved tensors, if autograd can go on on all ranks."""
+    problem = ""
     # once_differentiable would raise only where autograd visits it, which torch.autograd.grad need not do
     if torch.is_grad_enabled():
-        raise ThawkitError("mode='ring' has no second derivatives (create_graph=True); mode='gather' has")
+        problem = "mode='ring' has no second derivatives (create_graph=True); mode='gather' has"
+    try:
+        saved = list(ctx.saved_tensors)
+    except RuntimeError as error:  # one was changed in place
+        problem = str(error)
+    agree(turn.rows.ranks, problem)
+    return saved
 
 
 def _with_gradients(
@@ -116,12 +123,12 @@ def _with_gradients(
                 value = _zeros(q, ())
                 for term, weight in zip(turn.terms, weights(visit), strict=True):
                     value = value + term.of(q, visited._replace(rows=rows), tuple(scalars), weight)
+                leaves = [x for x in (q, rows, *scalars) if x.requires_grad]
+                found = dict(zip(sums, torch.autograd.grad(value, leaves) if leaves else (), strict=True))
             total += value.detach()
-            leaves = [x for x in (q, rows, *scalars) if x.requires_grad]
-            found = dict(zip(sums, torch.autograd.grad(value, leaves) if leaves else (), strict=True))
             visit += 1
         if homing is not None and owner != turn.rows.ranks.rank:
-            homing.add(owner, lifted(found.pop(_OF_KEYS)))
+            homing.add(owner, lifted(found.pop(_OF_KEYS)).contiguous())
         for n, gradient in found.items():
             if n in sums:
                 sums[n] += gradient

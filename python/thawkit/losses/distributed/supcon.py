@@ -11,14 +11,15 @@ from torch.nn.functional import normalize as normalized
 
 from thawkit.losses import functional as F
 from thawkit.losses.distributed.exchange import gather, replicated, total
-from thawkit.losses.distributed.ranks import Ranks, Rows, meet
+from thawkit.losses.distributed.ranks import UNTRACED, Ranks, Rows, meet
 from thawkit.losses.distributed.softmax import over_all_keys
 from thawkit.losses.distributed.terms import Keys, Term, Turn, Weight, log_sum_exp
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import full_precision, lifted, numbered
+from thawkit.ops.pairwise.common import full_precision, lifted, numbered, product
 from thawkit.ops.pairwise.positives import check_labels
 
 
+@torch.compiler.disable(reason=UNTRACED)
 def supcon(
     embeddings: Tensor,
     labels: Tensor,
@@ -59,10 +60,11 @@ def supcon(
         check_labels(labels, embeddings)
         checks.positive_scalar("temperature", temperature)
         checks.one_of("variant", variant, ("out", "in"))
+        checks.boolean("normalize", normalize)
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
 
-    tensors = {"embeddings": embeddings, "labels": labels, "temperature": temperature}
-    (rows,) = meet(ranks, "supcon", tensors, options, ["embeddings"], check)
+    tensors, numbers = {"embeddings": embeddings, "labels": labels}, {"temperature": temperature}
+    (rows,) = meet(ranks, "supcon", tensors, numbers, options, ["embeddings"], check)
     checks.reduced("embeddings", rows.total, reduction)
     with full_precision(embeddings):
         scale = 1 / lifted(replicated(checks.one_number("temperature", temperature, embeddings), ranks))
@@ -104,7 +106,7 @@ def _positives(labels: Tensor) -> Term:
         assert keys.labels is not None  # the turn has them
         z, rows = lifted(z), lifted(keys.rows)
         if labels.dim() == 2:
-            sums = labels @ (keys.labels.t() @ rows)
+            sums = product(labels, product(keys.labels.t(), rows))
             itself = labels.square().sum(1, keepdim=True) * z
         else:
             # the classes of this rank's rows, and a last one for all others
@@ -131,7 +133,7 @@ def _logarithm_of_positives(labels: Tensor) -> Term:
         shared = labels @ keys.labels.t()
         if keys.own is not None:
             shared.diagonal(keys.own).zero_()
-        logits = scalars[0] * (lifted(z) @ lifted(keys.rows).t()) + shared.log()
+        logits = scalars[0] * product(lifted(z), lifted(keys.rows).t()) + shared.log()
         nothing = (shared == 0).all(1)
         rows = logits.masked_fill(nothing[:, None], 0).logsumexp(1).masked_fill(nothing, -torch.inf)
         return _weighed(rows, weight)

@@ -12,7 +12,7 @@ from thawkit.errors import ThawkitError
 from thawkit.losses import distributed as across_ranks
 from thawkit.losses import functional as F
 from thawkit.losses.distributed.exchange import gather
-from thawkit.losses.distributed.ranks import Ranks, meet
+from thawkit.losses.distributed.ranks import UNTRACED, Ranks, meet, prepared
 from thawkit.losses.presets import own_rows
 from thawkit.ops import checks
 
@@ -50,20 +50,34 @@ class NTXentLoss(nn.Module):
                 return F.nt_xent(out0, out1, temperature=self.temperature)
             rows = across_ranks.nt_xent(out0, out1, temperature=self.temperature, reduction="none")
             return own_rows.mean(rows)
-        checks.positive_scalar("temperature", self.temperature)  # it may have been learned
-        checks.matrix("out0", out0)
-        checks.twin("out1", out1, "out0", out0)
-        keys, bank = self.memory_bank(
-            normalize(out1, dim=1), update=out0.requires_grad and torch.is_grad_enabled()
-        )
-        return F.info_nce(
+        return self._against_bank(out0, out1)
+
+    def _against_bank(self, out0: Tensor, out1: Tensor) -> Tensor:
+        # without a gradient the bank stays as it is, and the ranks need not meet
+        update = torch.is_grad_enabled() and getattr(out0, "requires_grad", True)
+        meets = update and self.gather_distributed
+
+        def check() -> None:
+            checks.positive_scalar("temperature", self.temperature)  # it may have been learned
+            checks.matrix("out0", out0)
+            checks.twin("out1", out1, "out0", out0)
+            self.memory_bank.check(out1)
+
+        if meets:
+            prepared(None, "gather", check)
+        else:
+            check()
+        keys, bank = self.memory_bank(normalize(out1, dim=1), update=update)
+        rows = F.info_nce(
             normalize(out0, dim=1),
             keys,
             negatives=bank.to(out0),
             in_batch=False,
             logit_scale=1 / self.temperature,
             normalize=False,
+            reduction="none" if self.gather_distributed else "mean",
         )
+        return own_rows.mean(rows) if self.gather_distributed else rows
 
 
 class MemoryBankModule(nn.Module):
@@ -92,21 +106,26 @@ class MemoryBankModule(nn.Module):
 
     def forward(self, output: Tensor, update: bool = False) -> tuple[Tensor, Tensor]:
         """Return ``output`` (N, features) and the rows (rows, features) as they are before an update."""
-        if output.shape[1] != self.size[1]:
-            raise ThawkitError(
-                f"out0 and out1 must have the features of the memory bank, {self.size[1]}, "
-                f"got {output.shape[1]}"
-            )
+        self.check(output)
         rows = self.bank.clone()
         if update:
             self._enqueue(output)
         return output, rows
 
+    def check(self, output: Tensor) -> None:
+        """Require rows of the bank's number of features."""
+        if output.shape[1] != self.size[1]:
+            raise ThawkitError(
+                f"out0 and out1 must have the features of the memory bank, {self.size[1]}, "
+                f"got {output.shape[1]}"
+            )
+
+    @torch.compiler.disable(reason=UNTRACED)
     @torch.no_grad()
     def _enqueue(self, output: Tensor) -> None:
         ranks = Ranks.of(None, "gather") if self.gather_distributed else None
         if ranks is not None:
-            (rows,) = meet(ranks, "MemoryBankModule", {"output": output}, {}, ["output"], lambda: None)
+            (rows,) = meet(ranks, "MemoryBankModule", {"output": output}, {}, {}, ["output"], lambda: None)
             output = gather(output, rows)
         start = int(self.bank_ptr)
         end = start + len(output)

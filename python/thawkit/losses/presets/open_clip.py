@@ -8,6 +8,7 @@ DistributedDataParallel.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from thawkit.errors import ThawkitError
 from thawkit.losses import distributed as across_ranks
 from thawkit.losses import functional as F
+from thawkit.losses.distributed.ranks import prepared
 from thawkit.losses.presets import own_rows
 from thawkit.losses.presets.unsupported import only
 from thawkit.ops import checks
@@ -67,9 +69,15 @@ class ClipLoss(nn.Module):
 
         A bias of all logits leaves the softmax as it is: its gradient is 0.
         """
+
+        def check() -> None:
+            checks.floating("image_features", image_features)
+            checks.floating("text_features", text_features)
+            if logit_bias is not None:
+                checks.scalar("logit_bias", logit_bias)
+
+        _checked(self.rank, self.world_size, check)
         loss = self._loss(image_features, text_features, logit_scale)
-        if logit_bias is not None:
-            checks.scalar("logit_bias", logit_bias)
         if isinstance(logit_bias, Tensor):
             loss = loss + (0 * logit_bias.reshape(())).to(loss.dtype)
         return {"contrastive_loss": loss} if output_dict else loss
@@ -78,7 +86,6 @@ class ClipLoss(nn.Module):
         options: dict[str, Any] = {"logit_scale": logit_scale, "normalize": False}
         if self.world_size == 1:
             return F.clip(image, text, **options)
-        _check_place(self.rank, self.world_size)
         if self.local_loss and not self.gather_with_grad:
             pairs = (image, text.detach()), (text, image.detach())
             to_text, to_image = (
@@ -126,14 +133,26 @@ class SigLipLoss(nn.Module):
             "logit_bias": 0.0 if logit_bias is None else logit_bias,
             "normalize": False,
         }
+        _checked(self.rank, self.world_size, lambda: None)
         if self.world_size == 1:
             loss = F.siglip(image_features, text_features, **options)
         else:
-            _check_place(self.rank, self.world_size)
             mode = "ring" if self.dist_impl in ("bidir", "shift") else "gather"
             rows = across_ranks.siglip(image_features, text_features, reduction="none", mode=mode, **options)
             loss = own_rows.mean(rows)
         return {"contrastive_loss": loss} if output_dict else loss
+
+
+def _checked(rank: int, world_size: int, check: Callable[[], None]) -> None:
+    """Check a rank's place and arguments, in several processes so that all of them raise."""
+    if world_size == 1:
+        return check()
+
+    def both() -> None:
+        _check_place(rank, world_size)
+        check()
+
+    return prepared(None, "gather", both)
 
 
 def _check_place(rank: int, world_size: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from thawkit.errors import ThawkitError
 from thawkit.losses import distributed as across_ranks
 from thawkit.losses import functional as F
+from thawkit.losses.distributed.ranks import prepared
 from thawkit.losses.presets import own_rows
 from thawkit.ops import checks
 from thawkit.ops.pairwise.ranking import check_ranking_options
@@ -68,15 +69,10 @@ class MultipleNegativesRankingLoss(nn.Module):
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """Return the loss of columns of embeddings (N, D); ``labels`` are not used."""
-        if len(embeddings) < 2:
-            raise ThawkitError(f"embeddings must be of two columns or more, got {len(embeddings)}")
-        for i, column in enumerate(embeddings[1:], 1):
-            if column.shape != embeddings[0].shape:
-                raise ThawkitError(
-                    f"embeddings[{i}] must have the shape of embeddings[0], {tuple(embeddings[0].shape)}, "
-                    f"got {tuple(column.shape)}"
-                )
-        queries, documents = embeddings[0], torch.cat(embeddings[1:])
+        if self.gather_across_devices:
+            queries, documents = prepared(None, "gather", lambda: _queries_and_documents(embeddings))
+        else:
+            queries, documents = _queries_and_documents(embeddings)
         options: dict[str, Any] = {
             "logit_scale": self.scale,
             "normalize": self.similarity == "cos_sim",
@@ -106,6 +102,18 @@ class MultipleNegativesRankingLoss(nn.Module):
     def temperature(self) -> Tensor | float:
         """Inverse of the scale."""
         return 1.0 / self.scale
+
+
+def _queries_and_documents(embeddings: list[Tensor]) -> tuple[Tensor, Tensor]:
+    if len(embeddings) < 2:
+        raise ThawkitError(f"embeddings must be of two columns or more, got {len(embeddings)}")
+    for i, column in enumerate(embeddings[1:], 1):
+        if column.shape != embeddings[0].shape:
+            raise ThawkitError(
+                f"embeddings[{i}] must have the shape of embeddings[0], {tuple(embeddings[0].shape)}, "
+                f"got {tuple(column.shape)}"
+            )
+    return embeddings[0], torch.cat(embeddings[1:])
 
 
 def _name(similarity_fct: object) -> str:
