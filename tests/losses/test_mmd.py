@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thawkit import losses
+from thawkit import losses, ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 
@@ -118,6 +118,46 @@ def test_estimates_of_other_dtypes(estimator, dtype):
     assert value.dtype == torch.float32
     torch.testing.assert_close(value.detach(), expected, rtol=1e-4, atol=1e-6)
     assert all(g.dtype == dtype for g in gradients)
+
+
+@pytest.mark.parametrize("features", [3, 300])
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+@pytest.mark.parametrize("estimator", ["linear", "block"])
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "poly"])
+def test_estimates_of_any_scale(kernel, estimator, scale, features):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(24, features, generator=generator) * scale for _ in range(2))
+    assert_scales(x, y, kernel=kernel, estimator=estimator)
+
+
+@pytest.mark.parametrize("features", [3, 300])
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+@pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "poly"])
+def test_the_definition_in_float32_takes_any_scale(kernel, scale, features):
+    """It is what other devices than the CPU run."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(24, features, generator=generator) * scale for _ in range(2))
+    with ops.use_backend("reference"):
+        assert_scales(x, y, kernel=kernel)
+
+
+def assert_scales(x, y, **options):
+    inputs = x.requires_grad_(), y.requires_grad_()
+    wide = [z.detach().double().requires_grad_() for z in inputs]
+    got, expected = F.mmd(*inputs, **options), F.mmd(*wide, **options)
+    torch.testing.assert_close(got.double() / expected.abs(), expected.sign(), rtol=0, atol=2e-3)
+    for a, b in zip(torch.autograd.grad(got, inputs), torch.autograd.grad(expected, wide), strict=True):
+        torch.testing.assert_close(a.double() / b.abs().max(), b / b.abs().max(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("estimator", ["linear", "block"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_estimates_of_what_is_no_number_are_none(kernel, estimator, value):
+    x, y = torch.randn(16, 3), torch.randn(16, 3)
+    x[3, 1] = value
+    options = {"bandwidths": torch.tensor([1.0])} if kernel in ("rbf", "laplace", "imq") else {}
+    assert F.mmd(x, y, kernel=kernel, estimator=estimator, **options).isnan()
 
 
 def test_estimates_of_many_rows_agree():

@@ -164,3 +164,15 @@ X = torch.zeros(3, 2)
 def test_bad_input(call, says):
     with pytest.raises(ThawkitError, match=says):
         call()
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e6])
+def test_cmd_of_scales_whose_moments_have_no_squares_in_float32(scale):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.rand(30, 7, generator=generator) ** power * scale for power in (1, 2))
+    inputs = x.requires_grad_(), y.requires_grad_()
+    wide = [z.detach().double().requires_grad_() for z in inputs]
+    got, expected = F.cmd(*inputs), F.cmd(*wide)
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=0)
+    for a, b in zip(torch.autograd.grad(got, inputs), torch.autograd.grad(expected, wide), strict=True):
+        torch.testing.assert_close(a.double() / b.abs().max(), b / b.abs().max(), rtol=0, atol=1e-4)

@@ -207,3 +207,20 @@ X = torch.zeros(3, 2)
 def test_bad_input(call, says):
     with pytest.raises(ThawkitError, match=says):
         call()
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, 7.0])
+@pytest.mark.parametrize("scale", [1e-18, 1e18])
+def test_any_scale(scale, p, weighted):
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(rows, 5, generator=generator) * scale for rows in (20, 13))
+    options = {"projections": torch.randn(5, 8, generator=generator), "p": p}
+    if weighted:
+        options["x_weight"] = torch.rand(20, generator=generator) + 0.1
+    inputs = x.requires_grad_(), y.requires_grad_()
+    wide = [z.detach().double().requires_grad_() for z in inputs]
+    got, expected = (F.sliced_wasserstein(*z, **options) for z in (inputs, wide))
+    torch.testing.assert_close(got.double() / scale, expected / scale, rtol=1e-5, atol=0)
+    for a, b in zip(torch.autograd.grad(got, inputs), torch.autograd.grad(expected, wide), strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-3, atol=1e-6)

@@ -86,13 +86,19 @@ def cmd(x: Tensor, y: Tensor, *, orders: int = 5, interval: tuple[float, float] 
     with full_precision(x):
         x, y = lifted(x) / length, lifted(y) / length
         x_mean, y_mean = x.mean(0), y.mean(0)
-        total = torch.linalg.vector_norm(x_mean - y_mean)
+        total = _norm(x_mean - y_mean)
         x, y = x - x_mean, y - y_mean
         x_power, y_power = x, y
         for _ in range(2, orders + 1):
             x_power, y_power = x_power * x, y_power * y
-            total = total + torch.linalg.vector_norm(x_power.mean(0) - y_power.mean(0))
+            total = total + _norm(x_power.mean(0) - y_power.mean(0))
         return total
+
+
+def _norm(x: Tensor) -> Tensor:
+    """Euclidean norm; it may be within the dtype where squares are not. At 0 the gradient is 0."""
+    unit = x.detach().abs().sum().clamp_min(torch.finfo(x.dtype).tiny)
+    return unit * torch.linalg.vector_norm(x / unit)
 
 
 def _length(interval: tuple[float, float]) -> float:

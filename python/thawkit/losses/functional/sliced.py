@@ -65,11 +65,14 @@ def sliced_wasserstein(
         directions = _directions(projections, x, generator)
         x_lines, y_lines = x @ directions, y @ directions
         if x_weight is not None or y_weight is not None:
-            costs = _weighted_costs(x_lines, y_lines, x_weight, y_weight, p)
+            gaps, widths = _weighted_steps(x_lines, y_lines, x_weight, y_weight)
         else:
-            costs = _costs(x_lines.sort(0).values, y_lines.sort(0).values, p)
-        mean = costs.sum(0).mean()
-        return _root(mean, p) if root else mean
+            gaps, widths = _steps(x_lines.sort(0).values, y_lines.sort(0).values)
+        if not root:
+            return (_power(gaps, p) * widths).sum(0).mean()
+        # in units of the largest gap, as the dtype may hold a distance and not its power
+        unit = gaps.detach().abs().amax().clamp_min(torch.finfo(gaps.dtype).tiny)
+        return unit * _root((_power(gaps / unit, p) * widths).sum(0).mean(), p)
 
 
 def _check_weight(name: str, weight: Tensor | None, rows_name: str, rows: Tensor) -> None:
@@ -106,25 +109,25 @@ def _power(gap: Tensor, p: float) -> Tensor:
     return gap.abs() if p == 1 else gap.square() if p == 2 else gap.abs() ** p
 
 
-def _costs(x: Tensor, y: Tensor, p: float) -> Tensor:
-    """Cost of each step of the quantile functions of sorted (N, L) and (M, L) numbers."""
+def _steps(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Gap and width of each step of the quantile functions of sorted (N, L) and (M, L) numbers."""
     n, m = x.shape[0], y.shape[0]
     if n == m:
-        return _power(x - y, p) / n
+        return x - y, x.new_full((1, 1), 1 / n)
     # In units of 1 / (N M) the steps of x end at multiples of M and those of y at multiples of N.
     ends_x = torch.arange(1, n + 1, device=x.device) * m
     ends_y = torch.arange(1, m + 1, device=x.device) * n
     ends = torch.cat((ends_x, ends_y)).sort().values
     starts = torch.cat((ends.new_zeros(1), ends[:-1]))
-    # A step of no length may start where all ends; it costs nothing.
+    # A step of no length may start where all ends; it counts nothing.
     i, j = (starts // m).clamp_max(n - 1), (starts // n).clamp_max(m - 1)
     width = (ends - starts).to(x.dtype) / (n * m)
-    return _power(x.index_select(0, i) - y.index_select(0, j), p) * width[:, None]
+    return x.index_select(0, i) - y.index_select(0, j), width[:, None]
 
 
-def _weighted_costs(
-    x: Tensor, y: Tensor, x_weight: Tensor | None, y_weight: Tensor | None, p: float
-) -> Tensor:
+def _weighted_steps(
+    x: Tensor, y: Tensor, x_weight: Tensor | None, y_weight: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """The same of weighted numbers, whose steps end elsewhere on every line."""
     x, x_ends = _sorted_with_ends(x, x_weight)
     y, y_ends = _sorted_with_ends(y, y_weight)
@@ -132,7 +135,7 @@ def _weighted_costs(
     starts = torch.cat((torch.zeros_like(ends[:, :1]), ends[:, :-1]), 1)
     i = torch.searchsorted(x_ends.detach(), starts.detach(), right=True).clamp_max(x.shape[1] - 1)
     j = torch.searchsorted(y_ends.detach(), starts.detach(), right=True).clamp_max(y.shape[1] - 1)
-    return (_power(x.gather(1, i) - y.gather(1, j), p) * (ends - starts)).t()
+    return (x.gather(1, i) - y.gather(1, j)).t(), (ends - starts).t()
 
 
 def _sorted_with_ends(lines: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -17,7 +17,7 @@ from thawkit.ops.pairwise.panels import in_panels
 from thawkit.ops.pairwise.reference import power_criterion
 from thawkit.ops.pairwise.reference.distances import centre
 from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix, of_pairs
-from thawkit.ops.pairwise.reference.mmd import absolute, largest_rate
+from thawkit.ops.pairwise.reference.mmd import absolute, in_units
 
 __all__ = ["GaussianTerms", "MMDTestResult", "mmd_power", "mmd_test"]
 
@@ -245,10 +245,9 @@ def _terms(
         two = z.new_full((1,), 2.0)
         return [_Term(weight, rows, Kernel("rbf"), two) for weight, rows in kernel.terms(z)], z.new_empty(0)
     layer = sample_of(x, y, kernel, bandwidths, degree, offset, unasked="median")
-    rates = absolute(layer.kernel, layer.rates, x.double(), y.double())
+    rates = absolute(layer.kernel, layer.rates, lifted(x), lifted(y))
     if rates is None:
         return [_Term(1.0, z, layer.kernel, None)], z.new_empty(0)
-    rates = rates.clamp_max(largest_rate(z.dtype))
     return [_Term(1.0, z, layer.kernel, rates)], rates.detach().rsqrt().to(z.dtype)
 
 
@@ -260,8 +259,7 @@ def _placed(term: _Term) -> _Term:
     elif term.kernel.name == "linear":
         rows = rows - rows.detach().mean(0)
     if rates is not None:
-        exponent = (rates.detach().double().log2().mean() / 2).round()
-        rows, rates = rows * exponent.exp2().to(rows.dtype), rates * (-2 * exponent).exp2().to(rates.dtype)
+        rates, rows, _, _ = in_units(term.kernel, rates, rows, rows[:0])
     return term._replace(rows=rows, rates=rates)
 
 

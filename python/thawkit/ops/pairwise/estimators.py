@@ -12,24 +12,24 @@ from thawkit.ops import checks
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.mmd import uniform
 from thawkit.ops.pairwise.reference import estimators
-from thawkit.ops.pairwise.reference.mmd import Sample, Weights, absolute
+from thawkit.ops.pairwise.reference.mmd import Sample, Weights, absolute, in_units
 
 
 def mmd_of_means(layer: Sample, weights: Weights | None, unbiased: bool) -> Tensor:
     """The kernel ``<u, v>`` of all pairs, without labels."""
     _at_least(layer, 2 if unbiased else 1)
     with full_precision(layer.x):
-        x, y, _ = _lifted(layer)
+        x, y, _, divisor = _lifted(layer)
         pairs = uniform(x, y, unbiased) if weights is None else weights
-        return estimators.of_means(x, y, pairs, equal=weights is None)
+        return estimators.of_means(x, y, pairs, equal=weights is None) / divisor
 
 
 def mmd_of_pairs(layer: Sample) -> Tensor:
     """Linear-time estimate, over disjoint pairs of rows."""
     _at_least(layer, 2)
     with full_precision(layer.x):
-        x, y, rates = _lifted(layer)
-        return estimators.linear_time(x, y, layer.kernel, rates)
+        x, y, rates, divisor = _lifted(layer)
+        return estimators.linear_time(x, y, layer.kernel, rates) / divisor
 
 
 def mmd_of_blocks(layer: Sample, size: int | None) -> Tensor:
@@ -40,8 +40,8 @@ def mmd_of_blocks(layer: Sample, size: int | None) -> Tensor:
     checks.integer("block_size", size, 2)
     _at_least(layer, size)
     with full_precision(layer.x):
-        x, y, rates = _lifted(layer)
-        return estimators.of_blocks(x, y, layer.kernel, rates, int(size))
+        x, y, rates, divisor = _lifted(layer)
+        return estimators.of_blocks(x, y, layer.kernel, rates, int(size)) / divisor
 
 
 def mmd_of_features(
@@ -54,7 +54,7 @@ def mmd_of_features(
     checks.integer("features", features, 1)
     _at_least(layer, 1)
     with full_precision(layer.x):
-        x, y, rates = _lifted(layer)
+        x, y, rates, _ = _lifted(layer)
         assert rates is not None
         frequencies = _frequencies(x, int(features), kernel.name, generator)
         if weights is None:
@@ -70,9 +70,10 @@ def _frequencies(like: Tensor, count: int, kernel: str, generator: torch.Generat
     return draws if kernel == "rbf" else draws[1:] / draws[:1]
 
 
-def _lifted(layer: Sample) -> tuple[Tensor, Tensor, Tensor | None]:
+def _lifted(layer: Sample) -> tuple[Tensor, Tensor, Tensor | None, Tensor | float]:
     x, y = lifted(layer.x), lifted(layer.y)
-    return x, y, absolute(layer.kernel, layer.rates, x, y)
+    rates, x, y, divisor = in_units(layer.kernel, absolute(layer.kernel, layer.rates, x, y), x, y)
+    return x, y, rates, divisor
 
 
 def _at_least(layer: Sample, rows: int) -> None:

@@ -15,9 +15,7 @@ from thawkit.ops.pairwise.reference.order import ranked_squared_distance
 _FEW_ROWS = 1024  # whose distances may be stored
 
 
-def least_square(dtype: torch.dtype) -> float:
-    """Return what a mean or median squared distance is not to be less than: rates stay finite."""
-    return 1e-290 if dtype == torch.float64 else 2.6e-29
+_LEAST_SQUARE = 1e-290  # that a mean squared distance counts as, of equal rows: rates stay finite
 
 
 def largest_rate(dtype: torch.dtype) -> float:
@@ -74,14 +72,32 @@ class Weights(NamedTuple):
 
 
 def absolute(kernel: Kernel, rates: Tensor | None, x: Tensor, y: Tensor) -> Tensor | None:
-    """Return the rates ``1 / s_b^2`` in numbers, those that are relative without a gradient."""
+    """Return the rates ``1 / s_b^2`` in numbers (float64), those that are relative without a gradient."""
     if rates is None:
         return None
-    if not kernel.relative:
-        return rates.clamp_max(largest_rate(x.dtype))
-    mean = mean_squared_distance(x, y)
-    mean = mean.clamp_min(least_square(mean.dtype))
-    return (rates.to(mean.dtype) / mean).clamp_max(largest_rate(mean.dtype))
+    if kernel.relative:
+        rates = rates / mean_squared_distance(x.double(), y.double()).clamp_min(_LEAST_SQUARE)
+    return rates.double().clamp_max(largest_rate(x.dtype))
+
+
+def in_units(
+    kernel: Kernel, rates: Tensor | None, x: Tensor, y: Tensor
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor | float]:
+    """Return absolute rates and rows in units that keep squares within the dtype, and what that divides by.
+
+    Units are near the bandwidths where a kernel has them, else near the distances of rows; they are powers of
+    2, which change no digit.
+    """
+    if rates is not None:
+        exponent = (rates.detach().double().log2().mean() / 2).round().clamp(-120, 120)  # float32 holds 2^120
+        unit = exponent.exp2()
+        return rates / unit.square(), x * unit.to(x.dtype), y * unit.to(y.dtype), 1.0
+    if kernel.name == "poly":
+        return None, x, y, 1.0
+    mean = mean_squared_distance(x.double(), y.double())
+    unit = (-mean.where(mean > 0, 1).log2() / 2).round().clamp(-60, 60).exp2()  # float32 holds its square
+    divisor = unit if kernel.name == "energy" else unit.square()
+    return None, x * unit.to(x.dtype), y * unit.to(y.dtype), divisor.to(x.dtype)
 
 
 def mmd(layers: Sequence[Sample], weights: Weights) -> Tensor:
@@ -97,7 +113,9 @@ def mmd(layers: Sequence[Sample], weights: Weights) -> Tensor:
         if kernel.name in OF_DISTANCES:
             middle = centre(x, y)  # distances do not see it, rounding does
             x, y = x - middle, y - middle
-        return matrix(kernel, rates, x, x), matrix(kernel, rates, y, y), matrix(kernel, rates, x, y)
+        rates, x, y, divisor = in_units(kernel, rates, x, y)
+        xx, yy, xy = (matrix(kernel, rates, u, v) / divisor for u, v in ((x, x), (y, y), (x, y)))
+        return xx, yy, xy
 
     xx, yy, xy = blocks(layers[0])
     for layer in layers[1:]:
