@@ -46,7 +46,7 @@ class DriftDetector:
             evaluation mode for it. None: what comes are features.
         threshold: the largest p-value that counts as drift, between 0 and 1.
         permutations: of the test; at least ``1 / threshold - 1``.
-        bandwidths: as for :func:`~thawkit.losses.functional.mmd_test`.
+        bandwidths: as for :func:`~thawkit.losses.functional.mmd_test`; ``median`` is exact, of all pairs.
         names: the features'; None: their numbers.
         keep: of a longer reference so many rows are drawn at random, once.
         seed: of that draw and of the permutations: the same batch gives the same report.

@@ -8,6 +8,7 @@ import torch
 from thawkit import ops
 from thawkit.losses import functional as F
 from thawkit.ops.pairwise import median_squared_distance
+from thawkit.ops.pairwise.reference import order
 
 
 def by_definition(x, y):
@@ -64,6 +65,40 @@ def test_median_of_what_is_no_number(value):
 
 def test_a_single_row_is_at_no_distance():
     assert median_squared_distance(torch.ones(1, 3), torch.ones(0, 3)).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_ranks_are_those_of_the_sorted_matrix(ordered, dtype, monkeypatch):
+    monkeypatch.setattr(order, "_ENTRIES", 3 * 21)  # several panels
+    z = torch.randn(21, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    z[5] = z[11]
+    d2 = torch.cdist(z.double(), z.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    d2 = d2.flatten() if ordered else d2[tuple(torch.triu_indices(21, 21, 1))]
+    ascending = d2.sort().values
+    for rank in (0, 1, 20, 21, 22, 104, 105, len(d2) - 1):
+        got = order.ranked_squared_distance(z, rank, ordered=ordered)
+        torch.testing.assert_close(got.double(), ascending[rank], rtol=1e-4, atol=1e-5)
+    z[3, 1] = torch.nan
+    assert order.ranked_squared_distance(z, 7, ordered=ordered).isnan()
+
+
+def test_the_reference_stores_no_matrix_of_many_rows():
+    x, y = torch.randn(900, 4).double(), torch.randn(700, 4).double()
+    expected = by_definition(x, y)
+    torch.testing.assert_close(median_squared_distance(x, y), expected, rtol=1e-9, atol=0)
+    compiled = torch.compile(median_squared_distance, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(x, y), expected, rtol=1e-9, atol=0)
+    with torch.profiler.profile(
+        profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]
+    ) as profile:
+        order.ranked_squared_distance(torch.cat((x, y)).repeat(2, 1), 1000)
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    assert 0 < peak < 3200 * 3200 * 8 / 2
 
 
 def test_the_median_bandwidth_is_the_median_distance():

@@ -36,7 +36,7 @@ def ranked_squared_distance(z: Tensor, rank: int, *, ordered: bool = False) -> T
             counts.scatter_add_(0, digits, counted.flatten().to(torch.int64))
         upto = counts.cumsum(0)
         digit = torch.searchsorted(upto, left, right=True)
-        left = left - (upto - counts)[digit]
+        left = left - (upto - counts).gather(0, digit[None])[0]
         found = (found << _DIGIT) + digit
     return found.to(integers).view(z.dtype).masked_fill(no_number, torch.nan)
 
