@@ -333,3 +333,41 @@ def test_the_mean_of_nothing_has_a_gradient_of_0(smoothing):
     loss = F.linear_cross_entropy(x, weight, torch.full((4,), -100), label_smoothing=smoothing)
     assert loss.isnan()
     assert not any(g.any() for g in torch.autograd.grad(loss, (x, weight)))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("classes", [7, 600])
+def test_the_mean_over_targets_that_all_weigh_0_is_torchs(classes, dtype, smoothing):
+    leaves = [torch.randn(*size).to(dtype).requires_grad_() for size in ((4, 5), (classes, 5), (classes,))]
+    target, class_weight = torch.tensor([0, -100, 1, 1]), torch.ones(classes, dtype=leaves[0].dtype)
+    class_weight[:2] = 0
+    got = F.linear_cross_entropy(
+        *leaves[:2], target, linear_bias=leaves[2], weight=class_weight, label_smoothing=smoothing
+    )
+    logits = nn.functional.linear(*leaves)
+    expected = nn.functional.cross_entropy(logits, target, class_weight, label_smoothing=smoothing)
+    assert got.isnan()
+    assert expected.isnan()
+    for mine, theirs in zip(*(torch.autograd.grad(x, leaves) for x in (got, expected)), strict=True):
+        torch.testing.assert_close(mine, theirs, equal_nan=True)
+
+
+@pytest.mark.parametrize("size", [1e37, 1e38, -1e38])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_smoothing_of_huge_biases_is_finite(weighted, size):
+    x, target, _ = samples((9,))
+    weight, bias = layer()
+    bias[target[0]] = size
+    class_weight = class_weights() if weighted else None
+    got = F.linear_cross_entropy(
+        x, weight, target, linear_bias=bias, weight=class_weight, label_smoothing=0.1, reduction="none"
+    )
+    truth = nn.functional.cross_entropy(
+        (x @ weight.t() + bias).double(),
+        target,
+        None if class_weight is None else class_weight.double(),
+        label_smoothing=0.1,
+        reduction="none",
+    )
+    torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-6 * abs(size))

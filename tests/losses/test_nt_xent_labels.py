@@ -163,6 +163,26 @@ def test_nt_xent_labels_compiles_with_breaks():
     torch.testing.assert_close(loss(z, labels), F.nt_xent_labels(z, labels))
 
 
+@pytest.mark.parametrize("frozen", ["embeddings", "ref"])
+def test_nt_xent_labels_multiplies_nothing_for_what_is_frozen(frozen):
+    (z, labels), (ref, ref_labels) = batch(300), batch(500, seed=1)
+
+    def gradients_and_products(*trained):
+        leaves = {n: x.clone().requires_grad_(n in trained) for n, x in (("embeddings", z), ("ref", ref))}
+        loss = F.nt_xent_labels(labels=labels, ref_labels=ref_labels, temperature=0.2, **leaves)
+        with torch.profiler.profile() as profile:
+            loss.backward()
+        return leaves, sum(event.name == "aten::mm" for event in profile.events())
+
+    both, all_products = gradients_and_products("embeddings", "ref")
+    trained = "ref" if frozen == "embeddings" else "embeddings"
+    one, products = gradients_and_products(trained)
+    assert one[frozen].grad is None
+    torch.testing.assert_close(one[trained].grad, both[trained].grad)
+    panels = -(-300 // 128)
+    assert all_products - products == panels
+
+
 def test_nt_xent_labels_stores_no_matrix():
     z, labels = batch(4096, classes=64)
     z.requires_grad_()

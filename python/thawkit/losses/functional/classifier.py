@@ -37,13 +37,15 @@ def linear_cross_entropy(
         reduction: ``none`` gives a loss for each target. ``mean`` divides by the sum of the weights of the
             target classes that are not ignored (not a number where all are), and with probabilities by the
             number of targets.
-        ignore_index: target class without a loss; None is -100. Not with probabilities.
+        ignore_index: target class without a loss; None is -100. Not with probabilities. On the CPU, unless
+            in float64, its rows have gradient 0 even where they hold NaN, which gives torch NaN.
         label_smoothing: share of each target that is spread evenly over the classes, from 0 to 1.
         options: taken for the sake of torch's callers and without effect. It sets the chunks and the
             precision of torch's own chunked form; here sums are in float32 (or float64) in any case.
 
     Returns:
-        Scalar, or losses (...) or (..., d_1, ..., d_K): float64 for float64 inputs, else float32.
+        Scalar, or losses (...) or (..., d_1, ..., d_K): float64 for float64 inputs, else float32. On the
+        CPU, unless in float64, logits, and so biases, beyond 2.3e38 in size count as infinite.
 
     Raises:
         ThawkitError: shapes, dtypes, devices or targets do not fit, a number is out of range, or there is

@@ -41,11 +41,13 @@ def linear_cross_entropy(
         weight: (C,) weights of the classes.
         reduction: ``none`` gives losses (..., d_1, ..., d_K). ``mean`` divides by the sum of the weights of
             the target classes, and probabilities by the number of targets.
-        ignore_index: target class without a loss.
+        ignore_index: target class without a loss. Its rows have gradient 0; on the CPU, unless in float64,
+            even where they hold NaN, which gives torch NaN.
         label_smoothing: share of each target that is spread evenly over the classes.
 
     Returns:
-        The loss: float64 for float64 inputs, else float32.
+        The loss: float64 for float64 inputs, else float32. On the CPU, unless in float64, logits, and so
+        biases, beyond 2.3e38 in size count as infinite.
 
     Raises:
         ThawkitError: shapes, dtypes, devices or targets do not fit, a number out of range, or there is
@@ -129,9 +131,14 @@ def _on_the_engine(
         count = float(rows * len(matrices))
     else:
         counted = target != ignored
-        count = (counted if weight is None else counted * weight[target.where(counted, 0)]).sum()
-        nothing = count == 0
-        count = count.where(~nothing, 1)
+        nothing = ~counted.any()
+        if weight is None:
+            count = counted.sum().clamp_min(1)
+        else:
+            total = weight[target.where(counted, 0)].where(counted, 0).sum()
+            # 0 / 0, the mean over targets that all weigh 0, and so are its gradients; the kernel would take a
+            # weight of 0 for a row to leave out
+            count = total.where(total != 0, math.nan).where(~nothing, 1)
     parts = []
     for matrix, bias, part in zip(matrices, biases, target.unbind(-1), strict=True):
         rows_of = _probability_rows if probabilities else _index_rows
@@ -172,32 +179,33 @@ def _index_rows(
     numbers = target.where(target >= 0, classes)  # in a compiled graph the kernel is the first to look
     row_weight = counted.to(torch.float32)
     if weight is not None:
-        row_weight = row_weight * weight[known]
-    everything = float(classes) if weight is None else weight.sum()
-    share = smoothing / classes
+        row_weight = weight[known].where(counted, 0)
     if smoothing:
-        row_weight = (1 - smoothing) * row_weight + share * everything * counted.to(torch.float32)
+        # times the share of each class first: sums over all classes of what is large would overflow
+        share = torch.full((classes,), smoothing / classes, device=input.device)
+        share = share if weight is None else share * weight
+        everything = smoothing if weight is None else share.sum()
+        row_weight = (1 - smoothing) * row_weight + everything * counted.to(torch.float32)
     loss = row_softmax(
         input,
         matrix,
         1.0,
         target=numbers.where(counted, -1),
         bias=bias,
-        row_weight=row_weight / count if reduce else None,
+        row_weight=(row_weight / count).where(counted, 0) if reduce else None,
         reduce=reduce,
     )
     if not reduce:
         loss = (row_weight * loss).where(counted, 0)
     if smoothing:
-        of_classes = row_weight.new_ones(classes) if weight is None else weight
         queries = input.float()
         own = matrix.index_select(
             0, known
         ).float()  # its gradient adds up in one order, unlike matrix[known]'s
-        level = everything * (queries * own).sum(1) - queries @ (of_classes @ matrix.float())
+        level = everything * (queries * own).sum(1) - queries @ (share @ matrix.float())
         if bias is not None:
-            level = level + everything * bias.index_select(0, known).float() - of_classes @ bias.float()
-        rest = (share * level).where(counted, 0)
+            level = level + everything * bias.index_select(0, known).float() - share @ bias.float()
+        rest = level.where(counted, 0)
         loss = loss + (rest.sum() / count if reduce else rest)
     return loss
 

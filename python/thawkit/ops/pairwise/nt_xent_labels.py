@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thawkit.ops import checks
-from thawkit.ops._library import apart, define
+from thawkit.ops._library import apart, define, empty
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
@@ -152,9 +152,14 @@ def _gradients(
     mine: Tensor,
     theirs: Tensor,
     own: int,
+    need: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients by z and by others, each without elements where ``need`` says so, by log_sum and scale."""
+    need_dz, need_dothers = need
     panels = _Panels.of(mine, theirs, own)
-    dz, dothers, dlog_sum = torch.empty_like(z), torch.zeros_like(others), torch.empty_like(log_sum)
+    dz = torch.empty_like(z) if need_dz else empty(z)
+    dothers = torch.zeros_like(others) if need_dothers else empty(others)
+    dlog_sum = torch.empty_like(log_sum)
     dscale = torch.zeros_like(scale)
     for rows, keys in panels.parts:
         z_rows, key_rows = z[rows], others[keys]
@@ -164,8 +169,10 @@ def _gradients(
         dscale += (slope * s).sum()
         dlog_sum[rows] = -slope.sum(1)
         slope *= scale
-        dz[rows] = slope @ key_rows
-        dothers.index_add_(0, keys, slope.t() @ z_rows)
+        if need_dz:
+            dz[rows] = slope @ key_rows
+        if need_dothers:
+            dothers.index_add_(0, keys, slope.t() @ z_rows)
     return dz, dothers, dlog_sum, dscale
 
 
@@ -182,10 +189,11 @@ _sums_operator = define(
 )
 _gradients_operator = define(
     "pairs_of_one_class_backward(Tensor g, Tensor z, Tensor others, Tensor log_sum, Tensor scale, "
-    "Tensor mine, Tensor theirs, int own) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor mine, Tensor theirs, int own, bool[2] need) -> (Tensor, Tensor, Tensor, Tensor)",
     _gradients,
-    lambda g, z, others, log_sum, scale, mine, theirs, own: tuple(
-        torch.empty_like(x) for x in (z, others, log_sum, scale)
+    lambda g, z, others, log_sum, scale, mine, theirs, own, need: tuple(
+        torch.empty_like(x) if needed else empty(x)
+        for x, needed in zip((z, others, log_sum, scale), (*need, True, True), strict=True)
     ),
 )
 
@@ -219,9 +227,10 @@ class _PairsOfOneClass(torch.autograd.Function):
 
 def _slopes(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
     z, others, log_sum, scale, mine, theirs = ctx.saved_tensors
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return _gradients_operator(g, z, others, log_sum, scale, mine, theirs, ctx.own)
     wanted = ctx.needs_input_grad[:4]
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        found = _gradients_operator(g, z, others, log_sum, scale, mine, theirs, ctx.own, list(wanted[:2]))
+        return tuple(x if needed else None for x, needed in zip(found, wanted, strict=True))
     z, others, log_sum, scale = apart(z, others, log_sum, scale)
     panels = _Panels.of(mine, theirs, ctx.own)
     sums = torch.zeros_like(log_sum)
