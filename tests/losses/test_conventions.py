@@ -159,8 +159,8 @@ def test_autocast_rounds_neither_kernels_nor_definitions(loss):
 
 @every_loss
 @pytest.mark.parametrize("create_graph", [False, True])
-def test_a_backward_pass_inside_autocast_rounds_no_more_than_its_products(loss, create_graph):
-    """torch advises against it and multiplies there in half precision what is plain torch."""
+def test_a_backward_pass_inside_autocast_rounds_nothing(loss, create_graph):
+    """Where its graph is wanted, the definition's own products are rounded, as torch rounds such."""
     expected = gradients(loss)[1:]
     q, k = Q.clone().requires_grad_(), K.clone().requires_grad_()
     with torch.autocast("cpu"):
@@ -169,7 +169,7 @@ def test_a_backward_pass_inside_autocast_rounds_no_more_than_its_products(loss, 
         )
     for a, b in zip(got, expected, strict=True):
         assert a.dtype == torch.float32
-        assert (a.detach() - b).abs().max() <= 2**-6 * b.abs().max()
+        assert (a.detach() - b).abs().max() <= (2**-6 if create_graph else 1e-5) * b.abs().max()
 
 
 @pytest.mark.parametrize("loss", [F.clip, F.siglip, F.info_nce], ids=lambda f: f.__name__)

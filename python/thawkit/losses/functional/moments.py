@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import full_precision, lifted
+from thawkit.ops.pairwise.common import full_precision, lifted, product
 
 __all__ = ["cmd", "coral"]
 
@@ -55,7 +55,7 @@ def coral(x: Tensor, y: Tensor, *, scale: str = "deep_coral") -> Tensor:
 def _mean_and_covariance(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = x.mean(0)
     centred = x - mean
-    return mean, centred.t() @ centred / (x.shape[0] - 1)
+    return mean, product(centred.t(), centred) / (x.shape[0] - 1)
 
 
 def cmd(x: Tensor, y: Tensor, *, orders: int = 5, interval: tuple[float, float] = (0.0, 1.0)) -> Tensor:

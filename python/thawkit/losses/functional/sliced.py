@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import full_precision, lifted
+from thawkit.ops.pairwise.common import full_precision, lifted, product
 
 __all__ = ["sliced_wasserstein"]
 
@@ -63,7 +63,7 @@ def sliced_wasserstein(
     with full_precision(x):
         x, y = lifted(x), lifted(y)
         directions = _directions(projections, x, generator)
-        x_lines, y_lines = x @ directions, y @ directions
+        x_lines, y_lines = product(x, directions), product(y, directions)
         if x_weight is not None or y_weight is not None:
             gaps, widths = _weighted_steps(x_lines, y_lines, x_weight, y_weight)
         else:

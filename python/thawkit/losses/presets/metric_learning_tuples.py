@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import full_precision, lifted
+from thawkit.ops.pairwise.common import full_precision, lifted, product
 from thawkit.ops.pairwise.reference.distances import distances
 
 _AT_ONCE = 1 << 22  # triplets in memory, of those that are not chosen by anybody
@@ -136,7 +136,7 @@ def supcon(x: Tensor, others: Tensor, scale: Tensor | float, indices: Pairs, uni
 
 def _products(x: Tensor, others: Tensor, unit: bool) -> Tensor:
     x, others = (F.normalize(lifted(y), dim=1) if unit else lifted(y) for y in (x, others))
-    return x @ others.t()
+    return product(x, others.t())
 
 
 class Violation(NamedTuple):

@@ -11,7 +11,7 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, reference
-from thawkit.ops.pairwise.common import full_precision
+from thawkit.ops.pairwise.common import full_precision, product
 from thawkit.ops.pairwise.row_softmax import row_softmax
 
 OBJECTIONS = {"cpu": cpu.objection}
@@ -202,7 +202,8 @@ def _index_rows(
         own = matrix.index_select(
             0, known
         ).float()  # its gradient adds up in one order, unlike matrix[known]'s
-        level = everything * (queries * own).sum(1) - queries @ (share @ matrix.float())
+        others = product(queries, product(share[None], matrix.float()).mT).squeeze(1)
+        level = everything * (queries * own).sum(1) - others
         if bias is not None:
             level = level + everything * bias.index_select(0, known).float() - share @ bias.float()
         rest = level.where(counted, 0)
@@ -229,7 +230,7 @@ def _probability_rows(
         target = target * weight
     row_weight = target.sum(1)
     nobody = torch.full(target.shape[:1], -1, device=target.device)
-    level = (input.float() * (target @ matrix.float())).sum(1)
+    level = (input.float() * product(target, matrix.float())).sum(1)
     if bias is not None:
         level = level + target @ bias.float()
     loss = row_softmax(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import lifted
+from thawkit.ops.pairwise.common import lifted, product
 from thawkit.ops.pairwise.ref import common_classes
 from thawkit.ops.pairwise.reference import shared_labels
 
@@ -76,7 +76,7 @@ class Pairs(NamedTuple):
         else:
             labels = self.labels.float()
             ref_labels = labels if self.ref_labels is None else self.ref_labels.float()
-            found = Positives(labels @ ref_labels.sum(0), labels @ (ref_labels.t() @ others))
+            found = Positives(labels @ ref_labels.sum(0), product(labels, product(ref_labels.t(), others)))
             if own is not None:
                 itself = (labels * ref_labels[own : own + n]).sum(1)
         return found if own is None else found.without(itself, others[own : own + n])
@@ -126,14 +126,16 @@ class Pairs(NamedTuple):
         c = weight.shape[1]
         sums = others.reshape(other_views, c, others.shape[1]).sum(0)
         if own is None or not c:
-            return Positives((weight.sum(1) * other_views).repeat(views), (weight @ sums).repeat(views, 1))
+            return Positives(
+                (weight.sum(1) * other_views).repeat(views), product(weight, sums).repeat(views, 1)
+            )
         if weight.shape[0] % c:  # else all views of a row have the same column of their own
             weight, views = weight.repeat(views, 1), 1
         row = torch.arange(weight.shape[0], device=weight.device)
         column = (row + own) % c
         itself = weight[row, column]
         weight = weight.index_put((row, column), weight.new_zeros(()))
-        total, rows = weight.sum(1).repeat(views), (weight @ sums).repeat(views, 1)
+        total, rows = weight.sum(1).repeat(views), product(weight, sums).repeat(views, 1)
         if other_views == 1:
             return Positives(total, rows)
         itself = itself.repeat(views)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from thawkit.ops.pairwise.common import product
 from thawkit.ops.pairwise.reference.distances import centre
 from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, of_pairs, of_products, of_squares
 from thawkit.ops.pairwise.reference.mmd import Weights
@@ -15,7 +16,7 @@ def of_means(x: Tensor, y: Tensor, weights: Weights, equal: bool) -> Tensor:
     if equal or weights.same is None:  # rounding sees a common shift, only the weighted U-statistic does too
         middle = centre(x, y)
         x, y = x - middle, y - middle
-    of_x, of_y = weights.x @ x, weights.y @ y
+    of_x, of_y = ((weight[:, None] * rows).sum(0) for weight, rows in ((weights.x, x), (weights.y, y)))
     if weights.same is None:
         return (of_x + of_y).square().sum()
     value = 2 * of_x @ of_y
@@ -42,7 +43,7 @@ def of_blocks(x: Tensor, y: Tensor, kernel: Kernel, rates: Tensor | None, size: 
         x, y = x - middle, y - middle
     x, y = x[: count * size], y[: count * size]
     z = torch.cat((x.reshape(count, size, -1), y.reshape(count, size, -1)), 1)
-    products = torch.bmm(z, z.mT)
+    products = product(z, z.mT)
     if kernel.name in OF_DISTANCES:
         norms = z.square().sum(2)
         sums = norms[:, :, None] + norms[:, None]
