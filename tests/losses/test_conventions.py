@@ -264,6 +264,7 @@ ANY = {"q": Q, "k": K}
         ),
         (lambda: F.info_nce(Q.to_sparse(), K), "q must be a dense tensor, got layout torch.sparse_coo"),
         (lambda: F.info_nce(**ANY, normalize="no"), "normalize must be True or False, got 'no'"),
+        (lambda: F.info_nce(**ANY, in_batch="no"), "in_batch must be True or False, got 'no'"),
         (lambda: F.clip(Q, K, normalize=1), "normalize must be True or False, got 1"),
         (lambda: F.info_nce(Q[:0], K, soft_targets=torch.ones(0, 6)), "q has no rows"),
         (

@@ -63,6 +63,7 @@ def info_nce(
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit, or options exclude each other.
     """
+    checks.boolean("in_batch", in_batch)
     checks.boolean("normalize", normalize)
     checks.finite("hard_negative_beta", hard_negative_beta)
     options = {
