@@ -6,13 +6,13 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
-// Batcher's odd-even merge sort of each lane, ascending. `count` is a power of two.
+// Batcher's odd-even merge sort of each lane, ascending. `count` is a power of two, as are runs and steps.
 static inline void sort_lanes(Floats* x, int64_t count) {
   for (int64_t run = 1; run < count; run *= 2)
     for (int64_t step = run; step >= 1; step /= 2)
       for (int64_t start = step % run; start + step < count; start += 2 * step)
         for (int64_t i = start; i < start + step && i + step < count; ++i) {
-          if (i / (2 * run) != (i + step) / (2 * run)) continue;
+          if ((i ^ (i + step)) >= 2 * run) continue;  // they are of different runs
           const Floats low = x[i], high = x[i + step];
           x[i] = min(low, high);
           x[i + step] = max(low, high);
