@@ -27,8 +27,9 @@ enum class Labels : int { kIgnored = 0, kDropSame = 1, kKeepSame = 2 };
 //   logits[i, j] = scale * <q[i], k[j]> + bias[j] (rows divided by their norm first where `normalize`)
 //   loss[i] = logsumexp_j logits[i, j] - logits[i, t], t = target[i] or, where that is null, i + offset;
 //             a row with t < 0 has no such term. Columns that do not count for a row are left out of the sum:
-//             j = i + excluded (where excluded >= 0), those that `labels` drops, and those above
-//             logits[i, t] + margin (where margin is finite); t itself always counts
+//             j = i + excluded (where excluded >= 0), those that `labels` drops, and those whose similarity,
+//             logits[i, j] / scale, is above that of t by more than margin (finite only without a bias);
+//             t itself always counts
 //   *total = sum_i weight_i * loss[i], weight_i being row_weight[i] or, where that is null, `weight`
 // and, where the pointers are not null, the gradients of the total. dscale is one number a row, of
 // logits[i, j] without their bias where there is none. scale is not 0.

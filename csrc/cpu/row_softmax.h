@@ -63,11 +63,25 @@ static inline void mask_segment(float* x, const int32_t* labels, int64_t width, 
   }
 }
 
-static inline void cut_segment(float* x, int64_t width, float most) {
+// Columns beyond the limit do not count: those above it, or else those below.
+static inline void cut_segment(float* x, int64_t width, float limit, bool above) {
   for (int64_t j = 0; j < width; j += kLanes) {
     const Floats a = load(x + j);
-    store(x + j, select(a > splat(most), splat(kNothing), a));
+    store(x + j, select(above ? a > splat(limit) : a < splat(limit), splat(kNothing), a));
   }
+}
+
+// A row without a positive whose largest logit is +inf. As in torch its log-sum-exp is +inf, or NaN where it
+// holds one, and its gradient is 0 but for the infinite logits, where it is NaN. Powers relative to +inf are
+// just that, but their sum is always NaN: this is what takes its place.
+static inline bool is_unbounded(float maximum, bool has_positive) {
+  return !has_positive && maximum == __builtin_inff();
+}
+static inline float unbounded_sum(const float* x, int64_t count, int64_t step) {
+  float s = 0;
+  for (int64_t i = 0; i < count; ++i)
+    if (!(x[i * step] < __builtin_inff())) s += x[i * step];
+  return s;
 }
 
 struct FinishedRow {
@@ -86,8 +100,10 @@ static inline FinishedRow finish_row(const RowSoftmaxArgs& a, const SoftmaxRow& 
   else
     a.loss[g] = gap == 0.f ? __builtin_log1pf(row.others) : __builtin_logf(z) + gap;
   if (a.positive) a.positive[g] = has_positive ? row.positive * kLn2 : __builtin_nanf("");
+  // A maximum loses a NaN, the sum does not; relative to +inf it is one anyway.
+  if (a.maximum && row.others != row.others && row.maximum != __builtin_inff()) a.maximum[g] = row.others;
   const float weight = a.row_weight ? a.row_weight[g] : a.weight;
-  const float factor = z == 0.f || weight == 0.f ? 0.f : weight / z;
+  const float factor = z == 0.f || weight == 0.f ? 0.f : z == __builtin_inff() ? weight : weight / z;
   if (a.dscale) {
     const float above = has_positive ? gap : row.maximum * kLn2;
     a.dscale[g] = factor == 0.f ? 0.f : factor * (row.weighted * kLn2 + row.others * above) / a.scale;
@@ -204,11 +220,19 @@ struct RowSoftmaxRun {
       const bool has_positive = positive_of(top + i) >= 0;
       if (has_positive && !(row.maximum > row.positive)) row.maximum = row.positive;
       if (a.maximum) a.maximum[top + i] = row.maximum * kLn2;
-      // What the margin cuts must not make the others vanish beside it.
-      const float most = row.positive + (a.margin > 0.f ? a.margin : 0.f) * kLog2E;
-      if (has_positive && row.maximum > most) row.maximum = most;
+      if (a.margin < __builtin_inff() && has_positive) leave_out_of_maximum(row);
       if (row.maximum == kNothing && !has_positive) row.maximum = 0.f;  // nothing counts: all powers are 0
     }
+  }
+
+  // The logit beyond which the margin, one of similarities, leaves columns out.
+  float limit_of(const SoftmaxRow& row) const { return row.positive + a.margin * a.scale * kLog2E; }
+
+  // What the margin cuts must not make the others vanish beside it.
+  void leave_out_of_maximum(SoftmaxRow& row) const {
+    const float limit = limit_of(row), most = limit > row.positive ? limit : row.positive;
+    if (a.scale < 0.f ? row.maximum < limit : row.maximum > most)
+      row.maximum = a.scale < 0.f ? row.positive : most;
   }
 
   // One row's logits of a block: bias in; positive, padding and columns that do not count out.
@@ -234,12 +258,16 @@ struct RowSoftmaxRun {
       const int64_t width = smaller(kBlockCols, padded_keys - first);
       for (int64_t i = own.first; i < own.last; ++i) {
         float* const x = panel.at(block, i);
-        if (a.margin < __builtin_inff() && positive_of(top + i) >= 0)
-          cut_segment(x, width, statistics[i].positive + a.margin * kLog2E);
+        SoftmaxRow& row = statistics[i];
+        const bool has_positive = positive_of(top + i) >= 0;
+        if (a.margin < __builtin_inff() && has_positive) cut_segment(x, width, limit_of(row), a.scale >= 0.f);
+        const bool unbounded = is_unbounded(row.maximum, has_positive);
+        const float sum = unbounded ? row.others + unbounded_sum(x, width, 1) : 0.f;
         if (a.dscale)
-          softmax_segment<true>(x, width, statistics[i]);
+          softmax_segment<true>(x, width, row);
         else
-          softmax_segment<false>(x, width, statistics[i]);
+          softmax_segment<false>(x, width, row);
+        if (unbounded) row.others = sum;
         const int64_t positive = positive_of(top + i) - first;
         if (0 <= positive && positive < width) x[positive] = kTakenOut;
       }

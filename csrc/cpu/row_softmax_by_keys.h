@@ -213,8 +213,12 @@ struct RowSoftmaxByKeys {
     zero(sums, width);
     zero(weighted, width);
     if (dq) zero(query_sums, height * a.depth);
+    const auto unbounded = [&](int64_t i) { return is_unbounded(row_maxima[i], positive_of(top + i) >= 0); };
+    float unbounded_sums[kQueries] = {};
     for (int64_t first = keys.first; first < keys.last; first += kChunk) {
       const int64_t last = smaller(first + kChunk, keys.last);
+      for (int64_t i = 0; i < height; ++i)
+        if (unbounded(i)) unbounded_sums[i] += unbounded_sum(row(first) + i, last - first, kStride);
       if (a.dscale)
         softmax_rows<true>(first, last, width);
       else
@@ -225,6 +229,8 @@ struct RowSoftmaxByKeys {
       }
       if (dq) add_to_query_sums(first, last, height, keys.last);
     }
+    for (int64_t i = 0; i < height; ++i)
+      if (unbounded(i)) sums[i] = unbounded_sums[i];
   }
 
   template <bool Weighted>

@@ -7,6 +7,7 @@ import torch
 from torch.nn.functional import normalize
 
 from tests.losses import oracle
+from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 
@@ -50,6 +51,37 @@ def test_keys_of_the_own_label_are_no_negatives(reduction):
     loss = lambda q, k, s: F.info_nce(q, k, logit_scale=s, labels=LABELS, reduction=reduction)
     assert_equal(loss, definition, *batch(), SCALE)
     oracle.assert_compiles(loss, *batch(), SCALE)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("normalized", [True, False])
+@pytest.mark.parametrize("scale", [0.0, -7.0, -300.0, 300.0])
+@pytest.mark.parametrize("margin", [0.0, 0.1, -0.3])
+def test_a_margin_is_one_of_similarities_whatever_the_scale(margin, scale, normalized, backend):
+    q, k = batch()
+    k[41:45] = q[3:7]
+
+    def definition(q, k, s):
+        if normalized:
+            q, k = normalize(q), normalize(k)
+        similarity = q @ k.t()
+        own = torch.eye(*similarity.shape, dtype=torch.bool)
+        out = (similarity > (similarity.diagonal() + margin)[:, None]) & ~own
+        logits = (s * similarity).masked_fill(out, -torch.inf)
+        return torch.nn.functional.cross_entropy(logits, torch.arange(len(q)), reduction="none")
+
+    def loss(q, k, s):
+        with ops.use_backend(backend):
+            return F.info_nce(
+                q, k, logit_scale=s, normalize=normalized, false_negative_margin=margin, reduction="none"
+            )
+
+    dtype = torch.float64 if backend == "reference" else torch.float32
+    inputs = q, k, torch.tensor(scale)
+    got = oracle.values_and_gradients(loss, *(x.to(dtype) for x in inputs))
+    truth = oracle.values_and_gradients(definition, *(x.double() for x in inputs))
+    for a, b in zip(got, truth, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=2e-5 * b.abs().max().clamp_min(1).item())
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.1, -0.3])

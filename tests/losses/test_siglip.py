@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tests.losses import oracle
+from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import SigLipLoss
 from thawkit.losses import functional as F
@@ -65,6 +66,19 @@ def test_siglip_saturated(scale, bias):
         torch.tensor(scale),
         torch.tensor(bias),
     )
+
+
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_siglip_has_what_is_no_number_where_torch_has_it(scale, value):
+    image, text = pairs(9)
+    image[3, 1] = value
+    inputs = image, text, torch.tensor(scale), torch.tensor(-2.0)
+    got = oracle.values_and_gradients(loss(False, "none"), *inputs)
+    with ops.use_backend("reference"):
+        truth = oracle.values_and_gradients(loss(False, "none"), *inputs)
+    for a, b in zip(got, truth, strict=True):
+        torch.testing.assert_close(a, b, equal_nan=True, rtol=1e-4, atol=1e-5)
 
 
 def test_siglip_defaults_and_numbers():

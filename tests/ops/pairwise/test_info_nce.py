@@ -146,12 +146,13 @@ def test_a_dominating_positive_keeps_its_digits():
 
 @pytest.mark.parametrize("place", ["query", "positive", "negative"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_info_nce_special_values_come_out_where_torch_has_them(place, value):
+@pytest.mark.parametrize("scale", [2.0, 0.0, -1e-35])
+def test_info_nce_special_values_come_out_where_torch_has_them(place, value, scale):
     q, k = clip_like(40, 50, 9)
     {"query": q, "positive": k, "negative": k}[place][
         {"query": 3, "positive": 5, "negative": 45}[place], 2
     ] = value
-    options = {"logit_scale": 2.0, "normalize": False, "reduction": "none"}
+    options = {"logit_scale": scale, "normalize": False, "reduction": "none"}
     inputs = q.requires_grad_(), k.requires_grad_()
     with ops.use_backend("reference"):
         expected = F.info_nce(q, k, **options)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from thawkit import ops
+from thawkit.errors import ThawkitError
 from thawkit.ops.pairwise import row_softmax, row_softmax_and_statistics
 from thawkit.ops.pairwise.row_softmax import LABELS, Columns
 
@@ -61,6 +62,7 @@ def assert_same(got: list[Tensor], truth: list[Tensor], tolerance: float = 2e-5)
     keys=st.integers(1, 90),
     features=st.integers(1, 40),
     seed=st.integers(0, 1000),
+    scale=st.sampled_from([0.7, -0.7]),
     given_target=st.booleans(),
     without=st.sets(st.sampled_from(["bias", "row_weight", "row_labels"])),
     labels=st.sampled_from(LABELS),
@@ -70,7 +72,7 @@ def assert_same(got: list[Tensor], truth: list[Tensor], tolerance: float = 2e-5)
     reduce=st.booleans(),
 )
 def test_every_combination_of_what_counts(
-    rows, keys, features, seed, given_target, without, labels, margin, excluded, normalize, reduce
+    rows, keys, features, seed, scale, given_target, without, labels, margin, excluded, normalize, reduce
 ):
     tensors = problem(rows, keys, features, seed)
     for name in ("q", "k"):
@@ -82,8 +84,11 @@ def test_every_combination_of_what_counts(
         del tensors["target"]
         for name in ("q", "row_weight", "row_labels"):
             tensors[name] = tensors[name][:rows]
+    if margin < math.inf:
+        without = without | {"bias"}
     for name in without:
         tensors.pop(name)
+    tensors["logit_scale"] = torch.tensor(scale)
     if "row_labels" in without:
         labels = "ignored"
     if not reduce:
@@ -91,6 +96,25 @@ def test_every_combination_of_what_counts(
     columns = Columns(excluded=excluded, labels=labels, margin=margin)
     options = {"columns": columns, "normalize": normalize, "reduce": reduce}
     assert_same(run(tensors, "cpu", **options), run(tensors, "reference", **options))
+
+
+def test_a_margin_takes_no_bias():
+    tensors = problem(5, 9, 3, 0)
+    with pytest.raises(ThawkitError, match=r"bias must be None where columns have a margin, got margin=0\.1"):
+        row_softmax(tensors["q"], tensors["k"], 1.0, bias=tensors["bias"], columns=Columns(margin=0.1))
+
+
+@pytest.mark.parametrize("margin", [math.inf, 0.2, -0.2])
+@pytest.mark.parametrize("scale", [1.0, -1.0])
+def test_a_positive_of_minus_infinity_costs_infinity(scale, margin):
+    tensors = {n: x for n, x in problem(5, 9, 3, 0).items() if n in ("q", "k")}
+    tensors["q"][:, 0] = 1.0
+    tensors["k"][2] = torch.tensor([-scale * math.inf, 0.0, 0.0])
+    tensors["logit_scale"] = torch.tensor(scale)
+    options = {"columns": Columns(margin=margin), "reduce": False}
+    got, truth = run(tensors, "cpu", **options)[0], run(tensors, "reference", **options)[0]
+    assert_same([got], [truth])
+    assert got[2] == math.inf or margin < math.inf
 
 
 def test_large_problems_share_their_sums_between_threads():
@@ -129,6 +153,49 @@ def test_a_row_of_weight_zero_may_hold_what_is_no_number(keys, dtype, backend, n
     assert dweight[2] == 0
     expected[-1][2] = 0  # there its loss was a number
     torch.testing.assert_close([dq, dk, dscale, dweight], expected[4:])
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("where", ["q", "k", "bias"])
+@pytest.mark.parametrize("reduce", [True, False])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize(("keys", "features"), [(9, 5), (1000, 5)])
+def test_what_is_not_finite_comes_out_of_a_log_sum_exp_as_torch_has_it(
+    keys, features, backend, reduce, where, value
+):
+    tensors = problem(6, keys, features, 0)
+    tensors = {n: tensors[n] for n in ("q", "k", "bias")}
+    tensors[where].view(-1)[3] = value
+    if where == "q":
+        tensors[where][2, 3], tensors["k"][4, 1] = value, math.nan
+
+    def log_sum_exp(**leaves):
+        log_sum = (leaves["q"] @ leaves["k"].t() + leaves["bias"]).logsumexp(1)
+        return log_sum.sum() if reduce else log_sum
+
+    def engine(**leaves):
+        with ops.use_backend(backend):
+            return row_softmax(**leaves, logit_scale=1.0, target=torch.full((6,), -1), reduce=reduce)
+
+    found = []
+    for function in engine, log_sum_exp:
+        leaves = {n: x.clone().requires_grad_() for n, x in tensors.items()}
+        value_of = function(**leaves)
+        gradients = torch.autograd.grad(value_of.sum(), list(leaves.values()))
+        found.append([value_of.detach(), *gradients])
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, equal_nan=True, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("keys", [9, 1000])
+def test_the_largest_logit_beside_a_nan_is_none(keys):
+    tensors = problem(6, keys, 5, 0)
+    tensors = {n: tensors[n] for n in ("q", "k", "target")}
+    tensors["k"][3, 1] = math.nan
+    tensors["target"][2] = -1
+    _, statistics = row_softmax_and_statistics(**tensors, logit_scale=1.0)
+    assert statistics.maximum.isnan().all()
+    assert not statistics.top1.any()
 
 
 def test_offset_says_which_rows_of_the_keys_are_the_positives():

@@ -17,10 +17,18 @@ objection = takes_only("cpu")
 def _divisor(scale: Tensor) -> float:
     """The scale, or in place of 0 a number that gives the same losses and that the kernels can divide by."""
     number = float(scale)
-    return number if abs(number) >= _SMALLEST_SCALE or math.isnan(number) else _SMALLEST_SCALE
+    usable = abs(number) >= _SMALLEST_SCALE or math.isnan(number)
+    return number if usable else math.copysign(_SMALLEST_SCALE, number)
 
 
 _SMALLEST_SCALE = 1e-30
+
+
+def _stored(x: Tensor, storage: torch.dtype, scale: Tensor) -> Tensor:
+    """The rows as the kernels take them: their stand-in for 0 times what is infinite would not be NaN."""
+    if scale.item() == 0:
+        x = x.masked_fill(x.isinf(), math.nan)
+    return x.to(storage).contiguous()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -99,7 +107,7 @@ def row_softmax(
 ) -> tuple[Tensor | None, ...]:
     """Losses of the rows, their weighted sum, positive and largest logits (float32), and the gradients."""
     storage, operand = kernel_dtypes(q.dtype)
-    q_rows, k_rows = q.to(storage).contiguous(), k.to(storage).contiguous()
+    q_rows, k_rows = _stored(q, storage, scale), _stored(k, storage, scale)
     (rows, depth), keys = q.shape, k.shape[0]
     bias, row_weight = _floats(bias), _floats(row_weight)
     _check_inside(rows, keys, offset, target, bias, row_labels, key_labels, row_weight)
@@ -130,7 +138,7 @@ def row_softmax(
         pointer(row_labels),
         pointer(key_labels),
         labels,
-        margin * abs(_divisor(scale)),
+        margin,
         pointer(row_weight),
         weight,
         pointer(loss),
@@ -264,8 +272,8 @@ def pair_loss(
 ) -> tuple[Tensor | None, ...]:
     """Losses of the rows, their weighted sum (float32), and the gradients of the latter."""
     storage, operand = kernel_dtypes(x.dtype)
-    x_rows = x.to(storage).contiguous()
-    y_rows = None if y is None else y.to(storage).contiguous()
+    x_rows = _stored(x, storage, scale)
+    y_rows = None if y is None else _stored(y, storage, scale)
     rows, depth = x_rows.shape
     columns = rows if y_rows is None else y_rows.shape[0]
     row_weight = _floats(row_weight)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize as normalized
 
+from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
@@ -54,7 +55,8 @@ class Columns:
         offset: without ``target``, the positive of row i is column i + offset.
         excluded: leave column i + excluded out of row i; None: no such column.
         labels: ``drop same`` leaves columns of the row's own label out, ``keep same`` all others.
-        margin: leave columns out whose similarity is above the positive's by more than this.
+        margin: leave columns out whose similarity, whatever the scale, is above the positive's by more than
+            this. Not with a bias.
     """
 
     offset: int = 0
@@ -125,6 +127,8 @@ def row_softmax_and_statistics(
 ) -> tuple[Tensor, RowStatistics | None]:
     """Return what :func:`row_softmax` does, and what the same pass knows besides."""
     scale = checks.one_number("logit_scale", logit_scale, q)
+    if bias is not None and columns.margin < math.inf:
+        raise ThawkitError(f"bias must be None where columns have a margin, got margin={columns.margin}")
     plain = target is None and bias is None and row_weight is None and not statistics and columns == Columns()
     if k is q:
         k = k.view_as(k)  # torch.compile takes no Function whose arguments are one tensor

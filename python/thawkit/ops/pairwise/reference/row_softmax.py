@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -42,10 +43,12 @@ def row_softmax(
     """
     if normalize:
         q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
-    logits = scale.to(q.dtype) * (q @ k.t())
+    similarity = q @ k.t()
+    logits = scale.to(q.dtype) * similarity
     if bias is not None:
         logits = logits + bias.to(q.dtype)
     rows, number = torch.arange(q.shape[0], device=q.device), torch.arange(k.shape[0], device=q.device)
+    all_have_positives = target is None
     if target is None:
         target = rows + columns.offset
     has_positive = target >= 0
@@ -61,12 +64,18 @@ def row_softmax(
     own_column = number == target[:, None]
     maximum = logits.detach().masked_fill(out & ~own_column, -torch.inf)
     maximum = maximum.amax(1) if k.shape[0] else positive.detach()
-    most = positive + columns.margin * scale.detach().abs()
-    out = out | ((logits > most[:, None]) & has_positive[:, None])
+    if columns.margin < math.inf:
+        most = similarity.gather(1, own) + columns.margin
+        out = out | ((similarity > most) & has_positive[:, None])
     out = out & ~own_column
     logits = logits.masked_fill(out, -torch.inf)
+    if all_have_positives:
+        loss = -logits.log_softmax(1).gather(1, own).squeeze(1)
+        return loss, positive.detach(), maximum
+    # each kind of row apart: what one gives for the other may be no number, and nor is 0 times its gradient
     nothing = out.all(1)
-    logits = logits.masked_fill(nothing[:, None], 0.0)
-    log_sum = logits.logsumexp(1).masked_fill(nothing, -torch.inf)
-    loss = torch.where(has_positive, -logits.log_softmax(1).gather(1, own).squeeze(1), log_sum)
+    log_sum = logits.masked_fill((has_positive | nothing)[:, None], 0.0).logsumexp(1)
+    log_sum = log_sum.masked_fill(nothing, -torch.inf)
+    log_p = logits.masked_fill(~has_positive[:, None], 0.0).log_softmax(1)
+    loss = torch.where(has_positive, -log_p.gather(1, own).squeeze(1), log_sum)
     return loss, positive.detach().masked_fill(~has_positive, torch.nan), maximum
