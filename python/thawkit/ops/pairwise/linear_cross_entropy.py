@@ -182,7 +182,7 @@ def _index_rows(
         row_weight = weight[known].where(counted, 0)
     if smoothing:
         # times the share of each class first: sums over all classes of what is large would overflow
-        share = torch.full((classes,), smoothing / classes, device=input.device)
+        share = row_weight.new_full((classes,), smoothing / classes)
         share = share if weight is None else share * weight
         everything = smoothing if weight is None else share.sum()
         row_weight = (1 - smoothing) * row_weight + everything * counted.to(torch.float32)
