@@ -109,6 +109,48 @@ def test_sample_weights(reduction):
     assert_equal(loss, definition, *batch(), SCALE, weight)
 
 
+FORMS = {
+    "plain": {},
+    "hard": {"hard_negative_beta": 0.5},
+    "shared": {"negatives": torch.randn(3, 4)},
+    "queue": {"negatives": torch.randn(3, 4), "in_batch": False},
+    "paired": {"negatives": torch.randn(5, 3, 4)},
+    "paired only": {"negatives": torch.randn(5, 3, 4), "in_batch": False},
+    "soft": {"soft_targets": torch.rand(5, 5).softmax(1)},
+}
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+def test_a_row_of_weight_0_has_no_gradient_whatever_it_holds(form, wrong, reduction):
+    generator = torch.Generator().manual_seed(0)
+    q, k = torch.randn(5, 4, generator=generator), torch.randn(5, 4, generator=generator)
+    weight = torch.tensor([1.0, 2.0, 0.0, 1.0, 0.5])
+
+    def gradients(q, form):
+        of = {"q": q, "k": k, "sample_weight": weight, **form}
+        leaves = {name: x.clone().requires_grad_() for name, x in of.items() if isinstance(x, torch.Tensor)}
+        loss = F.info_nce(**{**of, **leaves}, reduction=reduction)
+        found = torch.autograd.grad(loss.sum(), list(leaves.values()))
+        return loss.detach(), dict(zip(leaves, found, strict=True))
+
+    loss, expected = gradients(q, form)
+    broken = q.clone()
+    broken[2] = wrong
+    own = {name: x.clone() for name, x in form.items() if isinstance(x, torch.Tensor) and len(x) == 5}
+    for x in own.values():
+        x[2] = wrong
+    got_loss, got = gradients(broken, {**form, **own})
+    torch.testing.assert_close(got_loss, loss)
+    assert not got["q"][2].any()
+    # what a weight that is not 0 would cost is known of rows of numbers only
+    expected["sample_weight"] = expected["sample_weight"].index_fill(0, torch.tensor(2), 0)
+    got["sample_weight"] = got["sample_weight"].index_fill(0, torch.tensor(2), 0)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(got[name], gradient)
+
+
 @pytest.mark.parametrize("labels", [None, LABELS])
 @pytest.mark.parametrize("beta", [0.5, 2.0])
 def test_hard_negatives_weigh_more(beta, labels):

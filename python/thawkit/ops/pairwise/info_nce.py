@@ -102,8 +102,11 @@ def info_nce_with_hard_negatives(
     columns, options = _columns(q, k, labels, None, reduction)
     scale = checks.one_number("logit_scale", logit_scale, q)
     rows, keys = q.shape[0], k.shape[0]
+    ignored = ignored_rows(sample_weight, q)
     with full_precision(q):
         q, k = lifted(q), lifted(k)  # several gradients of theirs add up before they are rounded
+        if ignored is not None:
+            q = q.masked_fill(ignored[:, None], 0)
         if normalize:
             q, k = F.normalize(q, dim=1), F.normalize(k, dim=1)
         if labels is None:
@@ -122,7 +125,7 @@ def info_nce_with_hard_negatives(
         nothing = count.isinf() if isinstance(count, Tensor) else torch.tensor(keys < 2, device=q.device)
         hard = hard.masked_fill(nothing, -torch.inf)
         positive = scale * (q * k[:rows]).sum(1)
-        return weighted(-F.logsigmoid(positive - hard), sample_weight, reduction)
+        return weighted(-F.logsigmoid(positive - hard), sample_weight, reduction, ignored)
 
 
 def info_nce_with_soft_targets(
@@ -150,6 +153,9 @@ def info_nce_with_soft_targets(
     if 0 in (*shape, q.shape[1]):  # no keys, no features: not what a classifier is
         scores = scale * (lifted(q) @ lifted(k).t())
         return weighted(-(soft_targets * scores.log_softmax(1)).sum(1), sample_weight, reduction)
+    ignored = ignored_rows(sample_weight, q, soft_targets)
+    if ignored is not None:
+        q, soft_targets = (x.masked_fill(ignored[:, None], 0) for x in (q, soft_targets))
     with full_precision(q):
         q, k = lifted(q), lifted(k)
         if normalize:
@@ -158,7 +164,7 @@ def info_nce_with_soft_targets(
         if sample_weight is None:
             return linear_cross_entropy(q, k, soft_targets, reduction=reduction)
         rows = linear_cross_entropy(q, k, soft_targets, reduction="none")
-        return weighted(rows, sample_weight, reduction)
+        return weighted(rows, sample_weight, reduction, ignored)
 
 
 def _columns(
@@ -192,11 +198,26 @@ def check_beta(beta: float) -> None:
         raise ThawkitError(f"hard_negative_beta must be above 0, got {beta}")
 
 
-def weighted(rows: Tensor, sample_weight: Tensor | None, reduction: str) -> Tensor:
-    """Return losses of rows times their weights, reduced; of weight 0 they may be infinite."""
+def ignored_rows(sample_weight: Tensor | None, *parts: Tensor) -> Tensor | None:
+    """Return which rows of weight 0 hold no numbers in some part: they are to be filled with 0, (N,) bool.
+
+    A loss that is left out of the sum still has a gradient of 0 times what is no number.
+    """
+    if sample_weight is None:
+        return None
+    numbers = torch.stack([x.detach().isfinite().flatten(1).all(1) for x in parts]).all(0)
+    return (sample_weight == 0) & ~numbers
+
+
+def weighted(
+    rows: Tensor, sample_weight: Tensor | None, reduction: str, ignored: Tensor | None = None
+) -> Tensor:
+    """Return losses of rows times their weights, reduced; of weight 0 they may be infinite or ignored."""
     if sample_weight is None:
         return reduced(rows, reduction)
     weight = sample_weight.to(rows.dtype)
+    if ignored is not None:
+        rows = rows.masked_fill(ignored, 0.0)
     rows = weight * rows.where((weight != 0) | rows.isfinite(), 0.0)
     if reduction == "none":
         return rows

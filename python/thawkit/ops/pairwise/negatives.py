@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.pairwise.common import full_precision, lifted, product
-from thawkit.ops.pairwise.info_nce import check_weight, info_nce, weighted
+from thawkit.ops.pairwise.info_nce import check_weight, ignored_rows, info_nce, weighted
 from thawkit.ops.pairwise.row_softmax import row_softmax
 
 
@@ -62,6 +62,15 @@ def info_nce_with_negatives(
         check_weight(sample_weight, q)
     checks.reduced("q", q.shape[0], reduction)
     scale = checks.one_number("logit_scale", logit_scale, q)
+    # the parts that are one row's own
+    own = [q, *([] if in_batch else [k]), *([negatives] if negatives.dim() == 3 else [])]
+    ignored = ignored_rows(sample_weight, *own)
+    if ignored is not None:
+        q = q.masked_fill(ignored[:, None], 0)
+        if not in_batch:
+            k = k.masked_fill(ignored[:, None], 0)
+        if negatives.dim() == 3:
+            negatives = negatives.masked_fill(ignored[:, None, None], 0)
     with full_precision(q):
         positive = row_logits(q, k[: q.shape[0], None], scale, normalize).squeeze(1)
         if negatives.shape[-2] == 0:
@@ -74,7 +83,7 @@ def info_nce_with_negatives(
         batch = torch.zeros_like(positive)
         if in_batch:
             batch = info_nce(q, k, scale, normalize=normalize, reduction="none")
-        return weighted(with_further(batch, positive, log_sum), sample_weight, reduction)
+        return weighted(with_further(batch, positive, log_sum), sample_weight, reduction, ignored)
 
 
 def with_further(loss: Tensor, positive: Tensor, log_sum: Tensor) -> Tensor:
