@@ -203,7 +203,7 @@ def supcon(rows: int, features: int, dtype: torch.dtype) -> Case:
         (z,),
         lambda z: L.supcon(z, labels, temperature=TEMPERATURE, normalize=False),
         eager,
-        6 * rows * rows * features,
+        4 * rows * rows * features,  # as NT-Xent
         full_products(z, z, 3),
         rows * rows,
         peer("pytorch_metric_learning", "pytorch_metric_learning.losses", metric_learning),

@@ -52,7 +52,8 @@ def info_nce(
             class are no negatives.
         false_negative_margin: keys whose similarity to the query is above its positive's by more than this
             are no negatives.
-        sample_weight: (N,) factors of the losses, 0 for a query to be ignored; the mean divides by their sum.
+        sample_weight: (N,) factors of the losses, 0 for a query to be ignored; the mean divides by their sum,
+            and of a sum of 0 is not a number.
         hard_negative_beta: above 0, negatives weigh ``exp(beta s_ij)``, on average 1 (Robinson et al. 2021,
             eq. 4, without its correction for false negatives).
         soft_targets: (N, M) probabilities of the keys instead of one positive a query; they get a gradient.
