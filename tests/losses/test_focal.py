@@ -127,6 +127,71 @@ def test_a_mask_is_broadcast():
     torch.testing.assert_close(got, F.sigmoid_focal_loss(x, t)[rows.squeeze(1)].mean())
 
 
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize(
+    ("logits", "targets"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float16, torch.bfloat16),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float64),
+        (torch.bfloat16, torch.float64),
+    ],
+)
+def test_targets_keep_their_digits(logits, targets, reduction):
+    x = torch.linspace(-8, 8, 90).to(logits)
+    t = torch.tensor([0.999, 1e-3, 1 - 1e-6]).repeat(30).to(targets)
+    wide = torch.promote_types(logits, targets)
+    alpha, pos_weight = torch.tensor([0.25]), torch.tensor([1.5])
+    cases = [
+        (lambda x: F.binary_cross_entropy_with_logits(x, t, reduction=reduction), (1.0, 1.0, 0.0)),
+        (lambda x: F.sigmoid_focal_loss(x, t, reduction=reduction), (0.25, 0.75)),
+        (
+            lambda x: F.sigmoid_focal_loss(x, t, alpha, reduction=reduction, pos_weight=pos_weight),
+            (0.25, 0.75, 2.0, 1.5),
+        ),
+    ]
+    for function, weights in cases:
+        truth = oracle.values_and_gradients(
+            lambda x, w=weights: reduced(sigmoid_form(x, t.double(), *w), reduction), x.double()
+        )
+        got = oracle.values_and_gradients(function, x)
+        assert got[0].dtype == wide
+        assert got[1].dtype == logits
+        torch.testing.assert_close(got[0].double(), truth[0], rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(got[1].double(), truth[1], rtol=1e-5 + torch.finfo(logits).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("logits", [torch.bfloat16, torch.float16])
+def test_integers_and_halves_leave_logits_half(logits):
+    x, t = batch((6, 5), soft=False)
+    x = x.to(logits)
+    expected = F.sigmoid_focal_loss(x.float(), t).to(logits)
+    for given in (t.bool(), t.long(), t.byte(), t.to(logits)):
+        got = F.sigmoid_focal_loss(x, given)
+        assert got.dtype == logits
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("ignored", [257, 2049, 70000, -16777217])
+def test_an_ignored_number_that_logits_would_round(dtype, ignored):
+    x, t = torch.tensor([1.0, -2.0, math.nan]).to(dtype), torch.tensor([0, 1, ignored])
+    for given in (t, t.double(), t.float()):
+        rows = F.sigmoid_focal_loss(x, given, ignore_index=ignored)
+        torch.testing.assert_close(rows[:2], F.sigmoid_focal_loss(x[:2], given[:2]))
+        assert rows[2] == 0
+        for normalizer, by in (("valid", 2), ("positives", 1)):
+            total = F.sigmoid_focal_loss(
+                x, given, ignore_index=ignored, normalizer=normalizer, reduction="sum"
+            )
+            torch.testing.assert_close(total.float(), rows.float().sum() / by, rtol=1e-2, atol=0)
+    classes = F.sigmoid_focal_loss(x[:2].expand(3, 2), t, ignore_index=ignored)
+    assert not classes[2].any()
+    assert classes[:2].all()
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (6, 5), (700, 3), (40, 33), (3, 4, 7), (3, 700)])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_class_indices_are_their_one_hot_targets(shape, reduction):
