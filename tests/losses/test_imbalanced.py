@@ -84,6 +84,15 @@ def test_class_balanced_loss(shape, form, reduction):
     )
 
 
+@pytest.mark.parametrize("form", ["softmax", "sigmoid", "focal"])
+def test_class_balanced_mean_where_all_targets_are_ignored(form):
+    x, t = batch((6, 5))[0].requires_grad_(), torch.full((6,), -100)
+    loss = F.class_balanced_loss(x, t, SIZES, loss=form)
+    assert loss == 0
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert not gradient.any()
+
+
 def ldam_form(scale, weight=None):
     margins = SIZES.double() ** -0.25
     margins = 0.5 * margins / margins.max()
@@ -183,6 +192,23 @@ def test_deferred_re_weighting_begins_with_its_epoch():
         weight = F.class_balanced_weights(SIZES, 0.999)
         expected = plain if epoch < 3 else F.ldam_loss(x, t, SIZES, weight=weight)
         torch.testing.assert_close(loss(x, t), expected)
+
+
+def test_the_epoch_of_deferred_re_weighting_is_kept(tmp_path):
+    x, t = batch((40, 5))
+    loss = LDAMLoss(SIZES, reweight_from=3)
+    loss.set_epoch(5)
+    torch.save(nn.Sequential(loss).state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    resumed = LDAMLoss(SIZES, reweight_from=3)
+    nn.Sequential(resumed).load_state_dict(state)
+    assert resumed.epoch == 5
+    assert torch.equal(resumed(x, t), loss(x, t))
+    earlier = {name: state[name] for name in ("0.margins", "0.weight")}
+    nn.Sequential(resumed).load_state_dict(earlier)
+    assert resumed.epoch == 5
+    assert earlier.keys() == {"0.margins", "0.weight"}
 
 
 @pytest.mark.parametrize(

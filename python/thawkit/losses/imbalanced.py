@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
@@ -64,7 +66,8 @@ class LDAMLoss(Loss):
     """Label-distribution-aware margin loss; see :func:`thawkit.losses.functional.ldam_loss`.
 
     With ``reweight_from`` it re-weights the classes by their effective numbers from that epoch on (deferred
-    re-weighting, DRW; Cao et al. 2019, algorithm 1): call :meth:`set_epoch` at the start of each epoch.
+    re-weighting, DRW; Cao et al. 2019, algorithm 1): call :meth:`set_epoch` at the start of each epoch. The
+    epoch is part of the ``state_dict``; one that has none leaves it as it is.
 
     Args:
         samples_per_class: (C,) sizes of the classes in the training set.
@@ -115,6 +118,19 @@ class LDAMLoss(Loss):
         """
         checks.integer("epoch", epoch, 0)
         self.epoch = epoch
+
+    def get_extra_state(self) -> Tensor:
+        """Return the epoch, as a tensor for files that hold nothing else."""
+        return torch.tensor(self.epoch, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go to the epoch that :meth:`get_extra_state` returned."""
+        self.set_epoch(int(state))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # states of before the epoch was kept
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (N, C, ...) against class indices (N, ...)."""
