@@ -90,6 +90,39 @@ def test_an_alpha_near_one_leaves_negatives_their_weight():
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-12)
 
 
+def test_elements_of_alpha_mean_what_numbers_do():
+    x, t = batch((6, 5))
+    for mode in ("balanced", "positive"):
+        options = {"alpha_mode": mode, "reduction": "sum"}
+        for number in (-1.0, 0.0, 0.3, 1.0):
+            expected = oracle.values_and_gradients(
+                lambda x, a=number, o=options: F.sigmoid_focal_loss(x, t, a, **o), x
+            )
+            for given in (torch.tensor(number), torch.tensor([number]), torch.full((5,), number)):
+                got = oracle.values_and_gradients(
+                    lambda x, a=given, o=options: F.sigmoid_focal_loss(x, t, a, **o), x
+                )
+                torch.testing.assert_close(got, expected)
+        mixed = torch.tensor([-1.0, 0.3, 0.3, 0.3, 0.3])
+        rows = F.sigmoid_focal_loss(x, t, mixed, alpha_mode=mode)
+        torch.testing.assert_close(rows[:, 0], F.sigmoid_focal_loss(x, t, None)[:, 0])
+        torch.testing.assert_close(rows[:, 1:], F.sigmoid_focal_loss(x, t, 0.3, alpha_mode=mode)[:, 1:])
+    function = lambda x: F.sigmoid_focal_loss(x, t, mixed, reduction="mean")
+    oracle.assert_compiles(function, x)
+
+
+def test_one_minus_an_alpha_of_fewer_digits():
+    x, t = batch((6, 5), soft=False)
+    for dtype, alpha, rtol in (
+        (torch.float32, torch.tensor([0.1]).bfloat16(), 1e-6),
+        (torch.float32, torch.tensor([0.1]).half(), 1e-6),
+        (torch.float64, torch.tensor([0.1]), 1e-12),
+    ):
+        got = F.sigmoid_focal_loss(x.to(dtype), t.to(dtype), alpha)
+        expected = sigmoid_form(x.double(), t.double(), float(alpha), 1 - float(alpha))
+        torch.testing.assert_close(got.double(), expected, rtol=rtol, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(7,), (6, 5), (40, 33), (30, 700)])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_masked_and_ignored_elements_cost_nothing_whatever_stands_there(shape, reduction):
@@ -237,6 +270,17 @@ def test_what_a_reduction_divides_by_sigmoid():
             assert torch.equal(got, same)
     with pytest.raises(ThawkitError, match="normalizer must say what reduction='mean' divides by"):
         F.sigmoid_focal_loss(x, t, reduction="mean", normalizer="none")
+
+
+@pytest.mark.parametrize("ignored", [0, 3, -1])
+def test_ignored_class_indices_are_no_positives(ignored):
+    x, t = batch((6, 5))[0], torch.tensor([0, 3, -1, 3, 4, 0])
+    positives = sum(0 <= y != ignored for y in t.tolist())
+    rows = F.sigmoid_focal_loss(x, t, ignore_index=ignored)
+    for backend in ("cpu", "reference"):
+        with ops.use_backend(backend):
+            got = F.sigmoid_focal_loss(x, t, ignore_index=ignored, normalizer="positives", reduction="mean")
+        torch.testing.assert_close(got, rows.sum() / positives)
 
 
 def test_what_a_reduction_divides_by_softmax():
@@ -420,6 +464,13 @@ def test_modules_hand_their_options_on():
     [
         ({"alpha": torch.ones(4)}, "alpha must broadcast to the shape of inputs"),
         ({"alpha": 0.5, "alpha_mode": "per_class"}, "alpha must be a tensor of class weights where"),
+        (
+            {"alpha": torch.tensor([0.5, -0.1, 0.5, 1, 1]), "alpha_mode": "per_class"},
+            "alpha must be at least 0",
+        ),
+        ({"alpha": torch.tensor([1.5])}, r"alpha must be in \[0, 1\], .* got 1.5"),
+        ({"alpha": torch.tensor([math.nan])}, "alpha must be finite, got nan"),
+        ({"alpha": torch.tensor([0.5, math.inf, 1, 1, 1])}, "alpha must be finite, got inf"),
         ({"alpha_mode": "both"}, "alpha_mode must be one of"),
         ({"pos_weight": torch.ones(3)}, "pos_weight must broadcast to the shape of inputs"),
         ({"pos_weight": math.nan}, "pos_weight must be finite"),

@@ -40,7 +40,8 @@ def sigmoid_focal_loss(
             int64 of the shape of ``inputs`` without its last dimension, which is that of the classes: the
             class whose target is 1. Any number outside of 0 to C - 1 is background, none of them.
         alpha: a number, or a tensor that broadcasts to ``inputs``, such as (C,) for classes in the last
-            dimension. Negative numbers and None: no weights.
+            dimension. None, and numbers and elements below 0: no weights; with ``per_class`` elements are at
+            least 0. What a tensor holds is checked on the CPU only.
         gamma: focusing exponent, at least 0; 0 is binary cross-entropy.
         reduction: ``none``, ``mean`` or ``sum``.
         alpha_mode: ``balanced``: alpha weighs positives and 1 - alpha negatives (the paper, torchvision):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -78,10 +79,13 @@ def _alpha(inputs: Tensor, alpha: Tensor | float | None, mode: str) -> tuple[Ten
         return 1.0, 1.0
     if isinstance(alpha, Tensor):
         _broadcasts("alpha", alpha, inputs)
+        _in_range(alpha, mode)
         if mode == "per_class":
             return alpha, alpha
-        alpha = alpha.double()  # 1 - alpha of a float32 alpha near 1 keeps its digits
-        return alpha, 1 - alpha if mode == "balanced" else 1.0
+        alpha = alpha.double()  # 1 - alpha of a half-precision alpha, or for float64 logits, keeps its digits
+        unweighted = alpha < 0
+        positive = alpha.masked_fill(unweighted, 1.0)
+        return positive, (1 - alpha).masked_fill(unweighted, 1.0) if mode == "balanced" else 1.0
     checks.finite("alpha", alpha)
     if mode == "per_class":
         raise ThawkitError(
@@ -93,6 +97,19 @@ def _alpha(inputs: Tensor, alpha: Tensor | float | None, mode: str) -> tuple[Ten
         raise ThawkitError(f"alpha must be in [0, 1], or negative for no class weights, got {alpha}")
     alpha = float(alpha)
     return alpha, 1.0 - alpha if mode == "balanced" else 1.0
+
+
+def _in_range(alpha: Tensor, mode: str) -> None:
+    """Require of a tensor what a number has to be, where looking takes no waiting."""
+    if not checks.readable(alpha) or alpha.numel() == 0:
+        return
+    least, largest = (x.item() for x in alpha.detach().aminmax())
+    if not math.isfinite(least) or not math.isfinite(largest):
+        raise ThawkitError(f"alpha must be finite, got {largest if math.isfinite(least) else least}")
+    if mode == "per_class" and least < 0:
+        raise ThawkitError(f"alpha must be at least 0 where alpha_mode='per_class', got {least}")
+    if mode == "balanced" and largest > 1:
+        raise ThawkitError(f"alpha must be in [0, 1], or negative for no class weights, got {largest}")
 
 
 def _broadcasts(name: str, x: Tensor, inputs: Tensor) -> None:
