@@ -485,3 +485,27 @@ def test_bad_options(options, says):
     x, t = batch((6, 5))
     with pytest.raises(ThawkitError, match=says):
         F.sigmoid_focal_loss(x, t, **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: SigmoidFocalLoss(gamma=-1), "gamma must be at least 0, got -1"),
+        (lambda: SigmoidFocalLoss(2.0), r"alpha must be in \[0, 1\]"),
+        (lambda: SigmoidFocalLoss(alpha_mode="both"), "alpha_mode must be one of"),
+        (lambda: SigmoidFocalLoss(alpha_mode="per_class"), "alpha must be a tensor of class weights"),
+        (lambda: SigmoidFocalLoss(pos_weight=math.inf), "pos_weight must be finite"),
+        (lambda: SigmoidFocalLoss(normalizer="huh"), "normalizer must be one of"),
+        (lambda: SigmoidFocalLoss(normalizer="none"), "normalizer must say what reduction='mean'"),
+        (lambda: SigmoidFocalLoss(ignore_index=0.5), "ignore_index must be an integer"),
+        (lambda: SigmoidFocalLoss(reduction="all"), "reduction must be one of"),
+        (lambda: FocalLoss(gamma=math.nan), "gamma must be finite"),
+        (lambda: FocalLoss(alpha_mode="both"), "alpha_mode must be one of"),
+        (lambda: FocalLoss(label_smoothing=2), "label_smoothing must be from 0 to 1"),
+        (lambda: FocalLoss(normalizer=0), "normalizer must be positive"),
+        (lambda: FocalLoss(ignore_index=None), "ignore_index must be an integer"),
+    ],
+)
+def test_modules_refuse_bad_options_when_they_are_made(build, says):
+    with pytest.raises(ThawkitError, match=says):
+        build()

@@ -252,6 +252,9 @@ def test_surroundings(loss):
         (lambda x, t: LDAMLoss(SIZES, weight=SIZES, reweight_from=2), "weight must be left out"),
         (lambda x, t: LDAMLoss(SIZES).set_epoch(-1), "epoch must be an integer of at least 0"),
         (lambda x, t: ClassBalancedLoss(SIZES, "hinge"), "loss must be one of"),
+        (lambda x, t: ClassBalancedLoss(SIZES, gamma=-1), "gamma must be at least 0"),
+        (lambda x, t: LDAMLoss(SIZES, scale=0), "scale must be positive"),
+        (lambda x, t: LogitAdjustedLoss(SIZES, tau="1"), "tau must be a number"),
     ],
 )
 def test_bad_input(call, says):

@@ -12,7 +12,7 @@ from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 from thawkit.losses.base import Loss
 from thawkit.ops import checks
-from thawkit.ops.focal import imbalanced
+from thawkit.ops.focal import imbalanced, options
 
 
 class ClassBalancedLoss(Loss):
@@ -42,6 +42,8 @@ class ClassBalancedLoss(Loss):
         super().__init__()
         checks.one_of("loss", loss, imbalanced.FORMS)
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
+        checks.integer("ignore_index", ignore_index)
+        options.check(gamma, 0.0, ignore_index)
         self.register_buffer("weight", F.class_balanced_weights(samples_per_class, beta))
         self.loss = loss
         self.beta = beta
@@ -97,6 +99,8 @@ class LDAMLoss(Loss):
     ):
         super().__init__()
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
+        checks.positive_scalar("scale", scale)
+        checks.integer("ignore_index", ignore_index)
         if reweight_from is not None:
             checks.integer("reweight_from", reweight_from, 0)
             if weight is not None:
@@ -168,7 +172,10 @@ class LogitAdjustedLoss(Loss):
     ):
         super().__init__()
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
-        self.register_buffer("class_prior", imbalanced.sizes("class_prior", class_prior).float())
+        checks.finite("tau", tau)
+        checks.integer("ignore_index", ignore_index)
+        # float64, as small shares are no float32 numbers
+        self.register_buffer("class_prior", imbalanced.sizes("class_prior", class_prior))
         self.tau = tau
         self.ignore_index = ignore_index
         self.reduction = reduction

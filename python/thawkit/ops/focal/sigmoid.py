@@ -10,7 +10,7 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import Objection, choose
-from thawkit.ops.focal import cpu, cuda, reference
+from thawkit.ops.focal import cpu, cuda, options, reference
 from thawkit.ops.focal import normalizer as normalizers
 from thawkit.ops.focal.sigmoid_operators import SigmoidFocal, SigmoidFocalTotal, counting, one_hot
 from thawkit.ops.focal.weights import Weights, on, pack, weights
@@ -121,16 +121,9 @@ def _check(
             f"targets must have the shape of inputs, {tuple(inputs.shape)}, got {tuple(targets.shape)}"
         )
     checks.same_device("targets", targets, "inputs", inputs)
-    checks.finite("gamma", gamma)
-    if gamma < 0:
-        raise ThawkitError(f"gamma must be at least 0, got {gamma}")
-    if ignore_index is not None:
-        checks.integer("ignore_index", ignore_index)
+    options.check(gamma, label_smoothing, ignore_index)
     if mask is not None:
         _check_mask(mask, inputs)
-    checks.finite("label_smoothing", label_smoothing)
-    if not 0 <= label_smoothing <= 1:
-        raise ThawkitError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
     return indices
 
 
