@@ -93,6 +93,38 @@ def test_class_balanced_mean_where_all_targets_are_ignored(form):
     assert not gradient.any()
 
 
+@pytest.mark.parametrize("form", ["sigmoid", "focal"])
+def test_class_balanced_rows_of_half_precision_are_summed_before_they_are_rounded(form):
+    x, t = batch((40, 5))
+    for dtype in (torch.bfloat16, torch.float16):
+        got = F.class_balanced_loss(x.to(dtype), t, SIZES, loss=form, reduction="none")
+        expected = F.class_balanced_loss(x.to(dtype).float(), t, SIZES, loss=form, reduction="none")
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected)
+
+
+def test_sizes_of_any_kind_are_float64_for_float64_logits():
+    x, t = batch((40, 5))
+    x = x.double()
+    for given in (SIZES, SIZES.long(), SIZES.tolist()):
+        for function in (
+            F.ldam_loss,
+            F.logit_adjusted_loss,
+            F.class_balanced_loss,
+            lambda x, t, n: F.class_balanced_loss(x, t, n, loss="focal"),
+        ):
+            expected = function(x, t, SIZES.double())
+            torch.testing.assert_close(function(x, t, given), expected, rtol=1e-14, atol=0)
+
+
+def test_a_small_float64_prior():
+    prior = torch.tensor([1.0, 1e-50, 2.0, 0.5, 0.1], dtype=torch.float64)
+    x, t = batch((40, 5))
+    for dtype in (torch.float32, torch.float64):
+        got = LogitAdjustedLoss(prior)(x.to(dtype), t)
+        assert torch.equal(got, F.logit_adjusted_loss(x.to(dtype), t, prior))
+
+
 def ldam_form(scale, weight=None):
     margins = SIZES.double() ** -0.25
     margins = 0.5 * margins / margins.max()
