@@ -90,6 +90,39 @@ def test_an_alpha_near_one_leaves_negatives_their_weight():
         torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-12)
 
 
+def test_elements_of_alpha_mean_what_numbers_do():
+    x, t = batch((6, 5))
+    for mode in ("balanced", "positive"):
+        options = {"alpha_mode": mode, "reduction": "sum"}
+        for number in (-1.0, 0.0, 0.3, 1.0):
+            expected = oracle.values_and_gradients(
+                lambda x, a=number, o=options: F.sigmoid_focal_loss(x, t, a, **o), x
+            )
+            for given in (torch.tensor(number), torch.tensor([number]), torch.full((5,), number)):
+                got = oracle.values_and_gradients(
+                    lambda x, a=given, o=options: F.sigmoid_focal_loss(x, t, a, **o), x
+                )
+                torch.testing.assert_close(got, expected)
+        mixed = torch.tensor([-1.0, 0.3, 0.3, 0.3, 0.3])
+        rows = F.sigmoid_focal_loss(x, t, mixed, alpha_mode=mode)
+        torch.testing.assert_close(rows[:, 0], F.sigmoid_focal_loss(x, t, None)[:, 0])
+        torch.testing.assert_close(rows[:, 1:], F.sigmoid_focal_loss(x, t, 0.3, alpha_mode=mode)[:, 1:])
+    function = lambda x: F.sigmoid_focal_loss(x, t, mixed, reduction="mean")
+    oracle.assert_compiles(function, x)
+
+
+def test_one_minus_an_alpha_of_fewer_digits():
+    x, t = batch((6, 5), soft=False)
+    for dtype, alpha, rtol in (
+        (torch.float32, torch.tensor([0.1]).bfloat16(), 1e-6),
+        (torch.float32, torch.tensor([0.1]).half(), 1e-6),
+        (torch.float64, torch.tensor([0.1]), 1e-12),
+    ):
+        got = F.sigmoid_focal_loss(x.to(dtype), t.to(dtype), alpha)
+        expected = sigmoid_form(x.double(), t.double(), float(alpha), 1 - float(alpha))
+        torch.testing.assert_close(got.double(), expected, rtol=rtol, atol=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(7,), (6, 5), (40, 33), (30, 700)])
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 def test_masked_and_ignored_elements_cost_nothing_whatever_stands_there(shape, reduction):
@@ -125,6 +158,71 @@ def test_a_mask_is_broadcast():
     rows = torch.tensor([True, False, True, True, False, True]).unsqueeze(1)
     got = F.sigmoid_focal_loss(x, t, mask=rows, reduction="mean")
     torch.testing.assert_close(got, F.sigmoid_focal_loss(x, t)[rows.squeeze(1)].mean())
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize(
+    ("logits", "targets"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+        (torch.float16, torch.bfloat16),
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float64),
+        (torch.bfloat16, torch.float64),
+    ],
+)
+def test_targets_keep_their_digits(logits, targets, reduction):
+    x = torch.linspace(-8, 8, 90).to(logits)
+    t = torch.tensor([0.999, 1e-3, 1 - 1e-6]).repeat(30).to(targets)
+    wide = torch.promote_types(logits, targets)
+    alpha, pos_weight = torch.tensor([0.25]), torch.tensor([1.5])
+    cases = [
+        (lambda x: F.binary_cross_entropy_with_logits(x, t, reduction=reduction), (1.0, 1.0, 0.0)),
+        (lambda x: F.sigmoid_focal_loss(x, t, reduction=reduction), (0.25, 0.75)),
+        (
+            lambda x: F.sigmoid_focal_loss(x, t, alpha, reduction=reduction, pos_weight=pos_weight),
+            (0.25, 0.75, 2.0, 1.5),
+        ),
+    ]
+    for function, weights in cases:
+        truth = oracle.values_and_gradients(
+            lambda x, w=weights: reduced(sigmoid_form(x, t.double(), *w), reduction), x.double()
+        )
+        got = oracle.values_and_gradients(function, x)
+        assert got[0].dtype == wide
+        assert got[1].dtype == logits
+        torch.testing.assert_close(got[0].double(), truth[0], rtol=1e-5, atol=1e-12)
+        torch.testing.assert_close(got[1].double(), truth[1], rtol=1e-5 + torch.finfo(logits).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("logits", [torch.bfloat16, torch.float16])
+def test_integers_and_halves_leave_logits_half(logits):
+    x, t = batch((6, 5), soft=False)
+    x = x.to(logits)
+    expected = F.sigmoid_focal_loss(x.float(), t).to(logits)
+    for given in (t.bool(), t.long(), t.byte(), t.to(logits)):
+        got = F.sigmoid_focal_loss(x, given)
+        assert got.dtype == logits
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("ignored", [257, 2049, 70000, -16777217])
+def test_an_ignored_number_that_logits_would_round(dtype, ignored):
+    x, t = torch.tensor([1.0, -2.0, math.nan]).to(dtype), torch.tensor([0, 1, ignored])
+    for given in (t, t.double(), t.float()):
+        rows = F.sigmoid_focal_loss(x, given, ignore_index=ignored)
+        torch.testing.assert_close(rows[:2], F.sigmoid_focal_loss(x[:2], given[:2]))
+        assert rows[2] == 0
+        for normalizer, by in (("valid", 2), ("positives", 1)):
+            total = F.sigmoid_focal_loss(
+                x, given, ignore_index=ignored, normalizer=normalizer, reduction="sum"
+            )
+            torch.testing.assert_close(total.float(), rows.float().sum() / by, rtol=1e-2, atol=0)
+    classes = F.sigmoid_focal_loss(x[:2].expand(3, 2), t, ignore_index=ignored)
+    assert not classes[2].any()
+    assert classes[:2].all()
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (6, 5), (700, 3), (40, 33), (3, 4, 7), (3, 700)])
@@ -172,6 +270,17 @@ def test_what_a_reduction_divides_by_sigmoid():
             assert torch.equal(got, same)
     with pytest.raises(ThawkitError, match="normalizer must say what reduction='mean' divides by"):
         F.sigmoid_focal_loss(x, t, reduction="mean", normalizer="none")
+
+
+@pytest.mark.parametrize("ignored", [0, 3, -1])
+def test_ignored_class_indices_are_no_positives(ignored):
+    x, t = batch((6, 5))[0], torch.tensor([0, 3, -1, 3, 4, 0])
+    positives = sum(0 <= y != ignored for y in t.tolist())
+    rows = F.sigmoid_focal_loss(x, t, ignore_index=ignored)
+    for backend in ("cpu", "reference"):
+        with ops.use_backend(backend):
+            got = F.sigmoid_focal_loss(x, t, ignore_index=ignored, normalizer="positives", reduction="mean")
+        torch.testing.assert_close(got, rows.sum() / positives)
 
 
 def test_what_a_reduction_divides_by_softmax():
@@ -355,6 +464,13 @@ def test_modules_hand_their_options_on():
     [
         ({"alpha": torch.ones(4)}, "alpha must broadcast to the shape of inputs"),
         ({"alpha": 0.5, "alpha_mode": "per_class"}, "alpha must be a tensor of class weights where"),
+        (
+            {"alpha": torch.tensor([0.5, -0.1, 0.5, 1, 1]), "alpha_mode": "per_class"},
+            "alpha must be at least 0",
+        ),
+        ({"alpha": torch.tensor([1.5])}, r"alpha must be in \[0, 1\], .* got 1.5"),
+        ({"alpha": torch.tensor([math.nan])}, "alpha must be finite, got nan"),
+        ({"alpha": torch.tensor([0.5, math.inf, 1, 1, 1])}, "alpha must be finite, got inf"),
         ({"alpha_mode": "both"}, "alpha_mode must be one of"),
         ({"pos_weight": torch.ones(3)}, "pos_weight must broadcast to the shape of inputs"),
         ({"pos_weight": math.nan}, "pos_weight must be finite"),
@@ -369,3 +485,27 @@ def test_bad_options(options, says):
     x, t = batch((6, 5))
     with pytest.raises(ThawkitError, match=says):
         F.sigmoid_focal_loss(x, t, **options)
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: SigmoidFocalLoss(gamma=-1), "gamma must be at least 0, got -1"),
+        (lambda: SigmoidFocalLoss(2.0), r"alpha must be in \[0, 1\]"),
+        (lambda: SigmoidFocalLoss(alpha_mode="both"), "alpha_mode must be one of"),
+        (lambda: SigmoidFocalLoss(alpha_mode="per_class"), "alpha must be a tensor of class weights"),
+        (lambda: SigmoidFocalLoss(pos_weight=math.inf), "pos_weight must be finite"),
+        (lambda: SigmoidFocalLoss(normalizer="huh"), "normalizer must be one of"),
+        (lambda: SigmoidFocalLoss(normalizer="none"), "normalizer must say what reduction='mean'"),
+        (lambda: SigmoidFocalLoss(ignore_index=0.5), "ignore_index must be an integer"),
+        (lambda: SigmoidFocalLoss(reduction="all"), "reduction must be one of"),
+        (lambda: FocalLoss(gamma=math.nan), "gamma must be finite"),
+        (lambda: FocalLoss(alpha_mode="both"), "alpha_mode must be one of"),
+        (lambda: FocalLoss(label_smoothing=2), "label_smoothing must be from 0 to 1"),
+        (lambda: FocalLoss(normalizer=0), "normalizer must be positive"),
+        (lambda: FocalLoss(ignore_index=None), "ignore_index must be an integer"),
+    ],
+)
+def test_modules_refuse_bad_options_when_they_are_made(build, says):
+    with pytest.raises(ThawkitError, match=says):
+        build()

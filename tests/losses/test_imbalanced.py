@@ -84,6 +84,47 @@ def test_class_balanced_loss(shape, form, reduction):
     )
 
 
+@pytest.mark.parametrize("form", ["softmax", "sigmoid", "focal"])
+def test_class_balanced_mean_where_all_targets_are_ignored(form):
+    x, t = batch((6, 5))[0].requires_grad_(), torch.full((6,), -100)
+    loss = F.class_balanced_loss(x, t, SIZES, loss=form)
+    assert loss == 0
+    (gradient,) = torch.autograd.grad(loss, x)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("form", ["sigmoid", "focal"])
+def test_class_balanced_rows_of_half_precision_are_summed_before_they_are_rounded(form):
+    x, t = batch((40, 5))
+    for dtype in (torch.bfloat16, torch.float16):
+        got = F.class_balanced_loss(x.to(dtype), t, SIZES, loss=form, reduction="none")
+        expected = F.class_balanced_loss(x.to(dtype).float(), t, SIZES, loss=form, reduction="none")
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, expected)
+
+
+def test_sizes_of_any_kind_are_float64_for_float64_logits():
+    x, t = batch((40, 5))
+    x = x.double()
+    for given in (SIZES, SIZES.long(), SIZES.tolist()):
+        for function in (
+            F.ldam_loss,
+            F.logit_adjusted_loss,
+            F.class_balanced_loss,
+            lambda x, t, n: F.class_balanced_loss(x, t, n, loss="focal"),
+        ):
+            expected = function(x, t, SIZES.double())
+            torch.testing.assert_close(function(x, t, given), expected, rtol=1e-14, atol=0)
+
+
+def test_a_small_float64_prior():
+    prior = torch.tensor([1.0, 1e-50, 2.0, 0.5, 0.1], dtype=torch.float64)
+    x, t = batch((40, 5))
+    for dtype in (torch.float32, torch.float64):
+        got = LogitAdjustedLoss(prior)(x.to(dtype), t)
+        assert torch.equal(got, F.logit_adjusted_loss(x.to(dtype), t, prior))
+
+
 def ldam_form(scale, weight=None):
     margins = SIZES.double() ** -0.25
     margins = 0.5 * margins / margins.max()
@@ -185,6 +226,23 @@ def test_deferred_re_weighting_begins_with_its_epoch():
         torch.testing.assert_close(loss(x, t), expected)
 
 
+def test_the_epoch_of_deferred_re_weighting_is_kept(tmp_path):
+    x, t = batch((40, 5))
+    loss = LDAMLoss(SIZES, reweight_from=3)
+    loss.set_epoch(5)
+    torch.save(nn.Sequential(loss).state_dict(), tmp_path / "state.pt")
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+    resumed = LDAMLoss(SIZES, reweight_from=3)
+    nn.Sequential(resumed).load_state_dict(state)
+    assert resumed.epoch == 5
+    assert torch.equal(resumed(x, t), loss(x, t))
+    earlier = {name: state[name] for name in ("0.margins", "0.weight")}
+    nn.Sequential(resumed).load_state_dict(earlier)
+    assert resumed.epoch == 5
+    assert earlier.keys() == {"0.margins", "0.weight"}
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -226,6 +284,9 @@ def test_surroundings(loss):
         (lambda x, t: LDAMLoss(SIZES, weight=SIZES, reweight_from=2), "weight must be left out"),
         (lambda x, t: LDAMLoss(SIZES).set_epoch(-1), "epoch must be an integer of at least 0"),
         (lambda x, t: ClassBalancedLoss(SIZES, "hinge"), "loss must be one of"),
+        (lambda x, t: ClassBalancedLoss(SIZES, gamma=-1), "gamma must be at least 0"),
+        (lambda x, t: LDAMLoss(SIZES, scale=0), "scale must be positive"),
+        (lambda x, t: LogitAdjustedLoss(SIZES, tau="1"), "tau must be a number"),
     ],
 )
 def test_bad_input(call, says):

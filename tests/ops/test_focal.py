@@ -137,6 +137,16 @@ def test_special_values_come_out_where_torch_has_them(value, target, position):
     torch.testing.assert_close(got, expected, equal_nan=True, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("gamma", GAMMAS)
+@pytest.mark.parametrize("target", [0.0, 1.0])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_special_values_in_float64_are_those_of_float32(value, target, gamma):
+    x, t = torch.full((3,), value), torch.full((3,), target)
+    function = lambda x: F.sigmoid_focal_loss(x, t.to(x.dtype), gamma=gamma)
+    got, expected = values_and_gradients(function, x.double()), values_and_gradients(function, x)
+    torch.testing.assert_close([v.float() for v in got], list(expected), equal_nan=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_nan_is_not_rounded_to_a_number(dtype):
     # Rounding up carries out of the mantissa where all its bits are set. No half-precision input has those of

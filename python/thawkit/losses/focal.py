@@ -8,6 +8,8 @@ from torch import Tensor
 from thawkit.losses import functional as F
 from thawkit.losses.base import Loss
 from thawkit.ops import checks
+from thawkit.ops.focal import normalizer as normalizers
+from thawkit.ops.focal import options, softmax, weights
 
 
 def kept(module: Loss, name: str, value: Tensor | float | str | None) -> None:
@@ -34,6 +36,9 @@ class SigmoidFocalLoss(Loss):
         pos_weight: factor of the cross-entropy's positive part.
         ignore_index: target that is left out.
         normalizer: ``none``, ``numel``, ``valid``, ``positives`` or a positive number.
+
+    Raises:
+        ThawkitError: a number is out of range or a name unknown.
     """
 
     alpha: Tensor | float | None
@@ -52,7 +57,9 @@ class SigmoidFocalLoss(Loss):
         normalizer: str | Tensor | float | None = None,
     ):
         super().__init__()
-        checks.one_of("reduction", reduction, checks.REDUCTIONS)
+        options.check(gamma, 0.0, ignore_index)
+        normalizers.check(normalizer, reduction, "inputs", 1)
+        weights.check(alpha, alpha_mode, pos_weight)
         kept(self, "alpha", alpha)
         self.gamma = gamma
         self.reduction = reduction
@@ -91,6 +98,9 @@ class FocalLoss(Loss):
         label_smoothing: share of each target that is spread evenly over the classes.
         ignore_index: class of targets that are left out.
         normalizer: ``none``, ``numel``, ``valid``, ``positives`` or a positive number.
+
+    Raises:
+        ThawkitError: a number is out of range or a name unknown.
     """
 
     alpha: Tensor | float | None
@@ -108,7 +118,10 @@ class FocalLoss(Loss):
         normalizer: str | Tensor | float | None = None,
     ):
         super().__init__()
-        checks.one_of("reduction", reduction, checks.REDUCTIONS)
+        checks.integer("ignore_index", ignore_index)
+        options.check(gamma, label_smoothing, ignore_index)
+        normalizers.check(normalizer, reduction, "logits", 1)
+        checks.one_of("alpha_mode", alpha_mode, softmax.ALPHA_MODES)
         self.gamma = gamma
         if alpha is not None and alpha_mode == "per_class":
             alpha = torch.as_tensor(alpha)

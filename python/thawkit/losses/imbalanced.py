@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 from thawkit.losses.base import Loss
 from thawkit.ops import checks
-from thawkit.ops.focal import imbalanced
+from thawkit.ops.focal import imbalanced, options
 
 
 class ClassBalancedLoss(Loss):
@@ -40,6 +42,8 @@ class ClassBalancedLoss(Loss):
         super().__init__()
         checks.one_of("loss", loss, imbalanced.FORMS)
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
+        checks.integer("ignore_index", ignore_index)
+        options.check(gamma, 0.0, ignore_index)
         self.register_buffer("weight", F.class_balanced_weights(samples_per_class, beta))
         self.loss = loss
         self.beta = beta
@@ -64,7 +68,8 @@ class LDAMLoss(Loss):
     """Label-distribution-aware margin loss; see :func:`thawkit.losses.functional.ldam_loss`.
 
     With ``reweight_from`` it re-weights the classes by their effective numbers from that epoch on (deferred
-    re-weighting, DRW; Cao et al. 2019, algorithm 1): call :meth:`set_epoch` at the start of each epoch.
+    re-weighting, DRW; Cao et al. 2019, algorithm 1): call :meth:`set_epoch` at the start of each epoch. The
+    epoch is part of the ``state_dict``; one that has none leaves it as it is.
 
     Args:
         samples_per_class: (C,) sizes of the classes in the training set.
@@ -94,6 +99,8 @@ class LDAMLoss(Loss):
     ):
         super().__init__()
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
+        checks.positive_scalar("scale", scale)
+        checks.integer("ignore_index", ignore_index)
         if reweight_from is not None:
             checks.integer("reweight_from", reweight_from, 0)
             if weight is not None:
@@ -115,6 +122,19 @@ class LDAMLoss(Loss):
         """
         checks.integer("epoch", epoch, 0)
         self.epoch = epoch
+
+    def get_extra_state(self) -> Tensor:
+        """Return the epoch, as a tensor for files that hold nothing else."""
+        return torch.tensor(self.epoch, dtype=torch.int64, device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Go to the epoch that :meth:`get_extra_state` returned."""
+        self.set_epoch(int(state))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        # states of before the epoch was kept
+        state_dict.setdefault(f"{prefix}_extra_state", self.get_extra_state())
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return the loss of logits (N, C, ...) against class indices (N, ...)."""
@@ -152,7 +172,10 @@ class LogitAdjustedLoss(Loss):
     ):
         super().__init__()
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
-        self.register_buffer("class_prior", imbalanced.sizes("class_prior", class_prior).float())
+        checks.finite("tau", tau)
+        checks.integer("ignore_index", ignore_index)
+        # float64, as small shares are no float32 numbers
+        self.register_buffer("class_prior", imbalanced.sizes("class_prior", class_prior))
         self.tau = tau
         self.ignore_index = ignore_index
         self.reduction = reduction

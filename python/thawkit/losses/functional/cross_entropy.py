@@ -72,7 +72,8 @@ def binary_cross_entropy_with_logits(
             in the last dimension.
 
     Returns:
-        Losses in the dtype of ``input``, or a scalar (float32 for half-precision logits).
+        Losses in the dtype of ``input``, or in that of wider floating targets; or a scalar (float32 for half
+        precision).
 
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit, or there is nothing to take the mean of.

@@ -27,7 +27,8 @@ def sigmoid_focal_loss(
     Each logit x with its target t costs ``a_t (1 - p_t)^gamma ce`` with ``p = sigmoid(x)``,
     ``p_t = p t + (1 - p) (1 - t)`` and ``ce = -pos_weight t log p - (1 - t) log(1 - p)``. Soft targets
     enter all three factors, as in torchvision. Log p and log(1 - p) are computed as such, so nothing
-    saturates, and half precision is computed in float32.
+    saturates, and half precision is computed in float32. Floating targets that are wider than the logits are
+    not rounded: as in torch the logits are cast to the wider dtype, float64 included.
 
     **What a reduction divides by.** ``sum`` adds up, ``mean`` adds up and divides by the normalizer. Without
     one a mean divides by the number of losses that are not left out, and nothing else divides by anything;
@@ -39,7 +40,8 @@ def sigmoid_focal_loss(
             int64 of the shape of ``inputs`` without its last dimension, which is that of the classes: the
             class whose target is 1. Any number outside of 0 to C - 1 is background, none of them.
         alpha: a number, or a tensor that broadcasts to ``inputs``, such as (C,) for classes in the last
-            dimension. Negative numbers and None: no weights.
+            dimension. None, and numbers and elements below 0: no weights; with ``per_class`` elements are at
+            least 0. What a tensor holds is checked on the CPU only.
         gamma: focusing exponent, at least 0; 0 is binary cross-entropy.
         reduction: ``none``, ``mean`` or ``sum``.
         alpha_mode: ``balanced``: alpha weighs positives and 1 - alpha negatives (the paper, torchvision):
@@ -56,7 +58,8 @@ def sigmoid_focal_loss(
             positive number or tensor of one element, such as a count over all ranks.
 
     Returns:
-        Elementwise losses in the dtype of ``inputs``, or a scalar (float32 for half-precision inputs).
+        Elementwise losses in the dtype of ``inputs``, or in that of wider floating targets; or a scalar
+        (float32 for half precision).
 
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit, a number is out of range, an unknown name, or

@@ -72,7 +72,7 @@ def class_balanced_loss(
     Raises:
         ThawkitError: types, shapes, dtypes, devices or targets do not fit, or a number is out of range.
     """
-    weights = class_balanced_weights(samples_per_class, beta)
+    weights = class_balanced_weights(_focal.imbalanced.precise(samples_per_class, logits), beta)
     return _focal.imbalanced.class_weighted(
         logits, target, weights, loss=loss, gamma=gamma, ignore_index=ignore_index, reduction=reduction
     )
@@ -132,7 +132,7 @@ def ldam_loss(
     return _focal.imbalanced.ldam(
         logits,
         target,
-        ldam_margins(samples_per_class, max_margin),
+        ldam_margins(_focal.imbalanced.precise(samples_per_class, logits), max_margin),
         scale=scale,
         weight=weight,
         ignore_index=ignore_index,

@@ -97,7 +97,8 @@ def binary_focal_loss_with_logits(
         ignore_index: target without a loss; None: there is none.
 
     Returns:
-        Losses in the dtype of ``pred``, or a scalar (float32 for half precision).
+        Losses in the dtype of ``pred``, or in that of wider floating targets; or a scalar (float32 for half
+        precision).
 
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit, or a number is out of range.

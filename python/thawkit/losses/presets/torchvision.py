@@ -28,7 +28,8 @@ def sigmoid_focal_loss(
         reduction: ``none``, ``mean`` (over all elements) or ``sum``.
 
     Returns:
-        Elementwise losses in the dtype of ``inputs``, or a scalar (float32 for half-precision inputs).
+        Elementwise losses in the dtype of ``inputs``, or in that of wider floating targets; or a scalar
+        (float32 for half precision).
 
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit, or a number is out of range.

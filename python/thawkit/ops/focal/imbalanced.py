@@ -12,6 +12,7 @@ from thawkit.ops import checks
 from thawkit.ops.focal.cross_entropy import cross_entropy
 from thawkit.ops.focal.sigmoid import sigmoid_focal
 from thawkit.ops.focal.softmax import check, check_indices, softmax_focal
+from thawkit.ops.pairwise.common import lifted
 
 FORMS = ("softmax", "sigmoid", "focal")
 
@@ -37,6 +38,12 @@ def sizes(name: str, given: Tensor | Sequence[float]) -> Tensor:
 def narrowed(x: Tensor, given: Tensor | Sequence[float]) -> Tensor:
     """Return float32, or float64 where that was given."""
     return x if isinstance(given, Tensor) and given.dtype == torch.float64 else x.float()
+
+
+def precise(samples_per_class: Tensor | Sequence[float], logits: Tensor) -> Tensor | Sequence[float]:
+    """Return the sizes in float64 where the logits are, so that what is made of them is float64 too."""
+    wide = isinstance(logits, Tensor) and logits.dtype == torch.float64
+    return sizes("samples_per_class", samples_per_class) if wide else samples_per_class
 
 
 def class_balanced_weights(samples_per_class: Tensor | Sequence[float], beta: float) -> Tensor:
@@ -80,6 +87,8 @@ def class_weighted(
     check_indices(target, logits.shape[1], ignore_index)
     each = weights[target.where(counted, 0)].unsqueeze(-1)
     mean = counted.sum(dtype=torch.float32).clamp_min(1) if reduction == "mean" else None
+    if reduction == "none":
+        logits = lifted(logits)  # the elements' losses come back in the logits' dtype, and are added up here
     rows = sigmoid_focal(
         logits.movedim(1, -1),
         target,
@@ -90,9 +99,7 @@ def class_weighted(
         normalizer=mean,
         reduction=reduction,
     )
-    if reduction != "none":
-        return rows
-    return rows.sum(-1, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
+    return rows.sum(-1) if reduction == "none" else rows
 
 
 def ldam(

@@ -101,4 +101,7 @@ def softmax_focal(
 
 def _power(base: Tensor, gamma: float) -> Tensor:
     """``base ** gamma`` for base >= 0 whose gradient stays finite at 0 for gamma < 1 too."""
-    return base.clamp_min(torch.finfo(base.dtype).tiny) ** gamma if 0 < gamma < 1 else base**gamma
+    if not 0 < gamma < 1:
+        return base**gamma
+    # clamp_min has no gradient at 0; with the second term one that is NaN goes on
+    return base.clamp_min(torch.finfo(base.dtype).tiny) ** gamma + 0 * base

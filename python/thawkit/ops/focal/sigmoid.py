@@ -10,7 +10,7 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import Objection, choose
-from thawkit.ops.focal import cpu, cuda, reference
+from thawkit.ops.focal import cpu, cuda, options, reference
 from thawkit.ops.focal import normalizer as normalizers
 from thawkit.ops.focal.sigmoid_operators import SigmoidFocal, SigmoidFocalTotal, counting, one_hot
 from thawkit.ops.focal.weights import Weights, on, pack, weights
@@ -41,8 +41,9 @@ def sigmoid_focal(
 
     Args:
         inputs: logits of any shape.
-        targets: the same shape, numbers in [0, 1]; cast to the logits' dtype. Or int64 of the shape without
-            its last dimension: the class whose target is 1, a number outside of 0 to C - 1 for none.
+        targets: the same shape, numbers in [0, 1]; if floating, computed with in the wider dtype of the two,
+            as 1 - t has not the digits of a rounded t. Or int64 of the shape without its last dimension: the
+            class whose target is 1, a number outside of 0 to C - 1 for none.
         alpha: weights of positives and negatives, by ``alpha_mode``.
         gamma: focusing exponent, at least 0.
         reduction: ``none``, ``mean`` or ``sum``.
@@ -56,7 +57,8 @@ def sigmoid_focal(
         separate: what soft targets mean: see the reference.
 
     Returns:
-        Elementwise losses in the dtype of ``inputs``, or a scalar: float32 for half-precision inputs.
+        Elementwise losses in the dtype of ``inputs``, or in that of wider floating targets; or a scalar:
+        float32 for half precision.
 
     Raises:
         ThawkitError: shapes, dtypes or devices do not fit, a number is out of range, nothing to average.
@@ -64,10 +66,14 @@ def sigmoid_focal(
     indices = _check(inputs, targets, gamma, mask, ignore_index, label_smoothing)
     normalizers.check(normalizer, reduction, "inputs", inputs.numel())
     given = weights(inputs, alpha, alpha_mode, pos_weight, weight)
-    if not indices:
-        targets = targets.to(inputs.dtype)
     if mask is not None:
         mask = mask.expand(inputs.shape)
+    if not indices and targets.is_floating_point():
+        inputs = inputs.to(torch.promote_types(inputs.dtype, targets.dtype))
+    if ignore_index is not None and not _exact(ignore_index, torch.float32 if indices else inputs.dtype):
+        mask, ignore_index = counting(inputs, targets, mask, ignore_index), None
+    if not indices:
+        targets = targets.to(inputs.dtype)
     by = normalizers.divisor(
         normalizer, reduction, inputs.numel(), *_counts(inputs, targets, mask, ignore_index)
     )
@@ -115,16 +121,9 @@ def _check(
             f"targets must have the shape of inputs, {tuple(inputs.shape)}, got {tuple(targets.shape)}"
         )
     checks.same_device("targets", targets, "inputs", inputs)
-    checks.finite("gamma", gamma)
-    if gamma < 0:
-        raise ThawkitError(f"gamma must be at least 0, got {gamma}")
-    if ignore_index is not None:
-        checks.integer("ignore_index", ignore_index)
+    options.check(gamma, label_smoothing, ignore_index)
     if mask is not None:
         _check_mask(mask, inputs)
-    checks.finite("label_smoothing", label_smoothing)
-    if not 0 <= label_smoothing <= 1:
-        raise ThawkitError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
     return indices
 
 
@@ -140,6 +139,11 @@ def _check_mask(mask: Tensor, inputs: Tensor) -> None:
         raise ThawkitError(
             f"mask must broadcast to the shape of inputs, {tuple(inputs.shape)}, got {tuple(mask.shape)}"
         )
+
+
+def _exact(number: int, dtype: torch.dtype) -> bool:
+    """Return whether the dtype tells an integer from its neighbours."""
+    return abs(number) < 2 / torch.finfo(dtype).eps
 
 
 def _counts(inputs: Tensor, targets: Tensor, mask: Tensor | None, ignored: int | None) -> Any:

@@ -10,7 +10,7 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import Objection, choose
-from thawkit.ops.focal import cpu, reference
+from thawkit.ops.focal import cpu, options, reference
 from thawkit.ops.focal import normalizer as normalizers
 from thawkit.ops.focal.softmax_operators import SoftmaxFocal, SoftmaxFocalTotal
 from thawkit.ops.pairwise.common import full_precision, lifted
@@ -177,13 +177,8 @@ def check(logits: Tensor, target: Tensor, gamma: float, smoothing: float, ignore
             f"got {tuple(target.shape)}"
         )
     checks.same_device("target", target, "logits", logits)
-    checks.finite("gamma", gamma)
-    if gamma < 0:
-        raise ThawkitError(f"gamma must be at least 0, got {gamma}")
-    checks.finite("label_smoothing", smoothing)
-    if not 0 <= smoothing <= 1:
-        raise ThawkitError(f"label_smoothing must be from 0 to 1, got {smoothing}")
     checks.integer("ignore_index", ignore_index)
+    options.check(gamma, smoothing, ignore_index)
 
 
 def check_indices(target: Tensor, classes: int, ignored: int) -> None:

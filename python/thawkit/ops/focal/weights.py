@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -59,40 +60,67 @@ def weights(
     Raises:
         ThawkitError: a number is not finite or out of range, a shape does not broadcast.
     """
-    checks.one_of("alpha_mode", alpha_mode, ALPHA_MODES)
+    check(alpha, alpha_mode, pos_weight)
     positive, negative = _alpha(inputs, alpha, alpha_mode)
-    if pos_weight is None:
-        pos_weight = 1.0
-    elif isinstance(pos_weight, Tensor):
+    if isinstance(pos_weight, Tensor):
         _broadcasts("pos_weight", pos_weight, inputs)
     else:
-        checks.finite("pos_weight", pos_weight)
-        pos_weight = float(pos_weight)
+        pos_weight = 1.0 if pos_weight is None else float(pos_weight)
     if weight is not None:
         _broadcasts("weight", weight, inputs)
     return Weights(positive, negative, pos_weight, weight)
 
 
+def check(alpha: Tensor | float | None, mode: str, pos_weight: Tensor | float | None) -> None:
+    """Check what needs no logits.
+
+    Raises:
+        ThawkitError: an unknown mode, a number is not finite or out of range.
+    """
+    checks.one_of("alpha_mode", mode, ALPHA_MODES)
+    if isinstance(alpha, Tensor):
+        checks.floating("alpha", alpha)
+        _in_range(alpha, mode)
+    elif alpha is not None:
+        checks.finite("alpha", alpha)
+        if mode == "per_class":
+            raise ThawkitError(
+                f"alpha must be a tensor of class weights where alpha_mode='per_class', got {alpha}"
+            )
+        if mode == "balanced" and alpha > 1:
+            raise ThawkitError(f"alpha must be in [0, 1], or negative for no class weights, got {alpha}")
+    if isinstance(pos_weight, Tensor):
+        checks.floating("pos_weight", pos_weight)
+    elif pos_weight is not None:
+        checks.finite("pos_weight", pos_weight)
+
+
 def _alpha(inputs: Tensor, alpha: Tensor | float | None, mode: str) -> tuple[Tensor | float, Tensor | float]:
-    if alpha is None:
-        return 1.0, 1.0
     if isinstance(alpha, Tensor):
         _broadcasts("alpha", alpha, inputs)
         if mode == "per_class":
             return alpha, alpha
-        alpha = alpha.double()  # 1 - alpha of a float32 alpha near 1 keeps its digits
-        return alpha, 1 - alpha if mode == "balanced" else 1.0
-    checks.finite("alpha", alpha)
-    if mode == "per_class":
-        raise ThawkitError(
-            f"alpha must be a tensor of class weights where alpha_mode='per_class', got {alpha}"
-        )
-    if alpha < 0:
+        alpha = alpha.double()  # 1 - alpha of a half-precision alpha, or for float64 logits, keeps its digits
+        unweighted = alpha < 0
+        positive = alpha.masked_fill(unweighted, 1.0)
+        return positive, (1 - alpha).masked_fill(unweighted, 1.0) if mode == "balanced" else 1.0
+    if alpha is None or alpha < 0:
         return 1.0, 1.0
-    if mode == "balanced" and alpha > 1:
-        raise ThawkitError(f"alpha must be in [0, 1], or negative for no class weights, got {alpha}")
     alpha = float(alpha)
     return alpha, 1.0 - alpha if mode == "balanced" else 1.0
+
+
+def _in_range(alpha: Tensor, mode: str) -> None:
+    """Require of a tensor what a number has to be, where looking takes no waiting."""
+    if not checks.readable(alpha) or alpha.numel() == 0:
+        return
+    least, largest = (x.item() for x in alpha.detach().aminmax())
+    if not math.isfinite(least) or not math.isfinite(largest):
+        raise ThawkitError(f"alpha must be finite, got {largest if math.isfinite(least) else least}")
+    if mode == "per_class" and least < 0:
+        raise ThawkitError(f"alpha must be at least 0 where alpha_mode='per_class', got {least}")
+    if mode == "balanced" and largest > 1:
+        raise ThawkitError(f"alpha must be in [0, 1], or negative for no class weights, got {largest}")
 
 
 def _broadcasts(name: str, x: Tensor, inputs: Tensor) -> None:
