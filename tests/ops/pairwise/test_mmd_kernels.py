@@ -75,6 +75,22 @@ def test_only_the_bandwidths_may_want_a_gradient():
     torch.testing.assert_close(s.grad.double(), exact.grad, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize("need", [(True, False), (False, True)])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_only_one_sample_may_want_a_gradient(layers, need):
+    each = [two_samples(20, 30, 4, seed=i) for i in range(layers)]
+
+    def gradients(dtype):
+        xs, ys = ([pair[i].to(dtype).requires_grad_(need[i]) for pair in each] for i in (0, 1))
+        wanted = xs if need[0] else ys
+        return torch.autograd.grad(F.joint_mmd(xs, ys), wanted)
+
+    with ops.use_backend("cpu"):
+        got = gradients(torch.float32)
+    for g, expected in zip(got, gradients(torch.float64), strict=True):
+        torch.testing.assert_close(g.double(), expected, rtol=1e-3, atol=1e-6)
+
+
 def kernel_value(kernel, u, v, s):
     d2 = (u[:, None] - v[None]).square().sum(2)
     if kernel == "linear":
@@ -122,6 +138,75 @@ def test_whole_weights_are_repeated_rows(kernel, estimator):
         within = lambda w, a: (w @ k(a, a) @ w - w.square() @ k(a, a).diag()) / (1 - w.square().sum())
         expected = within(w, x) + within(v, y) - 2 * w @ k(x, y) @ v
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [False, True])
+@pytest.mark.parametrize("light", [1e-3, 1e-6, 1e-8, 1e-20, 1e-45])
+@pytest.mark.parametrize("kernel", ["rbf", "linear"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_one_row_may_have_nearly_all_of_the_weight(dtype, kernel, light, classes):
+    """There are few pairs of distinct rows then, and the U-statistic is their mean all the same."""
+    x, y = (z.to(dtype) for z in two_samples(4, 5, 3))
+    u, v = x.double(), y.double()
+    of_x = torch.tensor([1, light, 0, 0], dtype=torch.float64)
+    k = lambda a, b: kernel_value(kernel, a, b, 1.0)
+    off = k(v, v) - k(v, v).diag().diag()
+    expected = k(u, u)[0, 1] + off.sum() / 20 - 2 * of_x / of_x.sum() @ k(u, v).mean(1)
+    options = {"weights": (of_x, torch.ones(5)), "estimator": "unbiased", "kernel": kernel}
+    if kernel == "rbf":
+        options["bandwidths"] = torch.ones(1)
+    if classes:
+        options["class_conditional"] = (
+            torch.zeros(4, dtype=torch.int64),
+            torch.zeros(5, dtype=torch.int64),
+        )
+    got = F.mmd(x, y, **options)
+    tolerance = 1e-12 if dtype == torch.float64 else 2e-6
+    torch.testing.assert_close(got.double(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("estimator", ["biased", "unbiased"])
+def test_only_the_ratios_of_weights_matter(estimator):
+    """Their dtype may hold weights and neither their sum nor their squares."""
+    x, y = two_samples(9, 8, 3)
+    of_x, of_y = (torch.rand(rows, dtype=torch.float64) + 0.1 for rows in (9, 8))
+    expected = F.mmd(x, y, estimator=estimator, weights=(of_x, of_y))
+    labels = torch.arange(9) % 2, torch.arange(8) % 2
+    in_classes = F.mmd(x, y, estimator=estimator, weights=(of_x, of_y), class_conditional=labels)
+    for scale in (1e-307, 1e-37, 1e-30, 1e30, 3e38, 1e308):
+        dtype = torch.float32 if 1e-40 < scale < 1e40 else torch.float64
+        weights = tuple((w * (scale / 1.1)).to(dtype) for w in (of_x, of_y))
+        got = F.mmd(x, y, estimator=estimator, weights=weights)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+        got = F.mmd(x, y, estimator=estimator, weights=weights, class_conditional=labels)
+        torch.testing.assert_close(got, in_classes, rtol=1e-5, atol=1e-6)
+
+
+def test_the_mean_over_classes_has_all_digits_of_float64():
+    x, y = (z.double() for z in two_samples(20, 30, 4))
+    labels = torch.arange(20) % 3, torch.arange(30) % 3
+    s = torch.tensor([2.0])
+    classes = [(x[labels[0] == c], y[labels[1] == c]) for c in range(3)]
+    expected = sum(F.mmd(a, b, bandwidths=s) for a, b in classes) / 3
+    for got in (
+        F.mmd(x, y, bandwidths=s, class_conditional=labels),
+        F.joint_mmd([x], [y], bandwidths=s, class_conditional=labels),
+    ):
+        torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("few", [0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_class_of_one_row_in_either_sample_does_not_count_where_unbiased(dtype, few):
+    samples = [z.to(dtype) for z in two_samples(20, 20, 4)]
+    labels = [torch.arange(20) % 2, torch.arange(20) % 2]
+    labels[few][7] = 2
+    labels[1 - few][:4] = 2
+    s = torch.tensor([2.0])
+    got = F.mmd(*samples, bandwidths=s, estimator="unbiased", class_conditional=tuple(labels))
+    classes = [[z[label == c] for z, label in zip(samples, labels, strict=True)] for c in (0, 1)]
+    expected = sum(F.mmd(*each, bandwidths=s, estimator="unbiased") for each in classes) / 2
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ["biased", "unbiased"])
@@ -335,6 +420,31 @@ def test_local_mmd_of_certain_targets_is_the_class_conditional_one():
     torch.testing.assert_close(got, F.mmd(x, y, class_conditional=labels), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("rows", "dtype"), [(300, torch.bfloat16), (70_000, torch.float16)])
+def test_local_mmd_of_half_precision_has_shares_in_single(rows, dtype):
+    """A class of 70,000 rows has a sum that float16 does not hold, and 1 / 300 is not in bfloat16."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, 2, generator=generator).to(dtype).requires_grad_()
+    y = (torch.randn(30, 2, generator=generator) + 1).to(dtype)
+    labels, shares = torch.zeros(rows, dtype=torch.int64), torch.ones(30, 1, dtype=dtype)
+    with ops.use_backend("cpu"):
+        got = F.local_mmd(x, y, labels, shares, kernel="linear")
+    (gradient,) = torch.autograd.grad(got * rows, x)
+    difference = x.detach().double().mean(0) - y.double().mean(0)
+    torch.testing.assert_close(got.double(), difference.square().sum(), rtol=1e-5, atol=0)
+    assert gradient.dtype == dtype
+    expected = (2 * difference).expand(rows, 2)
+    torch.testing.assert_close(gradient.double(), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_local_mmd_gives_probabilities_no_gradient():
+    x, y = two_samples(6, 5, 3)
+    shares, probabilities = (torch.rand(n, 2, requires_grad=True) for n in (6, 5))
+    for backend in ("cpu", "reference"):
+        with ops.use_backend(backend):
+            assert not F.local_mmd(x, y, shares, probabilities).requires_grad
+
+
 def test_local_mmd_without_common_classes_is_nothing():
     x, y = (z.requires_grad_() for z in two_samples(5, 4, 3))
     probabilities = torch.zeros(4, 3)
@@ -403,6 +513,14 @@ X, Y = torch.zeros(3, 2), torch.zeros(4, 2)
         (
             lambda: F.local_mmd(X, Y, torch.full((3,), 2), torch.ones(4, 2)),
             "labels must be from 0 to 1, as probabilities has 2 columns",
+        ),
+        (
+            lambda: F.local_mmd(X, Y, -torch.ones(3, 2), torch.ones(4, 2)),
+            "labels must hold numbers from 0 up",
+        ),
+        (
+            lambda: F.local_mmd(X, Y, torch.ones(3, 2), -torch.ones(4, 2)),
+            "probabilities must hold numbers from 0 up, got -1",
         ),
         (lambda: F.local_mmd(X, Y, torch.ones(3, 4), torch.ones(4, 2)), "labels must have shape \\(3,\\) or"),
     ],

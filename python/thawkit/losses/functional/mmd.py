@@ -10,6 +10,7 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops import pairwise as _pairwise
+from thawkit.ops.pairwise.common import lifted
 from thawkit.ops.pairwise.estimators import mmd_of_blocks, mmd_of_features, mmd_of_means, mmd_of_pairs
 from thawkit.ops.pairwise.mmd_weights import pair_weights
 from thawkit.ops.pairwise.reference.kernels import KERNELS, SCALED, Kernel
@@ -197,17 +198,21 @@ def local_mmd(
         Scalar: float64 for float64 inputs, else float32.
 
     Raises:
-        ThawkitError: shapes, dtypes or devices do not fit, a label is no class, an unknown name.
+        ThawkitError: shapes, dtypes or devices do not fit, a label is no class, a share is negative, an
+            unknown name.
     """
     checks.row_pair("x", x, "y", y)
     shares_x, shares_y = _shares(x, y, labels, probabilities)
+    x, y = (
+        lifted(x),
+        lifted(y),
+    )  # as shares are, which half precision would round and whose sums it may not hold
     total_x, total_y = shares_x.sum(0), shares_y.sum(0)
     common = (total_x > 0) & (total_y > 0)
     # each of both sides takes the root of what a class counts
     part = common.to(shares_y.dtype) / common.sum().clamp_min(1).to(shares_y.dtype).sqrt()
     shares_x, shares_y = (
-        shares * (part / total.where(common, 1))
-        for shares, total in ((shares_x, total_x), (shares_y, total_y))
+        shares / total.where(common, 1) * part for shares, total in ((shares_x, total_x), (shares_y, total_y))
     )
     shares = Sample(shares_x, shares_y, Kernel("linear"), None)
     ones = Weights(shares_x.new_ones(x.shape[0]), shares_y.new_full((y.shape[0],), -1.0))
@@ -222,8 +227,8 @@ def _shares(x: Tensor, y: Tensor, labels: Tensor, probabilities: Tensor) -> tupl
         raise ThawkitError(
             f"probabilities must have shape ({y.shape[0]}, classes), a row each of y, got {(rows, classes)}"
         )
-    dtype = x.dtype
-    shares_y = probabilities.detach().to(dtype)
+    dtype = lifted(x).dtype
+    shares_y = _not_negative("probabilities", probabilities).to(dtype)
     if isinstance(labels, Tensor) and labels.is_floating_point():
         checks.same_device("labels", labels, "x", x)
         if labels.shape != (x.shape[0], classes):
@@ -231,7 +236,7 @@ def _shares(x: Tensor, y: Tensor, labels: Tensor, probabilities: Tensor) -> tupl
                 f"labels must have shape ({x.shape[0]},) or, of shares, ({x.shape[0]}, {classes}), "
                 f"got {tuple(labels.shape)}"
             )
-        return labels.detach().to(dtype), shares_y
+        return _not_negative("labels", labels).to(dtype), shares_y
     checks.labels("labels", labels, "x", x)
     if (
         checks.readable(labels)
@@ -243,6 +248,13 @@ def _shares(x: Tensor, y: Tensor, labels: Tensor, probabilities: Tensor) -> tupl
             f"got {int(labels.min())} to {int(labels.max())}"
         )
     return (labels[:, None] == torch.arange(classes, device=labels.device)).to(dtype), shares_y
+
+
+def _not_negative(name: str, shares: Tensor) -> Tensor:
+    shares = shares.detach()
+    if checks.readable(shares) and bool((shares < 0).any()):
+        raise ThawkitError(f"{name} must hold numbers from 0 up, got {shares.min().item()}")
+    return shares
 
 
 def _pair(labels: object) -> tuple[Tensor, Tensor] | None:

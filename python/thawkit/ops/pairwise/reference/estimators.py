@@ -16,14 +16,24 @@ def of_means(x: Tensor, y: Tensor, weights: Weights, equal: bool) -> Tensor:
     if equal or weights.same is None:  # rounding sees a common shift, only the weighted U-statistic does too
         middle = centre(x, y)
         x, y = x - middle, y - middle
-    of_x, of_y = ((weight[:, None] * rows).sum(0) for weight, rows in ((weights.x, x), (weights.y, y)))
     if weights.same is None:
+        of_x, of_y = (_weighted_sum(w, rows) for w, rows in ((weights.x, x), (weights.y, y)))
         return (of_x + of_y).square().sum()
-    value = 2 * of_x @ of_y
-    for rows, weight, mean, same in ((x, weights.x, of_x, 0), (y, weights.y, of_y, 1)):
-        own = weight.square() @ rows.square().sum(1)
-        value = value + weights.same[same][0] * (mean.square().sum() - own)
-    return value
+    sums, value = [], x.new_zeros(())
+    for rows, weight, same in ((x, weights.x, weights.same[0]), (y, weights.y, weights.same[1])):
+        # the square of a row that has nearly all of the weight is never added, so that nothing cancels
+        heaviest = weight.detach().abs().argmax()[None]
+        row = _weighted_sum(weight.index_select(0, heaviest), rows.index_select(0, heaviest))
+        others = weight.index_fill(0, heaviest, 0)
+        rest = _weighted_sum(others, rows)
+        pairs = 2 * row @ rest + rest.square().sum() - others.square() @ rows.square().sum(1)
+        value = value + same[0] * pairs
+        sums.append(row + rest)
+    return value + 2 * sums[0] @ sums[1]
+
+
+def _weighted_sum(weights: Tensor, rows: Tensor) -> Tensor:
+    return (weights[:, None] * rows).sum(0)
 
 
 def linear_time(x: Tensor, y: Tensor, kernel: Kernel, rates: Tensor | None) -> Tensor:
