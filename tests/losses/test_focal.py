@@ -301,6 +301,24 @@ def test_what_a_reduction_divides_by_softmax():
     torch.testing.assert_close(got, F.focal_loss(x, p, reduction="sum") / p[:, 1:].sum())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_divisor_that_is_no_half_number(dtype):
+    x, t = torch.full((70000,), 9.0).to(dtype), torch.zeros(70000).to(dtype)
+    x[:100] = 20
+    rows = F.sigmoid_focal_loss(x.float(), t.float()) / 70000
+    for options in ({"normalizer": torch.tensor(70000.0)}, {"normalizer": "valid", "ignore_index": -1}):
+        got = F.sigmoid_focal_loss(x, t, **options)
+        torch.testing.assert_close(got, rows.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_positives_of_half_precision_probabilities(dtype):
+    x, p = torch.randn(1000, 2), torch.tensor([0.001, 0.999]).to(dtype).expand(1000, 2)
+    got = F.focal_loss(x, p, normalizer="positives", reduction="sum")
+    expected = F.focal_loss(x, p, reduction="sum") / (1000 * (1 - p[0, 0].double().item()))
+    torch.testing.assert_close(got, expected)
+
+
 def test_a_normalizer_may_need_a_gradient():
     x, t = batch((6, 5), soft=False)
     by = torch.tensor(4.0, requires_grad=True)

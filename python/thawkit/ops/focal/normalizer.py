@@ -10,6 +10,7 @@ from torch import Tensor
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
+from thawkit.ops.pairwise.common import lifted
 
 NORMALIZERS = ("none", "numel", "valid", "positives")
 
@@ -81,7 +82,10 @@ def divided(loss: Tensor, by: Tensor | float | None) -> Tensor:
     """Return the losses over their divisor, in their own dtype."""
     if by is None:
         return loss
-    return loss / (by.to(loss.device, loss.dtype) if isinstance(by, Tensor) else by)
+    if not isinstance(by, Tensor):
+        return loss / by
+    wide = lifted(loss)  # a count above 65504 is no float16
+    return (wide / by.to(loss.device, wide.dtype)).to(loss.dtype)
 
 
 def split(by: Tensor | float | None, device: torch.device) -> tuple[float, Tensor | None, Tensor | None]:

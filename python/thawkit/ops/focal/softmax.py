@@ -143,9 +143,7 @@ def _in_memory_order(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 def _counts(target: Tensor, ignored: int) -> Any:
     """Return what counts the valid targets (None: all are) and what counts those not of class 0."""
     if target.is_floating_point():
-        others = lambda: (1 - target.detach().select(1, 0)).sum(
-            dtype=torch.float64 if target.dtype == torch.float64 else torch.float32
-        )
+        others = lambda: (1 - lifted(target.detach().select(1, 0))).sum()
         return None, others
     counting = lambda: (target != ignored).sum(dtype=torch.float32)
     return counting, lambda: ((target != ignored) & (target != 0)).sum(dtype=torch.float32)
