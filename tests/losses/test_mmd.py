@@ -130,6 +130,41 @@ def test_estimates_of_any_scale(kernel, estimator, scale, features):
     assert_scales(x, y, kernel=kernel, estimator=estimator)
 
 
+@pytest.mark.parametrize("bandwidths", ["mean", "median"])
+@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e25, 1e36])
+@pytest.mark.parametrize(
+    ("kernel", "estimator"),
+    [
+        (k, e)
+        for k in ("rbf", "laplace", "imq")
+        for e in ("linear", "block", "rff")
+        if (k, e) != ("imq", "rff")
+    ],
+)
+def test_estimates_of_scales_whose_rates_leave_float32(kernel, estimator, scale, bandwidths):
+    x, y = (z * scale for z in two_samples(24, 24, 3, dtype=torch.float32))
+    options = {"kernel": kernel, "estimator": estimator, "bandwidths": bandwidths}
+    draw = lambda: {"generator": torch.Generator().manual_seed(1)}
+    inputs = x.requires_grad_(), y.requires_grad_()
+    units = [z.detach() / scale for z in inputs]
+    units = [z.requires_grad_() for z in units]
+    got, expected = F.mmd(*inputs, **options, **draw()), F.mmd(*units, **options, **draw())
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+    if scale < 1e30:  # of 1e36 the gradients are near float32's end
+        for a, b in zip(torch.autograd.grad(got, inputs), torch.autograd.grad(expected, units), strict=True):
+            torch.testing.assert_close(a.double() * scale, b.double(), rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["linear", "block", "rff"])
+def test_estimates_with_bandwidths_far_apart(estimator):
+    x, y = two_samples(24, 24, 3, dtype=torch.float32)
+    options = {"estimator": estimator, "bandwidths": torch.tensor([1e-30, 1e30])}
+    y[0] = x[0]
+    inputs = x.requires_grad_(), y.requires_grad_()
+    value = F.mmd(*inputs, **options, generator=torch.Generator().manual_seed(1))
+    assert value.isfinite()
+
+
 @pytest.mark.parametrize("features", [3, 300])
 @pytest.mark.parametrize("scale", [1e-18, 1e18])
 @pytest.mark.parametrize("kernel", [k for k in KERNELS if k != "poly"])

@@ -144,6 +144,24 @@ def test_any_scale(kernel, scale, features):
     assert power == pytest.approx(F.mmd_power(x.double(), y.double(), **options).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("bandwidths", ["mean", "median"])
+@pytest.mark.parametrize("scale", [1e-36, 1e-25, 1e-20, 1e25, 1e36])
+@pytest.mark.parametrize("kernel", ["rbf", "laplace", "imq"])
+def test_scales_whose_rates_leave_float32(kernel, scale, bandwidths, backend):
+    x, y = two_samples(30, 20, 3, 0.2)
+    y[0] = x[0]
+    options = {"kernel": kernel, "bandwidths": bandwidths}
+    expected = F.mmd_test(x.double(), y.double(), 99, seed=0, **options)
+    x, y = x * scale, y * scale
+    with ops.use_backend(backend if kernel == "rbf" else None):
+        got = F.mmd_test(x, y, 99, seed=0, **options)
+    assert got.p_value == expected.p_value
+    assert got.statistic == pytest.approx(expected.statistic, rel=1e-3, abs=1e-5)
+    torch.testing.assert_close(got.bandwidth.double() / scale, expected.bandwidth, rtol=1e-4, atol=0)
+    assert F.mmd_power(x, y, **options).item() == pytest.approx(expected.power_criterion, rel=1e-3, abs=1e-5)
+
+
 def test_rows_at_no_reach_of_the_bandwidth():
     x, y = (s * 1e20 for s in two_samples(12, 9, 3))
     got = F.mmd_test(x, y, 30, bandwidths=torch.tensor([1.0]), estimator="biased", seed=0)

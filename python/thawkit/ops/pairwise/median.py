@@ -24,9 +24,21 @@ def median_squared_distance(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.detach(), y.detach()
     if choose("median_squared_distance", OBJECTIONS, x, y) == "reference":
         with full_precision(x):
-            return reference.median_squared_distance(lifted(x), lifted(y)).double()
+            return _definition(lifted(x), lifted(y))
     median: Tensor = _median_op(x, y)
     return median
+
+
+def _definition(x: Tensor, y: Tensor) -> Tensor:
+    """The reference of rows in units, powers of 2, in which the mean square is about 2^60.
+
+    So squares stay within float32, also those of pairs that are much nearer than the mean.
+    """
+    mean = reference.mean_squared_distance(x.double(), y.double())
+    usable = mean.isfinite() & (mean > 0)
+    unit = (30 - mean.where(usable, 2.0**60).log2() / 2).round().clamp(-126, 126).exp2()
+    rows = (z * unit.to(z.dtype) for z in (x, y))
+    return reference.median_squared_distance(*rows).double() / unit.square()
 
 
 def usual_squared_distance(x: Tensor, y: Tensor) -> Tensor:

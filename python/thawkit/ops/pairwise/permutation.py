@@ -15,6 +15,7 @@ from thawkit.ops.pairwise import cpu, reference
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference.distances import centre
 from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix
+from thawkit.ops.pairwise.reference.mmd import largest_rate
 
 OBJECTIONS = {"cpu": cpu.objection}
 
@@ -52,29 +53,33 @@ def permutation_sums(
     z, gamma = z.detach(), gamma.detach()
     if choose("permutation_sums", OBJECTIONS, z) == "reference":
         with full_precision(z):
-            return reference.permutation_sums(lifted(z), gamma, chosen, first)
+            return reference.permutation_sums(*_in_units(z, gamma), chosen, first)
     return _permutation_sums_op(z, gamma, chosen, first, doubling)
 
 
 _FARTHEST = 1e16  # rows of more have squares that float32 cannot add up
 
 
-def _sums(
-    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the kernel says of rows in units near the bandwidths, so that their scale does not matter.
-
-    Units are powers of 2, which change no digit. Rows too far apart for float32 even so are left to the
-    definition in float64.
-    """
+def _in_units(z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows and rates in units near the bandwidths, powers of 2, which change no digit."""
     z, gamma = lifted(z), gamma.double()
     middle = float(gamma.max() * gamma.min()) ** 0.5  # of 1 / s^2
     exponent = round(math.log2(middle) / 2) if 0 < middle < math.inf else 0
     exponent = max(-120, min(120, exponent))  # a power that float32 holds
-    scaled = z * 2.0**exponent
-    if z.numel() and not bool(scaled.abs().amax() <= _FARTHEST):
+    return z * 2.0**exponent, (gamma * 2.0 ** (-2 * exponent)).clamp_max(largest_rate(z.dtype))
+
+
+def _sums(
+    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the kernel says of rows in units, so that their scale does not matter.
+
+    Rows too far apart for float32 even so are left to the definition in float64.
+    """
+    rows, rates = _in_units(z, gamma)
+    if rows.numel() and not bool(rows.abs().amax() <= _FARTHEST):
         return reference.permutation_sums(z.double(), gamma, chosen, first)
-    return cpu.permutation_sums(scaled, gamma * 2.0 ** (-2 * exponent), chosen, first, doubling)
+    return cpu.permutation_sums(rows, rates, chosen, first, doubling)
 
 
 def _fake(

@@ -18,9 +18,12 @@ _FEW_ROWS = 1024  # whose distances may be stored
 _LEAST_SQUARE = 1e-290  # that a mean squared distance counts as, of equal rows: rates stay finite
 
 
+_LARGEST_RATE = 1e300  # that a rate 1 / s^2 counts as: it and its products with squares of 0 stay finite
+
+
 def largest_rate(dtype: torch.dtype) -> float:
-    """Return what a rate ``1 / s^2`` is not to exceed: it and its products with squares of 0 stay finite."""
-    return 1e300 if dtype == torch.float64 else 2e37
+    """Return what a rate in units is not to exceed in ``dtype``, for the same reason."""
+    return _LARGEST_RATE if dtype == torch.float64 else 2e37
 
 
 def mean_squared_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -77,7 +80,7 @@ def absolute(kernel: Kernel, rates: Tensor | None, x: Tensor, y: Tensor) -> Tens
         return None
     if kernel.relative:
         rates = rates / mean_squared_distance(x.double(), y.double()).clamp_min(_LEAST_SQUARE)
-    return rates.double().clamp_max(largest_rate(x.dtype))
+    return rates.double().clamp_max(_LARGEST_RATE)
 
 
 def in_units(
@@ -89,9 +92,13 @@ def in_units(
     2, which change no digit.
     """
     if rates is not None:
-        exponent = (rates.detach().double().log2().mean() / 2).round().clamp(-120, 120)  # float32 holds 2^120
+        largest = torch.stack([z.detach().abs().amax() for z in (x, y) if z.numel()] or [x.new_zeros(())])
+        largest = largest.amax().double()
+        room = (50 - largest.log2()).where(largest.isfinite(), 126)  # rows of 2^50 have squares in float32
+        exponent = (rates.detach().double().log2().mean() / 2).minimum(room).floor().clamp(-126, 126)
         unit = exponent.exp2()
-        return rates / unit.square(), x * unit.to(x.dtype), y * unit.to(y.dtype), 1.0
+        rates = (rates.double() / unit.square()).clamp_max(largest_rate(x.dtype))
+        return rates, x * unit.to(x.dtype), y * unit.to(y.dtype), 1.0
     if kernel.name == "poly":
         return None, x, y, 1.0
     mean = mean_squared_distance(x.double(), y.double())
