@@ -230,6 +230,22 @@ def test_estimators_name_what_does_not_fit(options, says):
         F.mmd(X, Y, **options)
 
 
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda: losses.MMDLoss("foo"), "kernel must be one of .* got 'foo'"),
+        (lambda: losses.MMDLoss(estimator="xx"), "estimator must be one of .* got 'xx'"),
+        (lambda: losses.JointMMDLoss(["rbf", "foo"]), "kernel must be one of .* got 'foo'"),
+        (lambda: losses.JointMMDLoss("foo"), "kernel must be one of .* got 'foo'"),
+        (lambda: losses.JointMMDLoss(estimator="rff"), "estimator must be one of .* got 'rff'"),
+        (lambda: losses.LocalMMDLoss("foo"), "kernel must be one of .* got 'foo'"),
+    ],
+)
+def test_modules_refuse_unknown_names_when_they_are_made(call, says):
+    with pytest.raises(ThawkitError, match=says):
+        call()
+
+
 def test_modules_hand_their_options_on():
     x, y = two_samples(12, 15, 3, dtype=torch.float32)
     w = torch.rand(12), torch.rand(15)

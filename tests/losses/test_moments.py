@@ -61,7 +61,7 @@ def test_coral_has_numpy_covariances():
     assert F.coral(x.double(), y.double()).item() == pytest.approx(expected / 100, rel=1e-12)
 
 
-@pytest.mark.parametrize("interval", [(0.0, 1.0), (-1.0, 1.0), (0, 3)])
+@pytest.mark.parametrize("interval", [(0.0, 1.0), (-1.0, 1.0), (0, 3), (2.0, 0.0)])
 @pytest.mark.parametrize("orders", [1, 2, 5])
 @pytest.mark.parametrize("size", [(1, 3, 3), *SIZES[1:]])
 def test_cmd(size, orders, interval):

@@ -164,6 +164,14 @@ def test_random_directions_have_a_generator():
     assert torch.equal(losses.SlicedWassersteinLoss(8)(x, y), expected)
 
 
+@pytest.mark.parametrize("length", [1e-30, 1e-13, 1e30])
+def test_directions_may_have_any_length(length):
+    x, y = two_samples(20, 30, 5)
+    lines = directions(5)
+    got = F.sliced_wasserstein(x, y, projections=lines * length)
+    torch.testing.assert_close(got, F.sliced_wasserstein(x, y, projections=lines))
+
+
 def test_many_directions_come_to_the_expectation():
     """Of two points a distance r apart, W_2^2 on a random line is r^2 / D on average."""
     x, y = torch.zeros(1, 10), torch.ones(1, 10)
@@ -196,6 +204,10 @@ X = torch.zeros(3, 2)
         (lambda: F.sliced_wasserstein(X, X, p=0.5), "p must be at least 1, got 0.5"),
         (lambda: F.sliced_wasserstein(X, X, projections=0), "projections must be an integer of at least 1"),
         (lambda: F.sliced_wasserstein(X, X, projections=torch.zeros(3, 4)), r"shape \(2, directions\)"),
+        (
+            lambda: F.sliced_wasserstein(X, X, projections=torch.tensor([[1.0, 0.0], [0.0, 0.0]])),
+            "projections must have no column of zeros, which is no direction, got 1 of 2",
+        ),
         (lambda: F.sliced_wasserstein(X, X, root=1), "root must be True or False"),
         (lambda: F.sliced_wasserstein(X, X, x_weight=torch.ones(2)), r"x_weight must have shape \(3,\)"),
         (lambda: F.sliced_wasserstein(X, X, y_weight=-torch.ones(3)), "y_weight must hold finite numbers"),

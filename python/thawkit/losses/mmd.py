@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from thawkit.losses import functional as F
 from thawkit.losses.base import Loss
-from thawkit.losses.functional.mmd import Bandwidths
+from thawkit.losses.functional.mmd import ESTIMATORS, OF_ALL_PAIRS, Bandwidths
+from thawkit.ops import checks
+from thawkit.ops.pairwise.reference.kernels import KERNELS
 
 
 class _Scaled(Loss):
@@ -44,6 +46,8 @@ class MMDLoss(_Scaled):
         generator: torch.Generator | None = None,
     ):
         super().__init__()
+        checks.one_of("kernel", kernel, KERNELS)
+        checks.one_of("estimator", estimator, ESTIMATORS)
         self.kernel = kernel
         self.keep("bandwidths", bandwidths)
         self.estimator = estimator
@@ -94,6 +98,9 @@ class JointMMDLoss(_Scaled):
         offset: float = 1.0,
     ):
         super().__init__()
+        for name in kernel if isinstance(kernel, list | tuple) else [kernel]:
+            checks.one_of("kernel", name, KERNELS)
+        checks.one_of("estimator", estimator, OF_ALL_PAIRS)
         self.kernel = kernel
         self._layers = len(bandwidths) if isinstance(bandwidths, list) else 0  # 0: one choice for all
         for i, each in enumerate(bandwidths if isinstance(bandwidths, list) else [bandwidths]):
@@ -137,6 +144,7 @@ class LocalMMDLoss(_Scaled):
         offset: float = 1.0,
     ):
         super().__init__()
+        checks.one_of("kernel", kernel, KERNELS)
         self.kernel = kernel
         self.keep("bandwidths", bandwidths)
         self.degree = degree

@@ -19,7 +19,8 @@ from thawkit.ops.pairwise.reference.mmd import Sample, Weights
 __all__ = ["joint_mmd", "local_mmd", "mmd"]
 
 Bandwidths = Tensor | tuple[float, int] | str
-ESTIMATORS = ("biased", "unbiased", "linear", "block", "rff")
+OF_ALL_PAIRS = ("biased", "unbiased")
+ESTIMATORS = (*OF_ALL_PAIRS, "linear", "block", "rff")
 
 
 def mmd(
@@ -95,7 +96,7 @@ def mmd(
     """
     checks.one_of("estimator", estimator, ESTIMATORS)
     checks.row_pair("x", x, "y", y)
-    all_pairs = estimator in ("biased", "unbiased")
+    all_pairs = estimator in OF_ALL_PAIRS
     if weights is not None and not (all_pairs or estimator == "rff"):
         raise ThawkitError(f"weights go with the estimators biased, unbiased and rff, not with {estimator!r}")
     if class_conditional is not None and not all_pairs:
@@ -150,7 +151,7 @@ def joint_mmd(
     Raises:
         ThawkitError: as in :func:`mmd`; x and y are no sequences of as many layers.
     """
-    checks.one_of("estimator", estimator, ("biased", "unbiased"))
+    checks.one_of("estimator", estimator, OF_ALL_PAIRS)
     if not isinstance(x, list | tuple) or not isinstance(y, list | tuple) or not len(x) == len(y) > 0:
         raise ThawkitError("x and y must be lists of as many tensors, one a layer")
     kernels = kernel if isinstance(kernel, list | tuple) else [kernel] * len(x)

@@ -47,8 +47,8 @@ def sliced_wasserstein(
         Scalar: float64 for float64 inputs, else float32.
 
     Raises:
-        ThawkitError: shapes, dtypes or devices do not fit, a sample has no rows, weights are negative or all
-            0, p is below 1.
+        ThawkitError: shapes, dtypes or devices do not fit, a sample has no rows, a direction is 0, weights
+            are negative or all 0, p is below 1.
     """
     checks.row_pair("x", x, "y", y)
     checks.finite("p", p)
@@ -102,7 +102,14 @@ def _directions(projections: int | Tensor, x: Tensor, generator: torch.Generator
         raise ThawkitError(
             f"projections must have shape ({features}, directions), got {tuple(projections.shape)}"
         )
-    return normalize(projections.to(x.dtype), dim=0)
+    directions = projections.to(x.dtype)
+    largest = directions.detach().abs().amax(0)
+    if checks.readable(directions) and bool((largest == 0).any()):
+        raise ThawkitError(
+            "projections must have no column of zeros, which is no direction, "
+            f"got {int((largest == 0).sum())} of {directions.shape[1]}"
+        )
+    return normalize(directions / largest, dim=0)  # of numbers whose squares the dtype may not hold
 
 
 def _power(gap: Tensor, p: float) -> Tensor:
