@@ -338,6 +338,38 @@ def autocast(rank, mode):
             yield same, got[1], expected[1]
 
 
+def nearly_solved(rank, mode):
+    """Losses that are nearly 0 keep their digits, and their gradients, wherever the one positive is."""
+    total = sum(rank.counts)
+    generator = torch.Generator().manual_seed(5)
+    pair = torch.arange(total) // 2
+    z = torch.eye(FEATURES)[pair] + 0.01 * torch.randn(total, FEATURES, generator=generator)
+    tags = torch.nn.functional.one_hot(pair, FEATURES)
+    several = tags.clone()
+    several[:3, 5] = 1  # rows with several positives among the others
+
+    def near(got, truth):
+        torch.testing.assert_close(got.double(), truth, rtol=1e-4, atol=0)
+
+    def near_gradient(got, truth):
+        bound = 1e-4 * truth.abs().max().item() if truth.numel() else 0.0
+        torch.testing.assert_close(got.double(), truth, rtol=1e-4, atol=bound)
+
+    for labels in (pair, tags, torch.cat((tags, tags), 1), several):
+        for reduction in ("none", "mean"):
+            # losses of about 1e-8, less than the rounding of logits that are 20
+            options = {"temperature": 0.05, "reduction": reduction}
+            wide = z.double().requires_grad_()
+            truth = F.supcon(wide, labels, **options)
+            (slope,) = torch.autograd.grad(truth.sum(), wide)
+            own = rank.share(z).clone().requires_grad_()
+            got = D.supcon(own, rank.share(labels), mode=mode, group=rank.group, **options)
+            (found,) = torch.autograd.grad(got.sum(), own)
+            yield near, got.detach(), rank.share(truth.detach())
+            times = 1 if reduction == "none" else rank.world
+            yield near_gradient, found, rank.share(slope * times)
+
+
 def second_derivatives(rank, mode):
     """Of what gather does; the ring says that it has none."""
     if rank.world == 1:
@@ -598,6 +630,7 @@ CHECKS = {
         half_precision,
         without_gradients,
         autocast,
+        nearly_solved,
         second_derivatives,
         memory,
         mistakes,

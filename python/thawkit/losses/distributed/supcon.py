@@ -13,10 +13,14 @@ from thawkit.losses import functional as F
 from thawkit.losses.distributed.exchange import gather, replicated, total
 from thawkit.losses.distributed.ranks import UNTRACED, Ranks, Rows, meet
 from thawkit.losses.distributed.softmax import over_all_keys
-from thawkit.losses.distributed.terms import Keys, Term, Turn, Weight, log_sum_exp
+from thawkit.losses.distributed.terms import Keys, Term, Turn, Weight, log_sum_exp, weighted
 from thawkit.ops import checks
 from thawkit.ops.pairwise.common import full_precision, lifted, numbered, product
-from thawkit.ops.pairwise.positives import check_labels
+from thawkit.ops.pairwise.negatives import with_further
+from thawkit.ops.pairwise.positives import Pairs, check_labels
+from thawkit.ops.pairwise.row_softmax import Columns, row_softmax
+
+_CHUNK = 1 << 22  # numbers of pairs at once
 
 
 @torch.compiler.disable(reason=UNTRACED)
@@ -71,21 +75,31 @@ def supcon(
         z = normalized(lifted(embeddings), dim=1) if normalize else embeddings
         labels, positives = _labels_and_positives(labels, rows, z)
         anchor = positives > 0
-        term = _logarithm_of_positives(labels) if variant == "in" else _positives(labels)
-        turn = Turn(rows, (log_sum_exp(False, others=True), term), labels)
+        if variant == "in":
+            terms = log_sum_exp(False, others=True), _logarithm_of_positives(labels)
+            alone = torch.zeros_like(anchor)
+        else:
+            alone = _alone(labels, positives, rows, scale)
+            terms = _others(labels, alone, mode), _positives(labels)
+        turn = Turn(rows, terms, labels)
         weight = anchor.to(positives.dtype)
         if reduction == "mean":
             weight = weight / ranks.sum(anchor.sum()).clamp_min(1)
         # out: -sum_j w_ij log p_ij / sum_j w_ij = log-sum-exp - sum_j w_ij s_ij / sum_j w_ij
         # in: -log(sum_j w_ij p_ij / sum_j w_ij) = log-sum-exp - log(sum_j w_ij exp s_ij) + log(sum_j w_ij)
+        # That of out leaves no digits of a loss that is nearly 0, as that of a row with one positive may be.
         level = positives.clamp_min(1)
         constant = level.log() if variant == "in" else torch.zeros_like(level)
         divisor = torch.ones_like(level) if variant == "in" else level
-        if reduction == "none":
-            everyone, own = over_all_keys(z, z, scale, turn)
-            return (everyone - own / divisor + constant).where(anchor, 0)
-        everyone, own = over_all_keys(z, z, scale, turn, (weight, weight / divisor))
-        return total(everyone - own + (weight * constant).sum(), ranks)
+        if mode == "gather" and reduction != "none":
+            own_weight = (weight / divisor).masked_fill(alone, 0)
+            everyone, own = over_all_keys(z, z, scale, turn, (weight, own_weight))
+            return total(everyone - own + (weight * constant).sum(), ranks)
+        everyone, own = over_all_keys(z, z, scale, turn)
+        own = own / divisor
+        nearly = everyone if mode == "gather" else with_further(torch.zeros_like(own), own, everyone)
+        losses = nearly.where(alone, everyone - own + constant).where(anchor, 0)
+        return losses if reduction == "none" else total((losses * weight).sum(), ranks)
 
 
 def _labels_and_positives(labels: Tensor, rows: Rows, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,6 +111,46 @@ def _labels_and_positives(labels: Tensor, rows: Rows, z: Tensor) -> tuple[Tensor
     numbers = numbered(gather(labels.long(), rows))
     own = numbers[rows.before :][: rows.own]
     return own.to(torch.int32), (numbers.bincount()[own] - 1).to(dtype)
+
+
+def _alone(labels: Tensor, positives: Tensor, rows: Rows, scale: Tensor) -> Tensor:
+    """Which rows have one positive only, (N,) bool."""
+    if labels.dim() == 1:
+        return positives == 1
+    # an (N, L) matrix tells how much the positives weigh, but not how many there are
+    turn = Turn(rows, (Term(_number_of_positives, log_sum=False),))
+    (number,) = over_all_keys(labels, labels, scale, turn)
+    return number == 1
+
+
+def _number_of_positives(labels: Tensor, keys: Keys, scalars: tuple[Tensor, ...], weight: Weight) -> Tensor:
+    part = max(1, _CHUNK // max(keys.rows.shape[0], 1))
+    number = torch.cat([(some @ keys.rows.t() > 0).sum(1) for some in labels.split(part)])
+    if keys.own is not None:
+        number = number - labels.any(1).to(number.dtype)
+    return number.to(labels.dtype)
+
+
+def _others(labels: Tensor, alone: Tensor, mode: str) -> Term:
+    """The log-sum-exp of all other rows, but for rows that have one positive what keeps the digits of a loss.
+
+    That is the loss itself where all keys are there (``gather``), else the log-sum-exp without the positive.
+    """
+
+    def of(z: Tensor, keys: Keys, scalars: tuple[Tensor, ...], weight: Weight) -> Tensor:
+        number, _ = Pairs(labels, keys.labels, None).heaviest(z, keys.rows, keys.own)
+        number = number.where(alone, -1)
+        options: dict[str, Any] = {"target": number, "columns": Columns(excluded=keys.own)}
+        if mode == "ring":
+            options = {
+                "target": torch.full_like(number, -1),
+                "row_labels": number.to(torch.int32),
+                "key_labels": torch.arange(keys.rows.shape[0], dtype=torch.int32, device=z.device),
+                "columns": Columns(excluded=keys.own, labels="drop same"),
+            }
+        return row_softmax(z, keys.rows, scalars[0], **options, **weighted(weight))
+
+    return Term(of, log_sum=True)
 
 
 def _positives(labels: Tensor) -> Term:
