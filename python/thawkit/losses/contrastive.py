@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,8 +16,6 @@ from thawkit.losses.base import Loss
 from thawkit.losses.distributed.ranks import prepared
 from thawkit.losses.functional.scale import check_maximum
 from thawkit.ops import checks
-
-T = TypeVar("T")
 
 
 class _Contrastive(Loss):
@@ -45,12 +42,6 @@ class _Contrastive(Loss):
             return functools.partial(getattr(F, name), **options)
         function = getattr(across_ranks, name)
         return functools.partial(function, mode=self.distributed, group=self.group, **options)
-
-    def _prepared(self, prepare: Callable[[], T]) -> T:
-        """Return what ``prepare`` makes of this rank's arguments; an error is raised on all ranks."""
-        if self.distributed is None:
-            return prepare()
-        return prepared(self.group, self.distributed, prepare)
 
 
 class InfoNCELoss(_Contrastive):
@@ -109,7 +100,7 @@ class InfoNCELoss(_Contrastive):
             k,
             negatives=negatives,
             in_batch=self.in_batch,
-            logit_scale=self._prepared(self._logit_scale),
+            logit_scale=prepared(self.group, self.distributed, self._logit_scale),
             labels=labels,
             sample_weight=sample_weight,
             false_negative_margin=self.false_negative_margin,
@@ -148,7 +139,7 @@ class _ImageText(_Contrastive):
             checks.finite("logit_scale", logit_scale)
             return min(logit_scale, maximum)
 
-        return self._prepared(bounded)
+        return prepared(self.group, self.distributed, bounded)
 
 
 class ClipLoss(_ImageText):

@@ -57,7 +57,9 @@ class SigmoidFocalLoss(Loss):
         normalizer: str | Tensor | float | None = None,
     ):
         super().__init__()
-        options.check(gamma, 0.0, ignore_index)
+        options.check(gamma)
+        if ignore_index is not None:
+            checks.integer("ignore_index", ignore_index)
         normalizers.check(normalizer, reduction, "inputs", 1)
         weights.check(alpha, alpha_mode, pos_weight)
         kept(self, "alpha", alpha)
@@ -119,7 +121,7 @@ class FocalLoss(Loss):
     ):
         super().__init__()
         checks.integer("ignore_index", ignore_index)
-        options.check(gamma, label_smoothing, ignore_index)
+        options.check(gamma, label_smoothing)
         normalizers.check(normalizer, reduction, "logits", 1)
         checks.one_of("alpha_mode", alpha_mode, softmax.ALPHA_MODES)
         self.gamma = gamma

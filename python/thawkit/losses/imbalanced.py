@@ -43,7 +43,7 @@ class ClassBalancedLoss(Loss):
         checks.one_of("loss", loss, imbalanced.FORMS)
         checks.one_of("reduction", reduction, checks.REDUCTIONS)
         checks.integer("ignore_index", ignore_index)
-        options.check(gamma, 0.0, ignore_index)
+        options.check(gamma)
         self.register_buffer("weight", F.class_balanced_weights(samples_per_class, beta))
         self.loss = loss
         self.beta = beta

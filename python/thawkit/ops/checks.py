@@ -137,6 +137,12 @@ def _one_element(name: str, value: Tensor) -> None:
         raise ThawkitError(f"{name} must have one element, got shape {tuple(value.shape)}")
 
 
+def not_negative(name: str, x: Tensor) -> None:
+    """Require finite numbers of at least 0, where looking takes no waiting."""
+    if readable(x) and not bool(((x >= 0) & x.isfinite()).all()):
+        raise ThawkitError(f"{name} must hold finite numbers of at least 0 only")
+
+
 def positive_scalar(name: str, value: Tensor | float) -> None:
     """Require a positive and finite number, or a floating tensor of one such element."""
     if isinstance(value, Tensor):

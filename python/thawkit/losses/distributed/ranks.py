@@ -23,6 +23,7 @@ T = TypeVar("T")
 
 # Counts of rows, and numbers, that a loss may have: fixed, so that any two can find out they are not one.
 _COUNTS = _NUMBERS = 3
+_SUMMARY = 1 + _COUNTS + _NUMBERS  # what a rank tells of its call: which it is, then these
 _ROUNDING = 1e-5  # relative; the exponential of one parameter may differ in its last digits between machines
 
 
@@ -142,7 +143,7 @@ def meet(
             transform of ``torch.func``.
     """
     call, problem = loss, ""
-    values = [0.0] * (1 + _COUNTS + _NUMBERS)
+    values = [0.0] * _SUMMARY
     of_tensors: dict[int, Tensor] = {}  # not read where their device would have to be waited for
     try:
         if in_transform():
@@ -177,18 +178,23 @@ def meet(
     return [Rows(ranks, tuple(int(other[place]) for other in every)) for place in range(1, 1 + len(counted))]
 
 
-@torch.compiler.disable(reason=UNTRACED)
-def prepared(group: dist.ProcessGroup | None, mode: str, prepare: Callable[[], T]) -> T:
+def prepared(group: dist.ProcessGroup | None, mode: str | None, prepare: Callable[[], T]) -> T:
     """Return what ``prepare`` makes of the arguments of a loss before its ranks meet.
 
     If it raises, this rank goes to the meeting nevertheless, so that the error is raised on all of them.
+    Where there is no meeting, ``mode`` is None.
     """
+    return prepare() if mode is None else _prepared(group, mode, prepare)
+
+
+@torch.compiler.disable(reason=UNTRACED)
+def _prepared(group: dist.ProcessGroup | None, mode: str, prepare: Callable[[], T]) -> T:
     ranks = Ranks.of(group, mode)
     try:
         return prepare()
     except Exception as error:
         if ranks is not None:
-            _exchange(ranks, "", _said(error), [0.0] * (1 + _COUNTS + _NUMBERS), {})
+            _exchange(ranks, "", _said(error), [0.0] * _SUMMARY, {})
         raise
 
 

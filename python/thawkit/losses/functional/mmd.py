@@ -204,10 +204,7 @@ def local_mmd(
     """
     checks.row_pair("x", x, "y", y)
     shares_x, shares_y = _shares(x, y, labels, probabilities)
-    x, y = (
-        lifted(x),
-        lifted(y),
-    )  # as shares are, which half precision would round and whose sums it may not hold
+    x, y = lifted(x), lifted(y)  # as the shares are, whose sums half precision may not hold
     total_x, total_y = shares_x.sum(0), shares_y.sum(0)
     common = (total_x > 0) & (total_y > 0)
     # each of both sides takes the root of what a class counts

@@ -55,7 +55,7 @@ class NTXentLoss(nn.Module):
     def _against_bank(self, out0: Tensor, out1: Tensor) -> Tensor:
         # without a gradient the bank stays as it is, and the ranks need not meet
         update = torch.is_grad_enabled() and getattr(out0, "requires_grad", True)
-        meets = update and self.gather_distributed
+        mode = "gather" if update and self.gather_distributed else None
 
         def check() -> None:
             checks.positive_scalar("temperature", self.temperature)  # it may have been learned
@@ -63,10 +63,7 @@ class NTXentLoss(nn.Module):
             checks.twin("out1", out1, "out0", out0)
             self.memory_bank.check(out1)
 
-        if meets:
-            prepared(None, "gather", check)
-        else:
-            check()
+        prepared(None, mode, check)
         keys, bank = self.memory_bank(normalize(out1, dim=1), update=update)
         rows = F.info_nce(
             normalize(out0, dim=1),

@@ -145,14 +145,13 @@ class SigLipLoss(nn.Module):
 
 def _checked(rank: int, world_size: int, check: Callable[[], None]) -> None:
     """Check a rank's place and arguments, in several processes so that all of them raise."""
-    if world_size == 1:
-        return check()
 
     def both() -> None:
-        _check_place(rank, world_size)
+        if world_size != 1:
+            _check_place(rank, world_size)
         check()
 
-    return prepared(None, "gather", both)
+    prepared(None, None if world_size == 1 else "gather", both)
 
 
 def _check_place(rank: int, world_size: int) -> None:

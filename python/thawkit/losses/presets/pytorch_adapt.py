@@ -19,9 +19,7 @@ from thawkit.ops import checks
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference import squared_distances
 from thawkit.ops.pairwise.reference.distances import centre
-from thawkit.ops.pairwise.reference.order import ranked_squared_distance
-
-_FEW_ROWS = 1024  # whose distances may be stored
+from thawkit.ops.pairwise.reference.order import FEW_ROWS, ranked_squared_distance
 
 
 class MMDLoss(nn.Module):
@@ -98,7 +96,7 @@ class MMDLoss(nn.Module):
 
     def _median_of(self, x: Tensor) -> Tensor:
         rows = x.shape[0]
-        if rows <= _FEW_ROWS:
+        if rows <= FEW_ROWS:
             return _squares(x, x).median()
         return ranked_squared_distance(x, (rows * rows - 1) // 2, ordered=True)
 

@@ -69,10 +69,8 @@ class MultipleNegativesRankingLoss(nn.Module):
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None = None) -> Tensor:
         """Return the loss of columns of embeddings (N, D); ``labels`` are not used."""
-        if self.gather_across_devices:
-            queries, documents = prepared(None, "gather", lambda: _queries_and_documents(embeddings))
-        else:
-            queries, documents = _queries_and_documents(embeddings)
+        mode = "gather" if self.gather_across_devices else None
+        queries, documents = prepared(None, mode, lambda: _queries_and_documents(embeddings))
         options: dict[str, Any] = {
             "logit_scale": self.scale,
             "normalize": self.similarity == "cos_sim",

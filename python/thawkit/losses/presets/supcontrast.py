@@ -91,8 +91,7 @@ def _positives(
             raise ThawkitError(f"mask must be a tensor of shape ({samples}, {samples}), got {came}")
         if mask.requires_grad:
             raise ThawkitError("mask must not require a gradient: this loss has none for it")
-        if checks.readable(mask) and not bool(((mask >= 0) & mask.isfinite()).all()):
-            raise ThawkitError("mask must hold finite numbers of at least 0 only")
+        checks.not_negative("mask", mask)
         return None, mask.to(device)
     if labels is None:
         return torch.arange(samples, device=device), None

@@ -6,8 +6,8 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 
 
-def check(gamma: float, label_smoothing: float, ignore_index: int | None) -> None:
-    """Require numbers in range; ``ignore_index`` may be None.
+def check(gamma: float, label_smoothing: float = 0.0) -> None:
+    """Require numbers in range.
 
     Raises:
         ThawkitError: one is not.
@@ -18,5 +18,3 @@ def check(gamma: float, label_smoothing: float, ignore_index: int | None) -> Non
     checks.finite("label_smoothing", label_smoothing)
     if not 0 <= label_smoothing <= 1:
         raise ThawkitError(f"label_smoothing must be from 0 to 1, got {label_smoothing}")
-    if ignore_index is not None:
-        checks.integer("ignore_index", ignore_index)

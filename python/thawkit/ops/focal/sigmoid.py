@@ -121,7 +121,9 @@ def _check(
             f"targets must have the shape of inputs, {tuple(inputs.shape)}, got {tuple(targets.shape)}"
         )
     checks.same_device("targets", targets, "inputs", inputs)
-    options.check(gamma, label_smoothing, ignore_index)
+    options.check(gamma, label_smoothing)
+    if ignore_index is not None:
+        checks.integer("ignore_index", ignore_index)
     if mask is not None:
         _check_mask(mask, inputs)
     return indices

@@ -176,7 +176,7 @@ def check(logits: Tensor, target: Tensor, gamma: float, smoothing: float, ignore
         )
     checks.same_device("target", target, "logits", logits)
     checks.integer("ignore_index", ignore_index)
-    options.check(gamma, smoothing, ignore_index)
+    options.check(gamma, smoothing)
 
 
 def check_indices(target: Tensor, classes: int, ignored: int) -> None:

@@ -47,6 +47,17 @@ class _Product(torch.autograd.Function):
         return product(g, b.mT) if need_a else None, product(a.mT, g) if need_b else None
 
 
+def ignored_rows(weight: Tensor | None, *parts: Tensor) -> Tensor | None:
+    """Return which rows of weight 0 hold no numbers in some part: they are to be filled with 0, (N,) bool.
+
+    A loss that is left out of the sum still has a gradient of 0 times what is no number.
+    """
+    if weight is None:
+        return None
+    numbers = torch.stack([x.detach().isfinite().flatten(1).all(1) for x in parts]).all(0)
+    return (weight == 0) & ~numbers
+
+
 def reduced(rows: Tensor, reduction: str) -> Tensor:
     """Return the rows, their sum or their mean."""
     return rows if reduction == "none" else rows.sum() if reduction == "sum" else rows.mean()

@@ -14,19 +14,18 @@ from thawkit.ops.pairwise import gemm
 objection = takes_only("cpu")
 
 
-def _divisor(scale: Tensor) -> float:
+def _divisor(scale: float) -> float:
     """The scale, or in place of 0 a number that gives the same losses and that the kernels can divide by."""
-    number = float(scale)
-    usable = abs(number) >= _SMALLEST_SCALE or math.isnan(number)
-    return number if usable else math.copysign(_SMALLEST_SCALE, number)
+    usable = abs(scale) >= _SMALLEST_SCALE or math.isnan(scale)
+    return scale if usable else math.copysign(_SMALLEST_SCALE, scale)
 
 
 _SMALLEST_SCALE = 1e-30
 
 
-def _stored(x: Tensor, storage: torch.dtype, scale: Tensor) -> Tensor:
+def _stored(x: Tensor, storage: torch.dtype, scale: float) -> Tensor:
     """The rows as the kernels take them: their stand-in for 0 times what is infinite would not be NaN."""
-    if scale.item() == 0:
+    if scale == 0:
         x = x.masked_fill(x.isinf(), math.nan)
     return x.to(storage).contiguous()
 
@@ -107,7 +106,9 @@ def row_softmax(
 ) -> tuple[Tensor | None, ...]:
     """Losses of the rows, their weighted sum, positive and largest logits (float32), and the gradients."""
     storage, operand = kernel_dtypes(q.dtype)
-    q_rows, k_rows = _stored(q, storage, scale), _stored(k, storage, scale)
+    number = float(scale)
+    divisor = _divisor(number)
+    q_rows, k_rows = _stored(q, storage, number), _stored(k, storage, number)
     (rows, depth), keys = q.shape, k.shape[0]
     bias, row_weight = _floats(bias), _floats(row_weight)
     _check_inside(rows, keys, offset, target, bias, row_labels, key_labels, row_weight)
@@ -129,7 +130,7 @@ def row_softmax(
         rows,
         keys,
         depth,
-        _divisor(scale),
+        divisor,
         normalize,
         pointer(target),
         offset,
@@ -158,7 +159,7 @@ def row_softmax(
             if sum_over_rows is not None:
                 sum_over_rows.zero_()
     if scale_by_rows and dq is not None:
-        dscale = (q_rows.float() * dq.float()).sum() / _divisor(scale)
+        dscale = (q_rows.float() * dq.float()).sum() / divisor
     elif dscale is not None:
         dscale = dscale.sum()
     return (
@@ -272,8 +273,9 @@ def pair_loss(
 ) -> tuple[Tensor | None, ...]:
     """Losses of the rows, their weighted sum (float32), and the gradients of the latter."""
     storage, operand = kernel_dtypes(x.dtype)
-    x_rows = _stored(x, storage, scale)
-    y_rows = None if y is None else _stored(y, storage, scale)
+    number = float(scale)
+    x_rows = _stored(x, storage, number)
+    y_rows = None if y is None else _stored(y, storage, number)
     rows, depth = x_rows.shape
     columns = rows if y_rows is None else y_rows.shape[0]
     row_weight = _floats(row_weight)
@@ -292,7 +294,7 @@ def pair_loss(
         rows,
         columns,
         depth,
-        _divisor(scale),
+        _divisor(number),
         0.0 if bias is None else float(bias),
         -rows if offset is None else offset,  # before the first column: no row has a positive
         normalize,

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import full_precision, lifted, numbered, reduced
+from thawkit.ops.pairwise.common import full_precision, ignored_rows, lifted, numbered, reduced
 from thawkit.ops.pairwise.linear_cross_entropy import linear_cross_entropy
 from thawkit.ops.pairwise.row_softmax import Columns, RowStatistics, row_softmax, row_softmax_and_statistics
 
@@ -196,17 +196,6 @@ def check_beta(beta: float) -> None:
     checks.finite("hard_negative_beta", beta)
     if beta <= 0:
         raise ThawkitError(f"hard_negative_beta must be above 0, got {beta}")
-
-
-def ignored_rows(sample_weight: Tensor | None, *parts: Tensor) -> Tensor | None:
-    """Return which rows of weight 0 hold no numbers in some part: they are to be filled with 0, (N,) bool.
-
-    A loss that is left out of the sum still has a gradient of 0 times what is no number.
-    """
-    if sample_weight is None:
-        return None
-    numbers = torch.stack([x.detach().isfinite().flatten(1).all(1) for x in parts]).all(0)
-    return (sample_weight == 0) & ~numbers
 
 
 def weighted(

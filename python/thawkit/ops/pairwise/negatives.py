@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
-from thawkit.ops.pairwise.common import full_precision, lifted, product
-from thawkit.ops.pairwise.info_nce import check_weight, ignored_rows, info_nce, weighted
+from thawkit.ops.pairwise.common import full_precision, ignored_rows, lifted, product
+from thawkit.ops.pairwise.info_nce import check_weight, info_nce, weighted
 from thawkit.ops.pairwise.row_softmax import row_softmax
 
 

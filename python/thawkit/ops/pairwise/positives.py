@@ -211,5 +211,4 @@ def _check_pair_weight(pair_weight: object, embeddings: Tensor, others: Tensor) 
             f"got {tuple(pair_weight.shape)}"
         )
     checks.same_device("pair_weight", pair_weight, "embeddings", embeddings)
-    if checks.readable(pair_weight) and not bool(((pair_weight >= 0) & pair_weight.isfinite()).all()):
-        raise ThawkitError("pair_weight must hold finite numbers of at least 0 only")
+    checks.not_negative("pair_weight", pair_weight)

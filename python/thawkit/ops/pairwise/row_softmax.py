@@ -18,7 +18,7 @@ from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
-from thawkit.ops.pairwise.common import full_precision, lifted
+from thawkit.ops.pairwise.common import full_precision, ignored_rows, lifted
 
 KERNELS = {"cpu": cpu, "cuda": cuda, "triton": triton}
 _OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
@@ -166,10 +166,9 @@ def _definition(
     q, k = lifted(q), lifted(k)
     others = scale, target, bias, row_labels, key_labels, columns, normalize
     with full_precision(q):
-        if row_weight is None:
+        ignored = ignored_rows(row_weight, q)
+        if ignored is None:
             return reference.row_softmax(q, k, *others)
-        # 0 times what is not a number is none either: such a row is left out, what is known of it filled in
-        ignored = (row_weight == 0) & ~q.isfinite().all(1)
         known = reference.row_softmax(q.masked_fill(ignored[:, None], 0), k, *others)
         return tuple(x.masked_fill(ignored, torch.nan) for x in known)
 

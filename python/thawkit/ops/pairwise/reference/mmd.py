@@ -10,10 +10,7 @@ from torch import Tensor
 
 from thawkit.ops.pairwise.reference.distances import centre, squared_distances
 from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix
-from thawkit.ops.pairwise.reference.order import ranked_squared_distance
-
-_FEW_ROWS = 1024  # whose distances may be stored
-
+from thawkit.ops.pairwise.reference.order import FEW_ROWS, ranked_squared_distance
 
 _LEAST_SQUARE = 1e-290  # that a mean squared distance counts as, of equal rows: rates stay finite
 
@@ -45,7 +42,7 @@ def median_squared_distance(x: Tensor, y: Tensor) -> Tensor:
     count = z.shape[0]
     if count < 2:
         return z.new_zeros(())
-    if count > _FEW_ROWS:
+    if count > FEW_ROWS:
         return ranked_squared_distance(z, (count * (count - 1) // 2 - 1) // 2)
     rows = z - centre(z)
     first, second = torch.triu_indices(len(rows), len(rows), 1, device=z.device).unbind()

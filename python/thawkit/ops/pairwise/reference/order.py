@@ -9,6 +9,8 @@ from torch import Tensor
 
 from thawkit.ops.pairwise.reference.distances import centre, squared_distances
 
+FEW_ROWS = 1024  # whose distances may be stored instead, which is faster
+
 _ENTRIES = 1 << 19  # of the matrix at a time
 _DIGIT = 16  # bits that one pass over the matrix finds
 
