@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 import thawkit
 from thawkit import losses, ops
@@ -128,6 +129,13 @@ def test_tensors_without_numbers(loss):
 def test_vmap(loss):
     both = torch.func.vmap(loss)(torch.stack((Q, 2 * K)), torch.stack((K, Q)))
     torch.testing.assert_close(both, torch.stack((loss(Q, K), loss(2 * K, Q))))
+
+
+@every_loss
+def test_activation_checkpointing_changes_nothing(loss):
+    again = gradients(lambda q, k: checkpoint(loss, q, k, use_reentrant=False))
+    for a, b in zip(again, gradients(loss), strict=True):
+        assert torch.equal(a, b)
 
 
 # They call one operator twice, at which dynamo of torch 2.14 fails an assertion of its own if all sizes are
