@@ -265,6 +265,21 @@ ANY = {"q": Q, "k": K}
             lambda: F.info_nce(**ANY, logit_scale=torch.tensor(torch.inf)),
             "logit_scale must be finite, got inf",
         ),
+        (
+            lambda: F.info_nce(**ANY, logit_scale=1e39),
+            "logit_scale must be a finite number of float32, got 1e\\+39",
+        ),
+        (lambda: F.siglip(Q, K, logit_bias=-1e39), "logit_bias must be a finite number of float32"),
+        (lambda: F.triplet_margin(Q, LABELS, margin=1e39), "margin must be a finite number of float32"),
+        (
+            lambda: losses.InfoNCELoss(hard_negative_beta=-1.0),
+            "hard_negative_beta must be at least 0, got -1",
+        ),
+        (lambda: F.supcon(Q, SHARED.cfloat()), "labels of shape .* must hold zeros and ones, got .*complex"),
+        (
+            lambda: F.supcon(Q, None, pair_weight=torch.ones(6, 6).cfloat()),
+            "pair_weight must hold real numbers, got .*complex",
+        ),
         (lambda: F.info_nce(**ANY, hard_negative_beta=torch.ones(2)), "hard_negative_beta must be a number"),
         (
             lambda: F.info_nce(**ANY, false_negative_margin=torch.ones(2)),
