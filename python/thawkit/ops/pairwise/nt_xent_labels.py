@@ -220,10 +220,12 @@ class _PairsOfOneClass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: checkpointing hands them out only once
+        # once: checkpointing hands them out only once
+        z, others, log_sum, scale, mine, theirs = ctx.saved_tensors
         # autocast may be on where the backward pass is called; its products are not for rounding either
         with full_precision(g):
-            return *_slopes(g, *saved, ctx.own, ctx.needs_input_grad[:4]), None, None, None
+            slopes = _slopes(g, z, others, log_sum, scale, mine, theirs, ctx.own, ctx.needs_input_grad[:4])
+        return *slopes, None, None, None
 
 
 def _slopes(
