@@ -39,6 +39,12 @@ def test_drift_is_found_and_named():
     assert "1 of 6 features moved" in str(report)
 
 
+def test_a_few_rows_against_a_long_reference():
+    report = drift(rows(10_000), rows(3, seed=1) + 10, permutations=99)
+    assert report.drifted
+    assert report.p_value == 0.01
+
+
 def test_nothing_is_found_where_nothing_is():
     report = drift(rows(300), rows(100, seed=1))
     assert not report.drifted
