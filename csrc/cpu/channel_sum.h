@@ -15,6 +15,24 @@ static inline double wide_sum(Floats a) {
   return s;
 }
 
+// As load_part and store_part; where rows are short, half of the time goes here.
+template <class T>
+static inline Floats load_few(const T* p, int64_t count) {
+  return load_part(p, count);
+}
+template <class T>
+static inline void store_few(T* p, Floats v, int64_t count) {
+  store_part(p, v, count);
+}
+#if defined(THAWKIT_AVX512)
+static inline Floats load_few(const float* p, int64_t count) {
+  return bit_cast<Floats>(_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << count) - 1), p));
+}
+static inline void store_few(float* p, Floats v, int64_t count) {
+  _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << count) - 1), bit_cast<__m512>(v));
+}
+#endif
+
 // 64 bits from bit i on, which may begin inside a byte; past the last byte they are 0.
 static inline uint64_t bits_from(const uint8_t* mask, int64_t bytes, int64_t i) {
   uint64_t low = 0;
@@ -54,10 +72,10 @@ struct MaskedRun {
       return d;
     }
     // lanes past the end are 0, also where `no` is infinite
-    const Floats v = load_part(g + i, count);
+    const Floats v = load_few(g + i, count);
     const Floats d = select(lane_numbers() < splat(static_cast<int32_t>(count)),
                             gradient<Kind>(v, bit, yes, no), splat(0.f));
-    if (dx) store_part(dx + i, d, count);
+    if (dx) store_few(dx + i, d, count);
     return d;
   }
 };
@@ -71,11 +89,12 @@ void sum_runs(const ChannelSumArgs& a) {
   for (int64_t c = 0; c < a.channels; ++c) {
     const Floats no = splat(a.factors ? a.factors[c] : a.no);
     double sum = 0;
+    Floats even = {}, odd = {};
+    int64_t pending = 0;  // elements in them
     for (int64_t o = 0; o < a.outer; ++o) {
       const int64_t begin = (o * a.channels + c) * a.inner, end = begin + a.inner;
       for (int64_t block = begin; block < end; block += kSumBlock) {
         const int64_t stop = end - block < kSumBlock ? end : block + kSumBlock;
-        Floats even = {}, odd = {};
         int64_t i = block;
         for (; i + kWord <= stop; i += kWord) {
           const uint64_t bits = run.word(i);
@@ -89,7 +108,11 @@ void sum_runs(const ChannelSumArgs& a) {
           for (int64_t j = 0; i + j < stop; j += kLanes)
             even += run(i + j, stop - i - j < kLanes ? stop - i - j : kLanes, bits >> j, no);
         }
+        pending += stop - block;
+        if (pending < kSumBlock && o + 1 < a.outer) continue;
         sum += wide_sum(even) + wide_sum(odd);
+        even = odd = splat(0.f);
+        pending = 0;
       }
     }
     if (a.sums) a.sums[c] = static_cast<float>(sum);
@@ -123,12 +146,12 @@ void sum_rows(const ChannelSumArgs& a) {
         for (int64_t j = 0; j < stop; j += kLanes) {
           const int64_t count = stop - j < kLanes ? stop - j : kLanes, i = c + j;
           Floats no = splat(a.no);
-          if (a.factors) no = count == kLanes ? load(a.factors + i) : load_part(a.factors + i, count);
+          if (a.factors) no = count == kLanes ? load(a.factors + i) : load_few(a.factors + i, count);
           const Floats d = run(row * a.channels + i, count, bits >> j, no);
           if (count == kLanes)
             store(some + i, load(some + i) + d);
           else
-            store_part(some + i, load_part(some + i, count) + d, count);
+            store_few(some + i, load_few(some + i, count) + d, count);
         }
       }
       if ((row - begin) % kSumRows == kSumRows - 1 || row == end - 1) {

@@ -12,13 +12,21 @@ from thawkit.ops.frozen.activations import (
 )
 from thawkit.ops.frozen.avg_pool import adaptive_avg_pool, avg_pool
 from thawkit.ops.frozen.dropout import packed_dropout
-from thawkit.ops.frozen.masks import KERNELS, channel_sums, pack_positive, packed_relu_backward_sum
+from thawkit.ops.frozen.masks import (
+    KERNELS,
+    channel_sums,
+    pack_clamp_,
+    pack_positive,
+    packed_relu_backward,
+    packed_relu_backward_sum,
+)
 from thawkit.ops.frozen.max_pool import packed_max_pool
 
 __all__ = [
     "adaptive_avg_pool",
     "avg_pool",
     "channel_sums",
+    "pack_clamp_",
     "pack_positive",
     "packed_abs",
     "packed_clamp",
@@ -28,6 +36,7 @@ __all__ = [
     "packed_max_pool",
     "packed_prelu",
     "packed_relu",
+    "packed_relu_backward",
     "packed_relu_backward_sum",
     "packed_threshold",
     "reference",

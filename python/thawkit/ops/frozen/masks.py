@@ -40,6 +40,39 @@ def pack_positive(y: Tensor, lower: float = 0.0, upper: float = math.inf) -> Ten
     Raises:
         ThawkitError: ``y`` is not floating or has gaps, or ``lower`` is not below ``upper``.
     """
+    _check_clamp(y, lower, upper)
+    y = y.detach()
+    if choose("packed_relu", KERNELS, y) == "reference":
+        return reference.pack_positive(y, lower, upper)
+    return pack_bits(y, "relu", lower, upper)
+
+
+def pack_clamp_(y: Tensor, lower: float = 0.0, upper: float = math.inf) -> Tensor:
+    """Clamp ``y`` in place, outside of autograd, and write the bits that :func:`packed_relu` would.
+
+    Args:
+        y: of any shape, dense.
+        lower: smallest value.
+        upper: largest value.
+
+    Returns:
+        The bits, as :func:`pack_positive`.
+
+    Raises:
+        ThawkitError: ``y`` is not floating or has gaps, or ``lower`` is not below ``upper``.
+    """
+    _check_clamp(y, lower, upper)
+    y = y.detach()
+    if choose("packed_relu", KERNELS, y) == "reference":
+        bits = ~(y <= lower) if upper == math.inf else (y > lower) & (y < upper)
+        y.clamp_(lower, upper)
+        return reference.pack(bits)
+    mask = empty_mask(y)
+    kernels(y).pack("relu", y, y, mask, lower, upper)
+    return mask
+
+
+def _check_clamp(y: Tensor, lower: float, upper: float) -> None:
     checks.floating("y", y)
     if not lower < upper:
         raise ThawkitError(f"lower must be below upper, got {lower} and {upper}")
@@ -47,10 +80,23 @@ def pack_positive(y: Tensor, lower: float = 0.0, upper: float = math.inf) -> Ten
         raise ThawkitError(
             f"y must lie in memory without gaps, got strides {y.stride()} for {tuple(y.shape)}"
         )
-    y = y.detach()
-    if choose("packed_relu", KERNELS, y) == "reference":
-        return reference.pack_positive(y, lower, upper)
-    return pack_bits(y, "relu", lower, upper)
+
+
+def packed_relu_backward(g: Tensor, mask: Tensor, strides: tuple[int, ...]) -> Tensor:
+    """``bit ? g : 0``, differentiable in ``g``: :func:`packed_relu_backward_sum` without the sums."""
+    checks.floating("g", g)
+    _check_mask(g, mask)
+    if choose("packed_relu", KERNELS, g) == "reference":
+        return torch.where(reference.unpack(mask, g.shape, strides), laid_out(g, strides), 0)
+    return MaskedGradient.apply(g, mask, strides, "pass", 1.0, 0.0)
+
+
+def _check_mask(g: Tensor, mask: Tensor) -> None:
+    if (mask.dtype, mask.numel()) != (torch.uint8, (g.numel() + 7) // 8):
+        raise ThawkitError(
+            f"mask must hold {(g.numel() + 7) // 8} bytes, one bit an element of g, "
+            f"got shape {tuple(mask.shape)} of {mask.dtype}"
+        )
 
 
 def packed_relu_backward_sum(
@@ -62,7 +108,7 @@ def packed_relu_backward_sum(
 
     Args:
         g: the upstream gradient, of the shape of the result y.
-        mask: what :func:`pack_positive` or the operator ``packed_activation`` wrote; None where every bit
+        mask: what :func:`pack_positive` or :func:`pack_clamp_` wrote; None where every bit
             counts as set.
         strides: those of y, in whose order the bits lie; y was dense.
         dim: the dimension of the channels.
@@ -78,11 +124,8 @@ def packed_relu_backward_sum(
     checks.floating("g", g)
     if not -g.dim() <= dim < g.dim():
         raise ThawkitError(f"dim must be a dimension of g, which has shape {tuple(g.shape)}, got {dim}")
-    if mask is not None and (mask.dtype, mask.numel()) != (torch.uint8, (g.numel() + 7) // 8):
-        raise ThawkitError(
-            f"mask must hold {(g.numel() + 7) // 8} bytes, one bit an element of g, "
-            f"got shape {tuple(mask.shape)} of {mask.dtype}"
-        )
+    if mask is not None:
+        _check_mask(g, mask)
     if choose("masked_channel_sums", KERNELS, g) == "reference":
         g = laid_out(g, strides)
         bits = None if mask is None else reference.unpack(mask, g.shape, strides)
