@@ -96,7 +96,6 @@ def test_what_gains_nothing_stays() -> None:
         nn.AdaptiveMaxPool2d(4),
         nn.AdaptiveAvgPool2d(1),
     )
-    model[2].forward = lambda x: nn.functional.max_pool2d(x, 2)
     thawkit.freeze(model, "0.bias")
     assert [isinstance(module, Rewritten) for module in model] == [True, False, False, False, False]
 
