@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torchvision
 from torch import Tensor, nn
 
 import thawkit
@@ -132,3 +133,18 @@ def test_a_trainable_prelu_and_a_random_rrelu_are_torchs_own() -> None:
     x = torch.randn(2, 4, 8, 8)
     for stock in (nn.PReLU(4), nn.RReLU()):
         _assert_same(_run(_rewrite(stock), x), _run(stock, x))
+
+
+@pytest.mark.parametrize(
+    ("name", "ratio"), [("squeezenet1_1", 20), ("vgg11_bn", 40), ("mobilenet_v3_small", 3)]
+)
+def test_networks_of_these_layers(name: str, ratio: float, stock, gradients) -> None:
+    """Ceil-mode pools, dropout, adaptive pools to 7, hardsigmoids. What is left: Hardswish and the head."""
+    torch.manual_seed(0)
+    model = getattr(torchvision.models, name)(num_classes=5)
+    x = torch.randn(2, 3, 64, 64)
+    report = thawkit.freeze(model, "bias", example=x)
+    assert report.saved_bytes_before > ratio * report.saved_bytes
+    ours, theirs = gradients(model, x), gradients(stock(model), x)
+    for key, value in theirs.items():
+        assert (ours[key] - value).norm() <= 1e-5 * value.norm() + 1e-12, key

@@ -114,7 +114,7 @@ def packed_relu_backward_sum(
         dim: the dimension of the channels.
 
     Returns:
-        The gradient, with these strides and the dtype of ``g``, and ``g.shape[dim]`` sums, float32 (float64
+        The gradient, in the order of these strides and of the dtype of ``g``, and ``g.shape[dim]`` sums, float32 (float64
         for float64). Without a mask the gradient is ``g`` itself, laid out so.
 
     Raises:
@@ -158,8 +158,10 @@ def is_dense(x: Tensor) -> bool:
 
 
 def laid_out(g: Tensor, strides: tuple[int, ...]) -> Tensor:
-    """Return ``g`` with these strides, which are dense."""
-    if g.stride() == strides:
+    """Return ``g`` in the order of these strides, which are dense."""
+    if g.stride() == strides or all(
+        a == b or size == 1 for a, b, size in zip(g.stride(), strides, g.shape, strict=True)
+    ):
         return g
     return torch.empty_strided(g.shape, strides, dtype=g.dtype, device=g.device).copy_(g)
 
