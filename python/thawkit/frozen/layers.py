@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from thawkit.frozen.deferred import Deferred, clamped, defer, pending_of, plain
+from thawkit.frozen.folded import PendingConvolution
 from thawkit.ops.dispatch import forced_backend, unavailable
 from thawkit.ops.frozen import packed_relu
 
@@ -28,15 +30,19 @@ is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # torch.jit
 _CONVOLUTION = (F.conv1d, F.conv2d, F.conv3d)
 
 
-def recording(x: Tensor) -> bool:
-    """Whether autograd records operations on ``x`` eagerly, one by one, so that Functions here may act."""
+def can_replace(x: Tensor) -> bool:
+    """Whether operations on ``x`` run eagerly, one by one, so that another one may stand in for torch's."""
     return (
         not torch.compiler.is_compiling()
-        and torch.is_grad_enabled()
         and isinstance(x, Tensor)  # torch.fx traces with proxies
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]  # as above
         and not torch._C._are_functorch_transforms_active()
     )
+
+
+def recording(x: Tensor) -> bool:
+    """Whether autograd records operations on ``x`` eagerly, so that Functions here may act."""
+    return torch.is_grad_enabled() and can_replace(x)
 
 
 class Rewritten(nn.Module):
@@ -116,8 +122,12 @@ class _FrozenConv(Rewritten):
         if is_scripting():
             return self._conv_forward(input, self.weight, self.bias)
         else:
-            output = frozen_convolution(self, input, None)
-            return self.stock.forward(self, input) if output is None else output
+            return self.convolve(plain(input))
+
+    def convolve(self: Any, x: Tensor) -> Tensor:
+        """Convolve ``x`` and save nothing where the weight is frozen."""
+        output = frozen_convolution(self, x, None)
+        return self.stock.forward(self, x) if output is None else output
 
 
 class FrozenConv1d(_FrozenConv, nn.Conv1d):
@@ -127,9 +137,35 @@ class FrozenConv1d(_FrozenConv, nn.Conv1d):
 
 
 class FrozenConv2d(_FrozenConv, nn.Conv2d):
-    """``nn.Conv2d`` that saves no activation while its weight is frozen."""
+    """``nn.Conv2d`` that saves no activation while its weight is frozen.
+
+    ``folds`` says that a normalization is expected to follow: the two then run as one.
+    """
 
     stock = nn.Conv2d
+    folds = False
+
+    def forward(self: Any, input: Tensor) -> Tensor:
+        """Convolve ``input``, ``(N, C, H, W)``."""
+        if is_scripting():
+            return self._conv_forward(input, self.weight, self.bias)
+        else:
+            x = plain(input)
+            if self.folds and not self.weight.requires_grad and _foldable(self, x):
+                return defer(PendingConvolution(self, x))
+            return self.convolve(x)
+
+
+def _foldable(module: nn.Conv2d, x: Tensor) -> bool:
+    return (
+        can_replace(x)
+        and x.device.type == "cpu"
+        and x.dim() == 4
+        and x.dtype == module.weight.dtype
+        and not isinstance(module.padding, str)
+        and module.padding_mode == "zeros"
+        and not torch.is_autocast_enabled("cpu")
+    )
 
 
 class FrozenConv3d(_FrozenConv, nn.Conv3d):
@@ -187,6 +223,11 @@ class FrozenBatchNorm(Rewritten):
     def normalize(self: Any, x: Tensor) -> Tensor:
         """Normalize ``x``, ``(N, C)`` or ``(N, C, *sizes)``, by the running statistics."""
         weight, bias = self.weight, self.bias
+        if isinstance(pending := pending_of(x), PendingConvolution):
+            normalized = pending.normalize(self)
+            if normalized is not None:
+                return defer(normalized)
+        x = plain(x)
         mean, variance = self.running_mean, self.running_var
         trains = [p is not None and p.requires_grad for p in (weight, bias)]
         if recording(x) and not trains[0] and (trains[1] or x.requires_grad):
@@ -242,6 +283,11 @@ def _packs(x: Tensor) -> bool:
 
 def _packed(module: Any, x: Tensor, lower: float, upper: float) -> Tensor:
     """Clamp ``x`` as the module does, saving bits where autograd records and a kernel writes them."""
+    if isinstance(x, Deferred):
+        result = clamped(x, lower, upper, module.inplace)
+        if result is not None:
+            return result
+        x = plain(x)
     if not (recording(x) and x.requires_grad and _packs(x)):
         return module.stock.forward(module, x)
     return packed_relu(x, lower, upper, inplace=module.inplace)

@@ -12,8 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from thawkit.errors import ThawkitError, ThawkitWarning
-from thawkit.frozen import activation_layers, pool_layers
-from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, Rewritten
+from thawkit.frozen import activation_layers, pool_layers, transformer_layers
+from thawkit.frozen.folded import forget
+from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
 from thawkit.frozen.measure import Example, guess_example, saved_by_module
 from thawkit.frozen.policy import parameter_names, trainable_names
 from thawkit.frozen.report import FreezeReport, make_report
@@ -66,10 +67,8 @@ def freeze(model: nn.Module, train: str = "head", *, example: Example | None = N
     except Exception:
         unfreeze(model)
         raise
-    rewritten, after = set[str](), before
-    if not everything:
-        rewritten = _rewrite(model, fixed)
-        after = _measure(model, example, fixed)[0]
+    rewritten = _rewrite(model, fixed)
+    after = _measure(model, example, fixed)[0] if rewritten else before
     return make_report(model, train, len(fixed), rewritten, words, before, after)
 
 
@@ -88,6 +87,9 @@ def unfreeze(model: nn.Module) -> None:
         for module in root.modules():
             if isinstance(module, FrozenBatchNorm):
                 module.training = vars(module).pop("thawed_training")
+            vars(module).pop("folds", None)
+            forget(module)
+            transformer_layers.forget(module)
             if isinstance(module, Rewritten):
                 module.__class__ = _thawed_class(type(module))
 
@@ -149,7 +151,7 @@ def _measure(
 
 def _classes() -> dict[type[nn.Module], type[Rewritten]]:
     """The rewritten form of each stock class; timm's layers are there once something has imported timm."""
-    classes = CLASSES | activation_layers.CLASSES | pool_layers.CLASSES
+    classes = CLASSES | activation_layers.CLASSES | pool_layers.CLASSES | transformer_layers.CLASSES
     if "timm.layers" in sys.modules:
         from thawkit.frozen import timm_layers
 
@@ -161,7 +163,9 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
     """Swap the classes of the modules that then save less or keep their statistics; return their names."""
     classes = _classes()
     rewritten = set()
-    leaves = [(name, m) for name, m in model.named_modules() if is_leaf(m) or m in fixed]
+    leaves = [
+        (name, m) for name, m in model.named_modules() if is_leaf(m) or m in fixed or type(m) in classes
+    ]
     for index, (name, module) in enumerate(leaves):
         new = classes.get(type(module))
         if new is None or "forward" in vars(module):
@@ -172,8 +176,8 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
             worthwhile = module in fixed
         elif type(module) in pool_layers.CLASSES:
             worthwhile = pool_layers.saves_less(module)
-        elif isinstance(module, nn.Dropout):
-            worthwhile = True
+        elif isinstance(module, nn.Dropout) or type(module) in transformer_layers.CLASSES:
+            worthwhile = True  # decided at each forward, by what then needs a gradient
         else:
             worthwhile = not _keeps_input(after for _, after in leaves[index + 1 :])
         if worthwhile:
@@ -181,6 +185,9 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
             module.__class__ = new
             if isinstance(module, FrozenBatchNorm):
                 module.thawed_training, module.training = module.training, False
+            if isinstance(module, FrozenConv2d):
+                following = leaves[index + 1][1] if index + 1 < len(leaves) else None
+                module.folds = following in fixed and following.num_features == module.out_channels
     return rewritten
 
 

@@ -26,8 +26,10 @@ from thawkit.ops.frozen.masks import (
     masked_sums_op,
     pack_bits,
 )
+from thawkit.ops.frozen.overrides import overridable
 
 
+@overridable
 def packed_relu(x: Tensor, lower: float = 0.0, upper: float = math.inf, *, inplace: bool = False) -> Tensor:
     """``clamp(x, lower, upper)``, saving one bit an element for the backward pass.
 
@@ -65,6 +67,7 @@ def _clamp_excludes_bounds() -> bool:
 _CLAMPS = _clamp_excludes_bounds()
 
 
+@overridable
 def packed_clamp(
     x: Tensor, lower: float | None = None, upper: float | None = None, *, inplace: bool = False
 ) -> Tensor:
@@ -95,6 +98,7 @@ def packed_clamp(
     return _packed("clamp", x, a, b, stock, inplace=inplace)
 
 
+@overridable
 def packed_threshold(x: Tensor, threshold: float, value: float, *, inplace: bool = False) -> Tensor:
     """``F.threshold``, ``x <= threshold ? value : x``, saving one bit an element.
 
@@ -116,6 +120,7 @@ def packed_threshold(x: Tensor, threshold: float, value: float, *, inplace: bool
     )
 
 
+@overridable
 def packed_leaky_relu(x: Tensor, negative_slope: float = 0.01, *, inplace: bool = False) -> Tensor:
     """``F.leaky_relu``, saving one bit an element, whatever the slope and also in place.
 
@@ -137,6 +142,7 @@ def packed_leaky_relu(x: Tensor, negative_slope: float = 0.01, *, inplace: bool 
     )
 
 
+@overridable
 def packed_hardsigmoid(x: Tensor, *, inplace: bool = False) -> Tensor:
     """``F.hardsigmoid``, ``clamp(x + 3, 0, 6) / 6``, saving one bit an element.
 
@@ -155,6 +161,7 @@ def packed_hardsigmoid(x: Tensor, *, inplace: bool = False) -> Tensor:
     return _packed("hardsigmoid", x, 0.0, 0.0, stock, inplace=inplace, masked=("part", 1 / 6, 0.0))
 
 
+@overridable
 def packed_abs(x: Tensor, *, inplace: bool = False) -> Tensor:
     """``torch.abs``, saving two bits an element: its gradient is 0 at 0.
 
@@ -173,6 +180,7 @@ def packed_abs(x: Tensor, *, inplace: bool = False) -> Tensor:
     return _packed("abs", x, 0.0, 0.0, stock, inplace=inplace, masked=("sign", 1.0, 0.0))
 
 
+@overridable
 def packed_prelu(x: Tensor, weight: Tensor) -> Tensor:
     """``F.prelu`` with a weight that needs no gradient, saving one bit an element.
 

@@ -13,6 +13,7 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import in_transform
 from thawkit.ops.dispatch import forced_backend
+from thawkit.ops.frozen.overrides import overridable
 
 _STOCK: dict[int, Any] = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
 _STOCK_ADAPTIVE: dict[int, Any] = {
@@ -24,6 +25,7 @@ _STOCK_ADAPTIVE: dict[int, Any] = {
 Sizes = int | Sequence[int]
 
 
+@overridable
 def avg_pool(
     x: Tensor,
     dims: int,
@@ -68,6 +70,7 @@ def avg_pool(
     )
 
 
+@overridable
 def adaptive_avg_pool(x: Tensor, dims: int, output_size: int | Sequence[int | None] | None) -> Tensor:
     """``F.adaptive_avg_pool1d``, ``2d`` or ``3d``, saving nothing for the backward pass.
 

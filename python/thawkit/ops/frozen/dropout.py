@@ -19,8 +19,10 @@ from thawkit.ops.frozen.masks import (
     masked_op,
     pack_bits,
 )
+from thawkit.ops.frozen.overrides import overridable
 
 
+@overridable
 def packed_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, inplace: bool = False) -> Tensor:
     """``F.dropout``, saving one bit an element. Torch saves a number (CPU) or a byte (CUDA).
 

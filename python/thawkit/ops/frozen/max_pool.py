@@ -15,6 +15,7 @@ from thawkit.ops import checks
 from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose
 from thawkit.ops.frozen.masks import KERNELS, kernels
+from thawkit.ops.frozen.overrides import overridable
 
 _STOCK: dict[int, Any] = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
 _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
@@ -23,6 +24,7 @@ _LONGEST_WINDOW = 256
 Sizes = int | Sequence[int]
 
 
+@overridable
 def packed_max_pool(
     x: Tensor,
     dims: int,

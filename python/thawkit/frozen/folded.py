@@ -1,0 +1,123 @@
+"""A frozen convolution and the normalization after it as one convolution, with a sum and a clamp on top.
+
+With fixed statistics and a frozen scale ``s = gamma / sqrt(var + eps)``, ``BN(conv(x))`` is a convolution
+with the weight ``s W`` and the bias ``beta - s mean``. Folded once, the pair costs one convolution and no
+pass over its output, ``beta`` may still train, and a residual sum joins the same kernel.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from thawkit.frozen.deferred import Input
+from thawkit.ops.frozen.convolution import folded_convolution, output_shape
+from thawkit.ops.frozen.geometry import Geometry
+from thawkit.ops.frozen.packed import Fingerprint, Packed
+
+
+class Fold:
+    """The folded weight of one convolution and its normalization.
+
+    Attributes:
+        weight: ``(O, I / groups, *kernel)``, the convolution's times the normalization's scale.
+        scale: ``(O,)``.
+        offset: ``(O,)``, what the frozen parts of the biases add up to.
+        packed: the weight as the kernels want it; empty until used.
+    """
+
+    def __init__(self, conv: nn.Conv2d, norm: Any) -> None:
+        with torch.no_grad():
+            self.scale = torch.rsqrt(norm.running_var + norm.eps)
+            if norm.weight is not None:
+                self.scale = self.scale * norm.weight
+            self.weight = conv.weight * self.scale.view(-1, 1, 1, 1)
+            self.offset = -norm.running_mean * self.scale
+        self.packed = Packed()
+        self._made_of = Fingerprint(*_parts(conv, norm))
+        self._eps = norm.eps
+
+    def current(self, conv: nn.Conv2d, norm: Any) -> bool:
+        """Whether it still is what it was made of."""
+        return self._eps == norm.eps and self._made_of.matches(*_parts(conv, norm))
+
+
+def _parts(conv: nn.Conv2d, norm: Any) -> list[Tensor]:
+    parts = conv.weight, norm.weight, norm.running_mean, norm.running_var
+    return [part for part in parts if part is not None]
+
+
+_FOLDS: WeakKeyDictionary[nn.Module, Fold] = WeakKeyDictionary()
+
+
+def fold_of(conv: nn.Conv2d, norm: Any) -> Fold:
+    """The fold of two modules, made anew where one of them has changed."""
+    fold = _FOLDS.get(conv)
+    if fold is None or not fold.current(conv, norm):
+        fold = _FOLDS[conv] = Fold(conv, norm)
+    return fold
+
+
+def forget(module: nn.Module) -> None:
+    """Drop the folded weight of a module."""
+    _FOLDS.pop(module, None)
+
+
+class PendingConvolution:
+    """A convolution, then perhaps its normalization, then perhaps a sum. See :class:`~..deferred.Pending`."""
+
+    def __init__(self, conv: Any, x: Tensor | Input, norm: Any = None, other: Tensor | None = None) -> None:
+        self.conv, self.norm = conv, norm
+        self._x = x if isinstance(x, Input) else Input(x)
+        self._other = None if other is None else Input(other)
+        biases = (conv.bias, None if norm is None else norm.bias)
+        self.like = self._x.get()
+        self.geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.shape = output_shape(self.like, conv.weight, self.geometry)
+        self.inputs = tuple(t for t in (self.like, other, *biases) if t is not None)
+
+    def normalize(self, norm: Any) -> PendingConvolution | None:
+        """What stands for the normalized convolution; None if it cannot join."""
+        weight = norm.weight
+        if self.norm is not None or (weight is not None and weight.requires_grad):
+            return None
+        if norm.running_mean.shape[0] != self.shape[1] or norm.running_mean.dtype != self.like.dtype:
+            return None
+        return PendingConvolution(self.conv, self._x, norm)
+
+    def add(self, other: Tensor) -> PendingConvolution | None:
+        """See :meth:`~..deferred.Pending.add`."""
+        if self.norm is None or self._other is not None:
+            return None
+        return PendingConvolution(self.conv, self._x, self.norm, other)
+
+    def clamp(self, lower: float, upper: float) -> Tensor | None:
+        """See :meth:`~..deferred.Pending.clamp`."""
+        return None if self.norm is None else self._run(lower, upper)
+
+    def compute(self) -> Tensor:
+        """See :meth:`~..deferred.Pending.compute`."""
+        if self.norm is None:
+            return self.conv.convolve(self._x.get())
+        return self._run(-math.inf, math.inf)
+
+    def _run(self, lower: float, upper: float) -> Tensor:
+        conv, norm = self.conv, self.norm
+        fold = fold_of(conv, norm)
+        return folded_convolution(
+            self._x.get(),
+            fold.weight,
+            fold.scale,
+            fold.offset,
+            norm.bias,
+            conv.bias,
+            self.geometry,
+            other=None if self._other is None else self._other.get(),
+            lower=lower,
+            upper=upper,
+            packed=fold.packed,
+        )

@@ -1,0 +1,75 @@
+"""Products with a matrix, of which the backward pass keeps what is cheapest to keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from thawkit.ops.frozen import onednn
+from thawkit.ops.frozen.packed import Packed
+from thawkit.ops.frozen.recompute import recipe_of
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Packed | None = None) -> Tensor:
+    """``x @ weight.T + bias``, as :func:`torch.nn.functional.linear`.
+
+    Where the weight trains and ``x`` has a recipe (:mod:`thawkit.ops.frozen.recompute`), saves the recipe's
+    inputs instead of ``x``.
+
+    Args:
+        x: ``(*, I)``.
+        weight: ``(O, I)``.
+        bias: ``(O,)``.
+        packed: where kernels may keep a frozen weight in their own layout.
+    """
+    recipe = recipe_of(x) if weight.requires_grad else None
+    if weight.requires_grad or not onednn.takes(x, weight):
+        packed = None
+    if not torch.is_grad_enabled() or (recipe is None and packed is None):
+        return _product(x, weight, bias, packed)
+    function, inputs = (recipe.function, recipe.inputs) if recipe else (None, ())
+    return _Linear.apply(x, weight, bias, packed, function, *inputs)
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None) -> Tensor:
+    return F.linear(x, weight, bias) if packed is None else onednn.linear(x, weight, bias, packed)
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        packed: Packed | None,
+        function: Any,
+        *recipe_inputs: Tensor | None,
+    ) -> Tensor:
+        needs_x, needs_weight, _ = ctx.needs_input_grad[:3]
+        ctx.packed, ctx.function = packed, function
+        ctx.bias_dtype = None if bias is None else bias.dtype
+        again = recipe_inputs if function else (x,)
+        ctx.save_for_backward(weight if needs_x else None, *(again if needs_weight else ()))
+        return _product(x, weight, bias, packed)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        weight, *saved = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_x = grad_weight = grad_bias = None
+        rows = grad.flatten(0, -2) if grad.dim() != 1 else grad.unsqueeze(0)
+        if needs_x:
+            if ctx.packed is not None and not torch.is_grad_enabled():
+                grad_x = onednn.linear_input_gradient(grad, weight, ctx.packed)
+            else:
+                grad_x = grad @ weight.to(grad.dtype)
+        if needs_weight:
+            x = ctx.function(*saved) if ctx.function else saved[0]
+            grad_weight = rows.t() @ x.flatten(0, -2).to(grad.dtype)
+        if needs_bias:
+            grad_bias = rows.sum(0, dtype=ctx.bias_dtype)
+        return grad_x, grad_weight, grad_bias, *(None,) * (len(ctx.needs_input_grad) - 3)

@@ -1,0 +1,110 @@
+"""oneDNN's convolutions and products on weights that it has laid out for itself once.
+
+torch lays a weight out anew at every call; one that is frozen can be laid out once, for the forward product
+and for the gradient in the input. These are operators of torch, which its compiler uses for inference; they
+are private, so each is looked for, and where one is missing or refuses, nothing here is used.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thawkit.ops.frozen.geometry import Geometry
+from thawkit.ops.frozen.packed import Packed
+
+_DTYPES = (torch.float32,)
+
+
+@functools.cache
+def available() -> bool:
+    """Whether torch has the operators, and they run here."""
+    if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+        return False
+    x, weight = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
+    try:
+        y = convolution(x, weight, torch.ones(1), geometry, x, Packed())
+        g = input_gradient(y, weight, x.shape, geometry, Packed())
+        z = linear(x.view(1, 1), weight.view(1, 1), None, Packed())
+    except (AttributeError, RuntimeError):
+        return False
+    return bool(y.item() == 3 and g.item() == 3 and z.item() == 1)
+
+
+def takes(x: Tensor, weight: Tensor) -> bool:
+    """Whether the packed operators take these."""
+    return x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in _DTYPES and available()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
+    """``x @ weight.T + bias`` for ``x``, ``(*, I)``."""
+    rows = x.numel() // x.shape[-1]
+    layout = packed.get(
+        weight, ("linear", rows), lambda: _op("_reorder_linear_weight")(weight.detach(), rows)
+    )
+    return _op("_linear_pointwise")(x, layout, bias, "none", [], "")
+
+
+def linear_input_gradient(grad: Tensor, weight: Tensor, packed: Packed) -> Tensor:
+    """``grad @ weight`` for ``grad``, ``(*, O)``."""
+    rows = grad.numel() // grad.shape[-1]
+    layout = packed.get(
+        weight,
+        ("linear input", rows),
+        lambda: _op("_reorder_linear_weight")(weight.detach().t().contiguous(), rows),
+    )
+    return _op("_linear_pointwise")(grad, layout, None, "none", [], "")
+
+
+def convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    geometry: Geometry,
+    other: Tensor | None,
+    packed: Packed,
+) -> Tensor:
+    """``conv2d(x, weight) + bias + other``, the result in channels-last order."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    stride, padding, dilation, groups = geometry
+    layout = packed.get(
+        weight,
+        ("convolution", x.shape),
+        lambda: _op("_reorder_convolution_weight")(weight, padding, stride, dilation, groups, x.shape),
+    )
+    options = padding, stride, dilation, groups
+    if other is None:
+        return _op("_convolution_pointwise")(x, layout, bias, *options, "none", [], "")
+    other = other.contiguous(memory_format=torch.channels_last)
+    return _op("_convolution_pointwise").binary(x, other, layout, bias, *options, "add", 1.0, None, [], "")
+
+
+def input_gradient(
+    grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry, packed: Packed
+) -> Tensor:
+    """Gradient of a convolution in its input of the given shape."""
+    stride, padding, dilation, groups = geometry
+    extra = [
+        size - ((out - 1) * s - 2 * p + d * (kernel - 1) + 1)
+        for size, out, s, p, d, kernel in zip(
+            shape[2:], grad.shape[2:], stride, padding, dilation, weight.shape[2:], strict=True
+        )
+    ]
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    layout = packed.get(
+        weight,
+        ("convolution input", grad.shape),
+        lambda: _op("_reorder_convolution_transpose_weight")(
+            weight, padding, extra, stride, dilation, groups, grad.shape
+        ),
+    )
+    options = padding, extra, stride, dilation, groups
+    return _op("_convolution_transpose_pointwise")(grad, layout, None, *options, "none", [], "")
+
+
+def _op(name: str) -> Any:
+    return getattr(torch.ops.mkldnn, name)
