@@ -114,8 +114,8 @@ def packed_relu_backward_sum(
         dim: the dimension of the channels.
 
     Returns:
-        The gradient, in the order of these strides and of the dtype of ``g``, and ``g.shape[dim]`` sums, float32 (float64
-        for float64). Without a mask the gradient is ``g`` itself, laid out so.
+        The gradient, of the dtype of ``g`` and in the order of these strides, and ``g.shape[dim]`` sums in
+        float32 (float64 for float64). Without a mask the gradient is ``g`` itself, laid out so.
 
     Raises:
         ThawkitError: ``g`` is not floating, ``dim`` is none of its dimensions, or ``mask`` has not one bit
