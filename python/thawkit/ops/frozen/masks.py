@@ -114,7 +114,7 @@ def packed_relu_backward_sum(
         dim: the dimension of the channels.
 
     Returns:
-        The gradient, in the order of these strides and of the dtype of ``g``, and ``g.shape[dim]`` sums,
+        The gradient, of the dtype of ``g`` and in the order of these strides, and ``g.shape[dim]`` sums in
         float32 (float64 for float64). Without a mask the gradient is ``g`` itself, laid out so.
 
     Raises:
