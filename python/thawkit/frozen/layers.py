@@ -151,7 +151,7 @@ class FrozenConv2d(_FrozenConv, nn.Conv2d):
             return self._conv_forward(input, self.weight, self.bias)
         else:
             x = plain(input)
-            if self.folds and not self.weight.requires_grad and _foldable(self, x):
+            if self.folds and _foldable(self, x):
                 return defer(PendingConvolution(self, x))
             return self.convolve(x)
 
@@ -159,6 +159,7 @@ class FrozenConv2d(_FrozenConv, nn.Conv2d):
 def _foldable(module: nn.Conv2d, x: Tensor) -> bool:
     return (
         can_replace(x)
+        and not module.weight.requires_grad
         and x.device.type == "cpu"
         and x.dim() == 4
         and x.dtype == module.weight.dtype
