@@ -13,9 +13,16 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from thawkit.errors import ThawkitError, ThawkitWarning
+from thawkit.frozen import channels, lora
+from thawkit.frozen.extension import (
+    Extended,
+    in_stock_form,
+    leave_fast_paths,
+    restore_fast_path,
+)
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, Rewritten
 from thawkit.frozen.measure import Example, guess_example, saved_by_module
-from thawkit.frozen.policy import parameter_names, trainable_names
+from thawkit.frozen.policy import Plan, Policy, make_plan, parameter_names
 from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
 
@@ -23,12 +30,13 @@ _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every p
 _POOLS = (_MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd)
 
 
-def freeze(model: nn.Module, train: str = "head", *, example: Example | None = None) -> FreezeReport:
+def freeze(model: nn.Module, train: Policy = "head", *, example: Example | None = None) -> FreezeReport:
     """Let only part of a model train, and save no more for the backward pass than that part needs.
 
     Sets ``requires_grad`` on every parameter and swaps the classes of convolutions, batch normalizations and
     ReLUs in place for ones that save less (:mod:`thawkit.frozen.layers`). Values, gradients and
-    ``state_dict`` keys stay as they were. Freezing again plans anew from the original model.
+    ``state_dict`` keys stay as they were (adapters add theirs). Freezing again plans anew from the original
+    model, in which adapters have been merged.
 
     Batch normalizations keep their pretrained running statistics, also after ``model.train()`` and also
     where their scale and shift train: the statistics of a small data set are worse, and a frozen layer that
@@ -38,7 +46,9 @@ def freeze(model: nn.Module, train: str = "head", *, example: Example | None = N
     Args:
         model: trained elsewhere, with its new head in place.
         train: what trains, see :mod:`thawkit.frozen.policy`: ``head``, ``last:K``, ``norm``, ``bias``,
-            ``all``, globs on parameter names, joined by ``+``.
+            ``all``, ``surgical:first``, ``channels:0.25``, ``lora:8``, globs on parameter names, joined by
+            ``+``; a function of a parameter's name and itself; :class:`Lora` or :class:`Channels`; a list of
+            these.
         example: a batch to measure the saved bytes on, as the model takes it: a tensor, a tuple of
             arguments, or a mapping of keyword arguments. Without one, a model that starts with a 2-d
             convolution is measured on one blank image of the size it was built for.
@@ -52,33 +62,51 @@ def freeze(model: nn.Module, train: str = "head", *, example: Example | None = N
     if not isinstance(model, nn.Module):
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
-    selected = trainable_names(model, train)
+    plan = make_plan(model, train)
+    if any(isinstance(module, Extended) for module in model.modules()):
+        unfreeze(model)
+        plan = make_plan(model, train)  # the norms of weights are others now
     unfreeze(model)
     if any(isinstance(module, Rewritten) for module in model.modules()):
         raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
     setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
-    _train_only(model, selected)
-    everything = selected == set(parameter_names(model))
-    fixed = set() if everything else _fixed_statistics(model)
-
     try:
-        before, words = _measure(model, example, fixed)
+        return apply(model, plan, example)
     except Exception:
         unfreeze(model)
         raise
+
+
+def apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeReport:
+    """Carry out a plan on a model whose flags are on record and that is in stock form otherwise."""
+    everything = plan.names == set(parameter_names(model))
+    sliced = {f"{name}.weight" if name else "weight" for name in plan.channels}
+    _train_only(model, plan.names | sliced)
+    fixed = set() if everything else _fixed_statistics(model)
+    for name, settings in plan.lora.items():
+        lora.attach(model.get_submodule(name), name, settings)
+    with in_stock_form():
+        before, words = _measure(model, example, fixed)
     rewritten, after = set[str](), before
     if not everything:
-        rewritten = _rewrite(model, fixed)
+        for name, choice in plan.channels.items():
+            channels.attach(model.get_submodule(name), choice)
+        leave_fast_paths(model)
+        rewritten = _rewrite(model, fixed) | plan.channels.keys() | plan.lora.keys()
         after = _measure(model, example, fixed)[0]
-    return make_report(model, train, len(fixed), rewritten, words, before, after)
+    return make_report(model, plan.words, len(fixed), rewritten, words, before, after, plan.notes)
 
 
-def unfreeze(model: nn.Module) -> None:
+def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
     """Undo :func:`freeze`: classes, ``requires_grad`` flags, and the mode of the batch normalizations.
 
     A batch normalization gets the mode that it would have without freezing: the one it had, or the one that
     ``model.train()`` or ``model.eval()`` has set since. Parameters added since keep their flags. Does
     nothing to a model that is not frozen.
+
+    Args:
+        model: frozen or not.
+        merge: what becomes of adapters (``lora:R``): True adds their product to the weight, False drops it.
     """
     for root in reversed([module for module in model.modules() if _RECORD in vars(module)]):
         flags = vars(root).pop(_RECORD)
@@ -86,9 +114,12 @@ def unfreeze(model: nn.Module) -> None:
             if name in flags:
                 parameter.requires_grad_(flags[name])
         for module in root.modules():
+            restore_fast_path(module)
             if isinstance(module, FrozenBatchNorm):
                 module.training = vars(module).pop("thawed_training")
-            if isinstance(module, Rewritten):
+            if isinstance(module, Extended):
+                module.detach(merge)
+            elif isinstance(module, Rewritten):
                 module.__class__ = _thawed_class(type(module))
 
 
@@ -187,6 +218,8 @@ def _keeps_input(following: Iterable[nn.Module]) -> bool:
     from registration order; where that misleads, a few bytes are lost and nothing else.
     """
     layer = next((m for m in following if not isinstance(m, (nn.Identity, nn.Flatten))), None)
+    if isinstance(layer, Extended):
+        return layer.keeps_input()
     if isinstance(layer, _BatchNorm) or (layer is not None and is_weight_layer(layer)):
         return isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
     if isinstance(layer, _AdaptiveAvgPoolNd):
