@@ -22,15 +22,17 @@ from thawkit.frozen.extension import (
 )
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, Rewritten
 from thawkit.frozen.measure import Example, guess_example, saved_by_module
-from thawkit.frozen.policy import Plan, Policy, make_plan, parameter_names
+from thawkit.frozen.policy import Plan, parameter_names
 from thawkit.frozen.report import FreezeReport, make_report
+from thawkit.frozen.schedule import Schedule, Stages, make_stages
 from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
 
 _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every parameter as it was
+_STAGES = "_thawkit_stages"  # set on a model frozen by a schedule
 _POOLS = (_MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd)
 
 
-def freeze(model: nn.Module, train: Policy = "head", *, example: Example | None = None) -> FreezeReport:
+def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | None = None) -> FreezeReport:
     """Let only part of a model train, and save no more for the backward pass than that part needs.
 
     Sets ``requires_grad`` on every parameter and swaps the classes of convolutions, batch normalizations and
@@ -48,7 +50,8 @@ def freeze(model: nn.Module, train: Policy = "head", *, example: Example | None 
         train: what trains, see :mod:`thawkit.frozen.policy`: ``head``, ``last:K``, ``norm``, ``bias``,
             ``all``, ``surgical:first``, ``channels:0.25``, ``lora:8``, globs on parameter names, joined by
             ``+``; a function of a parameter's name and itself; :class:`Lora` or :class:`Channels`; a list of
-            these.
+            these; or a schedule of policies by epoch, ``{0: "head", 3: "last:2"}`` or ``head@0,last:2@3``, of
+            which the first applies and :func:`set_epoch` the others.
         example: a batch to measure the saved bytes on, as the model takes it: a tensor, a tuple of
             arguments, or a mapping of keyword arguments. Without one, a model that starts with a 2-d
             convolution is measured on one blank image of the size it was built for.
@@ -62,22 +65,62 @@ def freeze(model: nn.Module, train: Policy = "head", *, example: Example | None 
     if not isinstance(model, nn.Module):
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
-    plan = make_plan(model, train)
+    stages = make_stages(model, train)
     if any(isinstance(module, Extended) for module in model.modules()):
         unfreeze(model)
-        plan = make_plan(model, train)  # the norms of weights are others now
+        stages = make_stages(model, train)  # the norms of weights are others now
     unfreeze(model)
     if any(isinstance(module, Rewritten) for module in model.modules()):
         raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
     setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
     try:
-        return apply(model, plan, example)
+        report = _apply(model, stages.plans[0], example)
     except Exception:
         unfreeze(model)
         raise
+    if len(stages.plans) > 1:
+        setattr(model, _STAGES, stages)
+    return report
 
 
-def apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeReport:
+def set_epoch(model: nn.Module, epoch: int, *, example: Example | None = None) -> FreezeReport | None:
+    """Move a model frozen by a schedule to the stage of an epoch; call it before each epoch.
+
+    A stage that begins gives what freezing with its policy would; adapters of the stage that ends are merged
+    into their weights, and gradients of parameters that train no longer are dropped. Then give the optimizer
+    what trains now: ``update_optimizer(optimizer, parameter_groups(model, weight_decay))``.
+
+    Args:
+        model: frozen; where not by a schedule, nothing happens.
+        epoch: counted from 0; may be earlier than the present one.
+        example: as for :func:`freeze`.
+
+    Returns:
+        The report of the new stage; None where the stage stays.
+
+    Raises:
+        ThawkitError: the model is not frozen, or ``epoch`` is below 0.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if _RECORD not in vars(model):
+        raise ThawkitError("model: expected one that thawkit.freeze has frozen")
+    if epoch < 0:
+        raise ThawkitError(f"epoch: expected 0 or more, got {epoch}")
+    stages: Stages | None = vars(model).get(_STAGES)
+    if stages is None or stages.at(epoch) == stages.current:
+        return None
+    flags = vars(model)[_RECORD]
+    unfreeze(model)
+    setattr(model, _RECORD, flags)
+    setattr(model, _STAGES, Stages(stages.plans, stages.at(epoch)))
+    report = _apply(model, stages.plans[stages.at(epoch)], example)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.grad = None
+    return report
+
+
+def _apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeReport:
     """Carry out a plan on a model whose flags are on record and that is in stock form otherwise."""
     everything = plan.names == set(parameter_names(model))
     sliced = {f"{name}.weight" if name else "weight" for name in plan.channels}
@@ -110,6 +153,7 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
     """
     for root in reversed([module for module in model.modules() if _RECORD in vars(module)]):
         flags = vars(root).pop(_RECORD)
+        vars(root).pop(_STAGES, None)
         for name, parameter in _parameters(root):
             if name in flags:
                 parameter.requires_grad_(flags[name])
