@@ -56,7 +56,8 @@ def measure(
     del ours, theirs
     memory = {name: extra_bytes(functions[name]) for name in ("thawkit", eager)}
     written = torch.empty_like(x.detach())
-    seconds = timed({**functions, "the same bytes": lambda: read(written)}, rounds)
+    calls = 10 if x.numel() <= 1_000_000 else 1
+    seconds = timed({**functions, "the same bytes": lambda: read(written)}, rounds, calls=calls)
     mine = seconds["thawkit"]
     peers = {name: seconds[name] for name in functions if name != "thawkit"}
     fastest = min(peers, key=peers.__getitem__)

@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -273,9 +274,61 @@ SoftmaxFocalArgs softmax_focal_args(Pointer x, int dtype, int64_t n, int64_t cla
           threads};
 }
 
-PackedReluArgs packed_relu_args(Pointer x, Pointer y, Pointer mask, int64_t n, float lower, float upper,
-                                int dtype, int threads) {
-  return {as<void>(x), as<void>(y), as<uint8_t>(mask), n, lower, upper, static_cast<Dtype>(dtype), threads};
+PackArgs pack_args(int kind, Pointer x, Pointer y, Pointer mask, int64_t n, float a, float b, int dtype,
+                   int threads) {
+  return {static_cast<Packed>(kind), as<void>(x), as<void>(y), as<uint8_t>(mask), n, a, b,
+          static_cast<Dtype>(dtype), threads};
+}
+
+MaskedArgs masked_args(int kind, Pointer g, Pointer mask, Pointer dx, int64_t n, float yes, float no,
+                       int dtype, int threads) {
+  return {static_cast<Masked>(kind), as<void>(g), as<const uint8_t>(mask), as<void>(dx), n, yes, no,
+          static_cast<Dtype>(dtype), threads};
+}
+
+ChannelSumArgs channel_sum_args(int kind, Pointer g, Pointer mask, Pointer dx, int64_t outer,
+                                int64_t channels, int64_t inner, float yes, float no, Pointer factors,
+                                Pointer sums, Pointer workspace, int dtype, int threads) {
+  return {static_cast<Masked>(kind),
+          as<void>(g),
+          as<const uint8_t>(mask),
+          as<void>(dx),
+          outer,
+          channels,
+          inner,
+          yes,
+          no,
+          as<const float>(factors),
+          as<float>(sums),
+          as<double>(workspace),
+          static_cast<Dtype>(dtype),
+          threads};
+}
+
+using TripleFields = std::array<int64_t, 3>;
+
+Triple triple(TripleFields fields) { return {fields[0], fields[1], fields[2]}; }
+
+MaxPoolArgs max_pool_args(Pointer x, Pointer y, Pointer codes, int64_t batch, int64_t channels,
+                          TripleFields size, TripleFields out, TripleFields kernel, TripleFields stride,
+                          TripleFields padding, TripleFields dilation, bool channels_last, int bits,
+                          Pointer workspace, int dtype, int threads) {
+  return {as<void>(x),
+          as<void>(y),
+          as<uint8_t>(codes),
+          batch,
+          channels,
+          triple(size),
+          triple(out),
+          triple(kernel),
+          triple(stride),
+          triple(padding),
+          triple(dilation),
+          channels_last,
+          bits,
+          as<uint8_t>(workspace),
+          static_cast<Dtype>(dtype),
+          threads};
 }
 
 // Python sees the fields of the struct that `make` fills, in order; on CUDA a stream follows them.
@@ -362,9 +415,15 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
          [](const SoftmaxFocalArgs& a) { kernels().softmax_focal(a); });
   define(m, "softmax_focal_workspace", softmax_focal_args,
          [](const SoftmaxFocalArgs& a) { return kernels().softmax_focal_workspace(a); });
-  define(m, "packed_relu", packed_relu_args, [](const PackedReluArgs& a) { kernels().packed_relu(a); });
-  define(m, "packed_relu_backward", packed_relu_args,
-         [](const PackedReluArgs& a) { kernels().packed_relu_backward(a); });
+  define(m, "pack", pack_args, [](const PackArgs& a) { kernels().pack(a); });
+  define(m, "masked", masked_args, [](const MaskedArgs& a) { kernels().masked(a); });
+  define(m, "channel_sum", channel_sum_args, [](const ChannelSumArgs& a) { kernels().channel_sum(a); });
+  define(m, "channel_sum_workspace", channel_sum_args,
+         [](const ChannelSumArgs& a) { return kernels().channel_sum_workspace(a); });
+  define(m, "max_pool", max_pool_args, [](const MaxPoolArgs& a) { kernels().max_pool(a); });
+  define(m, "max_pool_workspace", max_pool_args,
+         [](const MaxPoolArgs& a) { return kernels().max_pool_workspace(a); });
+  define(m, "max_pool_backward", max_pool_args, [](const MaxPoolArgs& a) { kernels().max_pool_backward(a); });
 
 #ifdef THAWKIT_HAS_CUDA
   m.attr("has_cuda") = true;
@@ -372,8 +431,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cuda_device_count", &cuda::device_count);
   define_cuda(m, "info_nce_panel_cuda", info_nce_panel_args, cuda::info_nce_panel);
   define_cuda(m, "sigmoid_focal_cuda", focal_args, cuda::sigmoid_focal);
-  define_cuda(m, "packed_relu_cuda", packed_relu_args, cuda::packed_relu);
-  define_cuda(m, "packed_relu_backward_cuda", packed_relu_args, cuda::packed_relu_backward);
+  define_cuda(m, "pack_cuda", pack_args, cuda::pack);
+  define_cuda(m, "masked_cuda", masked_args, cuda::masked);
+  define_cuda(m, "channel_sum_cuda", channel_sum_args, cuda::channel_sum);
+  define_cuda(m, "max_pool_cuda", max_pool_args, cuda::max_pool);
+  define_cuda(m, "max_pool_backward_cuda", max_pool_args, cuda::max_pool_backward);
 #else
   m.attr("has_cuda") = false;
 #endif

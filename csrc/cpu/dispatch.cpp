@@ -13,7 +13,8 @@ namespace {
         isa::pairs_workspace, isa::pairs, isa::mmd_workspace, isa::mmd, isa::median_workspace, isa::median, \
         isa::permutation_workspace, isa::permutation_sums, isa::subsets, isa::top_k_workspace, isa::top_k,  \
         isa::margin_workspace, isa::margin, isa::sigmoid_focal, isa::softmax_focal_workspace,               \
-        isa::softmax_focal, isa::packed_relu, isa::packed_relu_backward, isa::fma_peak                      \
+        isa::softmax_focal, isa::pack, isa::masked, isa::channel_sum_workspace, isa::channel_sum,           \
+        isa::max_pool_workspace, isa::max_pool, isa::max_pool_backward, isa::fma_peak                       \
   }
 
 const char* problem = "";

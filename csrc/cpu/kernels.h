@@ -296,14 +296,85 @@ struct SoftmaxFocalArgs {
   int threads;
 };
 
-// y = clamp(x, lower, upper) and one bit an element that says whether the gradient passes: not at or beyond
-// a bound, and at NaN only where upper is infinite, as in torch's relu. Backward: dx = bit ? g : 0.
-struct PackedReluArgs {
+// Elementwise functions y of x whose gradient is told by one bit an element, with numbers a and b. Besides
+// the value stands when the bit is set. Clamps come in two forms, which differ where there is no upper bound
+// and at NaN:
+//   kRelu sets it at NaN where b is infinite, as torch's relu, and not otherwise, as its hardtanh;
+//   kClamp never does, as torch's clamp, and an infinite bound is none: infinite x passes.
+// kTrue takes bytes of 0 or 1, which are the bits, and has no y.
+enum class Packed : int {
+  kRelu = 0,         // clamp(x, a, b); a < x < b
+  kClamp = 1,        // clamp(x, a, b); a < x < b
+  kThreshold = 2,    // x <= a ? b : x; not x <= a
+  kLeaky = 3,        // x > 0 ? x : a x; x > 0
+  kHardsigmoid = 4,  // clamp(x + 3, 0, 6) / 6; -3 < x < 3
+  kAbs = 5,          // |x|; x > 0, and x < 0 in a second plane of bits
+  kTrue = 6
+};
+
+// y and the bits, element i in bit i % 8 of byte i / 8 of a plane.
+struct PackArgs {
+  Packed kind;
   const void* x;
-  void* y;
-  uint8_t* mask;  // [ceil(n / 8)]
+  void* y;        // null where only the bits are wanted; may be x
+  uint8_t* mask;  // [ceil(n / 8)], twice that for kAbs
   int64_t n;
-  float lower, upper;
+  float a, b;
+  Dtype dtype;
+  int threads;
+};
+
+// How bits become a gradient:
+//   kPass  bit ? g : 0          kPart  bit ? yes g : 0
+//   kTwo   bit ? yes g : no g   kSign  g times 1, -1 or 0, by two planes of bits
+enum class Masked : int { kPass = 0, kPart = 1, kTwo = 2, kSign = 3 };
+
+struct MaskedArgs {
+  Masked kind;
+  const void* g;
+  const uint8_t* mask;
+  void* dx;  // may be g
+  int64_t n;
+  float yes, no;
+  Dtype dtype;
+  int threads;
+};
+
+// The same of g [outer, channels, inner], kPass or kTwo, and the sums of dx by channel, in at least float32
+// whatever the dtype.
+struct ChannelSumArgs {
+  Masked kind;
+  const void* g;
+  const uint8_t* mask;  // null: every bit is set
+  void* dx;             // null where only the sums are wanted; may be g
+  int64_t outer, channels, inner;
+  float yes, no;
+  const float* factors;  // [channels] in place of `no`, or null
+  float* sums;           // [channels] or null
+  double* workspace;
+  Dtype dtype;
+  int threads;
+};
+
+struct Triple {
+  int64_t d, h, w;
+};
+
+// Max-pooling of x [batch, channels, size] to y [batch, channels, out], both dense in this order or, where
+// channels_last, channels innermost; and where in its window each output came from: the number of the element
+// (row by row, counting those that padding hides) in `bits` = 2, 4 or 8 bits. Ties go to the first, and to
+// the last NaN, as in torch. Codes lie in the order of y; each plane [out], or row [out.w, channels] where
+// channels_last, begins a new byte. Every window has an element that is not hidden, and at most 256.
+// Backward: dx from g and the codes.
+struct MaxPoolArgs {
+  const void* x;  // or g
+  void* y;        // or dx
+  uint8_t* codes;
+  int64_t batch, channels;
+  Triple size, out, kernel, stride, padding, dilation;
+  bool channels_last;
+  int bits;
+  uint8_t* workspace;
   Dtype dtype;
   int threads;
 };
@@ -330,8 +401,13 @@ struct Kernels {
   void (*sigmoid_focal)(const FocalArgs&);
   int64_t (*softmax_focal_workspace)(const SoftmaxFocalArgs&);  // floats
   void (*softmax_focal)(const SoftmaxFocalArgs&);
-  void (*packed_relu)(const PackedReluArgs&);
-  void (*packed_relu_backward)(const PackedReluArgs&);                // x = g, y = dx
+  void (*pack)(const PackArgs&);
+  void (*masked)(const MaskedArgs&);
+  int64_t (*channel_sum_workspace)(const ChannelSumArgs&);  // doubles
+  void (*channel_sum)(const ChannelSumArgs&);
+  int64_t (*max_pool_workspace)(const MaxPoolArgs&);  // bytes
+  void (*max_pool)(const MaxPoolArgs&);
+  void (*max_pool_backward)(const MaxPoolArgs&);
   double (*fma_peak)(int threads, double seconds, Operands operand);  // FLOP/s of multiply-adds in registers
 };
 
@@ -357,8 +433,13 @@ struct Kernels {
   void sigmoid_focal(const FocalArgs&);                           \
   int64_t softmax_focal_workspace(const SoftmaxFocalArgs&);       \
   void softmax_focal(const SoftmaxFocalArgs&);                    \
-  void packed_relu(const PackedReluArgs&);                        \
-  void packed_relu_backward(const PackedReluArgs&);               \
+  void pack(const PackArgs&);                                     \
+  void masked(const MaskedArgs&);                                 \
+  int64_t channel_sum_workspace(const ChannelSumArgs&);           \
+  void channel_sum(const ChannelSumArgs&);                        \
+  int64_t max_pool_workspace(const MaxPoolArgs&);                 \
+  void max_pool(const MaxPoolArgs&);                              \
+  void max_pool_backward(const MaxPoolArgs&);                     \
   double fma_peak(int threads, double seconds, Operands operand); \
   }
 

@@ -24,8 +24,11 @@ struct InfoNCEPanelArgs {
 
 const char* info_nce_panel(const InfoNCEPanelArgs& args, void* stream);
 const char* sigmoid_focal(const FocalArgs& args, void* stream);  // total must be null
-const char* packed_relu(const PackedReluArgs& args, void* stream);
-const char* packed_relu_backward(const PackedReluArgs& args, void* stream);
+const char* pack(const PackArgs& args, void* stream);
+const char* masked(const MaskedArgs& args, void* stream);
+const char* channel_sum(const ChannelSumArgs& args, void* stream);
+const char* max_pool(const MaxPoolArgs& args, void* stream);
+const char* max_pool_backward(const MaxPoolArgs& args, void* stream);
 int runtime_version();
 int device_count();  // -1 where the driver says no
 

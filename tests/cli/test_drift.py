@@ -17,6 +17,7 @@ def files(tmp_path):
     for name, shift in (("reference", 0), ("same", 0), ("moved", 1)):
         np.save(tmp_path / f"{name}.npy", random.normal(shift, 1, (100, 3)))
     DriftDetector(np.load(tmp_path / "reference.npy")).save(tmp_path / "reference.npz")
+    (tmp_path / "empty.npy").touch()
     np.savez(tmp_path / "several.npz", a=np.zeros(3), b=np.zeros(3))
     return tmp_path
 
@@ -42,6 +43,7 @@ def test_options_and_json(files, capsys):
     ("arguments", "says"),
     [
         (["reference.npy", "none.npy"], "must be a .npy file of numbers"),
+        (["reference.npy", "empty.npy"], "must be a .npy file of numbers"),
         (["several.npz", "same.npy"], "must be a file that DriftDetector.save wrote"),
         (["reference.npy", "several.npz"], "got several: a, b"),
         (["reference.npz", "same.npy", "--seed", "1"], "--seed is kept in"),

@@ -39,6 +39,12 @@ def test_drift_is_found_and_named():
     assert "1 of 6 features moved" in str(report)
 
 
+def test_a_few_rows_against_a_long_reference():
+    report = drift(rows(10_000), rows(3, seed=1) + 10, permutations=99)
+    assert report.drifted
+    assert report.p_value == 0.01
+
+
 def test_nothing_is_found_where_nothing_is():
     report = drift(rows(300), rows(100, seed=1))
     assert not report.drifted
@@ -73,6 +79,19 @@ def test_units_do_not_matter():
     odd = drift(rows(200).double() * scale + offset, moved(80).double() * scale + offset)
     assert odd.p_value == plain.p_value
     assert odd.features[0].ks == pytest.approx(plain.features[0].ks)
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e200, 1e307])
+def test_features_whose_squares_float64_does_not_hold(scale):
+    plain, odd = (drift(rows(200).double() * s, moved(80).double() * s) for s in (1.0, scale))
+    assert odd.drifted
+    assert odd.p_value == plain.p_value
+    assert odd.features[0].mean_shift == pytest.approx(plain.features[0].mean_shift)
+
+
+def test_byte_order_does_not_matter():
+    other = [x.numpy().astype(">f4") for x in (rows(60), moved(40))]
+    assert drift(*other) == drift(rows(60), moved(40))
 
 
 def test_the_statistic_is_that_of_the_test():
@@ -150,7 +169,16 @@ def test_files_that_are_none(tmp_path):
     (tmp_path / "text.npz").write_text("reference")
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     np.savez(tmp_path / "version.npz", reference=np.zeros((3, 2)), options='{"format": 99}')
-    for name in ("text.npz", "other.npz", "version.npz", "missing.npz"):
+    np.savez(tmp_path / "options.npz", reference=np.zeros((3, 2)), options='{"format": 1}')
+    (tmp_path / "empty.npz").touch()
+    with (tmp_path / "array.npz").open("wb") as file:
+        np.save(file, np.zeros((3, 2)))
+    DriftDetector(rows(60)).save(tmp_path / "damaged.npz")
+    damaged = bytearray((tmp_path / "damaged.npz").read_bytes())
+    damaged[200:260] = bytes(byte ^ 0x5A for byte in damaged[200:260])
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    names = ("text", "other", "version", "missing", "options", "empty", "array", "damaged")
+    for name in (f"{name}.npz" for name in names):
         with pytest.raises(ThawkitError, match=r"must be a file that DriftDetector\.save wrote"):
             DriftDetector.load(tmp_path / name)
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 import thawkit
 from thawkit import losses, ops
@@ -128,6 +129,13 @@ def test_tensors_without_numbers(loss):
 def test_vmap(loss):
     both = torch.func.vmap(loss)(torch.stack((Q, 2 * K)), torch.stack((K, Q)))
     torch.testing.assert_close(both, torch.stack((loss(Q, K), loss(2 * K, Q))))
+
+
+@every_loss
+def test_activation_checkpointing_changes_nothing(loss):
+    again = gradients(lambda q, k: checkpoint(loss, q, k, use_reentrant=False))
+    for a, b in zip(again, gradients(loss), strict=True):
+        assert torch.equal(a, b)
 
 
 # They call one operator twice, at which dynamo of torch 2.14 fails an assertion of its own if all sizes are
@@ -256,6 +264,21 @@ ANY = {"q": Q, "k": K}
         (
             lambda: F.info_nce(**ANY, logit_scale=torch.tensor(torch.inf)),
             "logit_scale must be finite, got inf",
+        ),
+        (
+            lambda: F.info_nce(**ANY, logit_scale=1e39),
+            "logit_scale must be a finite number of float32, got 1e\\+39",
+        ),
+        (lambda: F.siglip(Q, K, logit_bias=-1e39), "logit_bias must be a finite number of float32"),
+        (lambda: F.triplet_margin(Q, LABELS, margin=1e39), "margin must be a finite number of float32"),
+        (
+            lambda: losses.InfoNCELoss(hard_negative_beta=-1.0),
+            "hard_negative_beta must be at least 0, got -1",
+        ),
+        (lambda: F.supcon(Q, SHARED.cfloat()), "labels of shape .* must hold zeros and ones, got .*complex"),
+        (
+            lambda: F.supcon(Q, None, pair_weight=torch.ones(6, 6).cfloat()),
+            "pair_weight must hold real numbers, got .*complex",
         ),
         (lambda: F.info_nce(**ANY, hard_negative_beta=torch.ones(2)), "hard_negative_beta must be a number"),
         (

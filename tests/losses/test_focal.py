@@ -527,3 +527,24 @@ def test_bad_options(options, says):
 def test_modules_refuse_bad_options_when_they_are_made(build, says):
     with pytest.raises(ThawkitError, match=says):
         build()
+
+
+def test_a_count_of_integers_normalizes():
+    x, t = torch.randn(6, 4), (torch.rand(6, 4) > 0.5).float()
+    for count in (t.sum().to(torch.int64), t.sum().to(torch.int32)[None]):
+        got = F.sigmoid_focal_loss(x, t, reduction="sum", normalizer=count)
+        torch.testing.assert_close(got, F.sigmoid_focal_loss(x, t, reduction="sum") / t.sum())
+        assert SigmoidFocalLoss(reduction="sum", normalizer=count)(x, t) == got
+        rows = F.focal_loss(x, t.argmax(1), reduction="none", normalizer=count)
+        torch.testing.assert_close(rows, F.focal_loss(x, t.argmax(1), reduction="none") / t.sum())
+    with pytest.raises(ThawkitError, match="normalizer must be positive"):
+        F.sigmoid_focal_loss(x, t, reduction="sum", normalizer=torch.tensor(0))
+
+
+def test_positives_of_rows_without_a_target():
+    """Their probabilities are all 0, those of the classes but the first too."""
+    x, t = torch.randn(5, 3), torch.zeros(5, 3)
+    t[0, 1] = t[1, 2] = t[2, 0] = 1
+    for target in (t, t.double(), t.half()):
+        got = F.focal_loss(x, target, reduction="sum", normalizer="positives")
+        torch.testing.assert_close(got, F.focal_loss(x, target, reduction="sum") / 2)

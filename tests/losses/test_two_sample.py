@@ -344,6 +344,19 @@ def test_deals_with_equal_statistics_tie_in_spite_of_rounding(estimator):
 
 
 @pytest.mark.parametrize("estimator", ["unbiased", "biased"])
+@pytest.mark.parametrize("sizes", [(8000, 3), (3, 8000), (8000, 60)])
+def test_few_rows_against_many(sizes, estimator):
+    """Sums over the many must not swallow those over the few, nor count as their rounding."""
+    x, y = two_samples(*sizes, 4, 2.0, seed=1)
+    options = {"bandwidths": torch.tensor([2.0]), "estimator": estimator, "seed": 0}
+    got = F.mmd_test(x, y, 60, **options)
+    wide = F.mmd_test(x.double(), y.double(), 60, **options)
+    assert got.statistic == pytest.approx(wide.statistic, rel=3e-6)
+    torch.testing.assert_close(got.null_sample, wide.null_sample, rtol=1e-5, atol=1e-6)
+    assert got.p_value == wide.p_value == 1 / 61
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "biased"])
 def test_identical_samples(estimator):
     x, _ = two_samples(30, 1, 4)
     assert F.mmd_test(x, x.flip(0), 200, estimator=estimator, seed=0).p_value == 1

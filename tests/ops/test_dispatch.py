@@ -87,7 +87,7 @@ def test_every_instruction_set_passes_the_kernel_tests():
                 "-k",
                 "not compile and not opcheck",
             ]
-            + [f"tests/ops/{family}" for family in ("pairwise", "test_focal.py", "test_frozen.py")],
+            + [f"tests/ops/{family}" for family in ("pairwise", "test_focal.py", "frozen")],
             env=os.environ | {"THAWKIT_CPU_ISA": isa, "THAWKIT_GEMM": "own"},
             cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
             capture_output=True,

@@ -57,7 +57,7 @@ def _array(path: str) -> np.ndarray:
 
     try:
         array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, EOFError, ValueError) as error:
         raise ThawkitError(f"{path} must be a .npy file of numbers ({error})") from error
     if not isinstance(array, np.ndarray):
         raise ThawkitError(f"{path} must be a .npy file of numbers, got several: {', '.join(array.files)}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from thawkit.losses.functional import mmd_test
 from thawkit.ops import checks
 
 _FORMAT = 1
+_OPTIONS = {"threshold", "permutations", "bandwidths", "names", "seed", "model"}
 _MODEL_ROWS = 256  # that go through the model at a time
 
 
@@ -108,7 +110,8 @@ class DriftDetector:
                 f"got {rows.shape[1]}"
             )
         # By both together: that they were told apart must not show, or the test would not be exact.
-        both = torch.cat((self.reference, rows))
+        both = _in_units(torch.cat((self.reference, rows)))
+        features = feature_shifts(both[:n], both[n:], self.names)
         deviation = both.std(0, correction=0)
         both = ((both - both.mean(0)) / deviation.where(deviation > 0, 1.0)).float()
         result = mmd_test(both[:n], both[n:], self.permutations, bandwidths=self.bandwidths, seed=self.seed)
@@ -123,7 +126,7 @@ class DriftDetector:
             critical_value=result.null_sample.sort(descending=True).values[allowed].item(),
             reference_rows=n,
             batch_rows=m,
-            features=feature_shifts(self.reference, rows, self.names),
+            features=features,
         )
 
     def _features(self, name: str, data: Any) -> Tensor:
@@ -165,9 +168,9 @@ class DriftDetector:
         try:
             with np.load(path, allow_pickle=False) as file:
                 reference, options = file["reference"], json.loads(str(file["options"]))
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise ThawkitError(f"{path} must be a file that DriftDetector.save wrote ({error})") from error
-        if not isinstance(options, dict) or options.get("format") != _FORMAT:
+        if not isinstance(options, dict) or options.get("format") != _FORMAT or not set(options) >= _OPTIONS:
             raise ThawkitError(f"{path} must be a file that DriftDetector.save wrote")
         if options["model"] != (model is not None):
             needs = "needs its model" if options["model"] else "has no model"
@@ -195,13 +198,23 @@ def _restored(bandwidths: list) -> Tensor | tuple[float, int]:
     return torch.tensor(bandwidths)
 
 
+def _in_units(rows: Tensor) -> Tensor:
+    """Each feature times a power of 2, which changes no digit, so that its squares are float64 numbers."""
+    exponents = torch.frexp(rows.abs().amax(0)).exponent.clamp(-1000, 1000)
+    return torch.ldexp(rows, -exponents)
+
+
 def _numbers(name: str, data: Any) -> Tensor:
     try:
-        rows = data.detach() if isinstance(data, Tensor) else torch.as_tensor(np.asarray(data), device="cpu")
+        if isinstance(data, Tensor):
+            rows = data.detach()
+        else:
+            array = np.asarray(data)
+            # torch has none of the other byte order
+            rows = torch.as_tensor(array.astype(array.dtype.newbyteorder("="), copy=False), device="cpu")
     except (TypeError, ValueError) as error:
-        raise ThawkitError(
-            f"{name} must be an array or tensor of numbers, got {type(data).__name__}"
-        ) from error
+        came = f"{type(data).__name__} of {data.dtype}" if hasattr(data, "dtype") else type(data).__name__
+        raise ThawkitError(f"{name} must be an array or tensor of numbers, got {came}") from error
     if rows.is_complex() or rows.dim() == 0:
         raise ThawkitError(
             f"{name} must hold rows of real numbers, got {rows.dtype} of shape {tuple(rows.shape)}"

@@ -10,10 +10,9 @@ from collections.abc import Iterable, Iterator
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
 from thawkit.errors import ThawkitError, ThawkitWarning
-from thawkit.frozen import channels, lora
+from thawkit.frozen import activation_layers, channels, lora, pool_layers
 from thawkit.frozen.extension import (
     Extended,
     in_stock_form,
@@ -29,16 +28,16 @@ from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weig
 
 _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every parameter as it was
 _STAGES = "_thawkit_stages"  # set on a model frozen by a schedule
-_POOLS = (_MaxPoolNd, _AvgPoolNd, _AdaptiveMaxPoolNd)
 
 
 def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | None = None) -> FreezeReport:
     """Let only part of a model train, and save no more for the backward pass than that part needs.
 
-    Sets ``requires_grad`` on every parameter and swaps the classes of convolutions, batch normalizations and
-    ReLUs in place for ones that save less (:mod:`thawkit.frozen.layers`). Values, gradients and
-    ``state_dict`` keys stay as they were (adapters add theirs). Freezing again plans anew from the original
-    model, in which adapters have been merged.
+    Sets ``requires_grad`` on every parameter and swaps the classes of convolutions, batch normalizations,
+    ReLUs and their like, pools and dropouts in place for ones that save less (:mod:`thawkit.frozen.layers`,
+    ``activation_layers``, ``pool_layers``). Values, gradients and ``state_dict`` keys stay as they were
+    (adapters add theirs). Freezing again plans anew from the original model, in which adapters have been
+    merged.
 
     Batch normalizations keep their pretrained running statistics, also after ``model.train()`` and also
     where their scale and shift train: the statistics of a small data set are worse, and a frozen layer that
@@ -224,7 +223,7 @@ def _measure(
 
 def _classes() -> dict[type[nn.Module], type[Rewritten]]:
     """The rewritten form of each stock class; timm's layers are there once something has imported timm."""
-    classes = dict(CLASSES)
+    classes = CLASSES | activation_layers.CLASSES | pool_layers.CLASSES
     if "timm.layers" in sys.modules:
         from thawkit.frozen import timm_layers
 
@@ -245,6 +244,10 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
             worthwhile = module.weight.is_floating_point() and not module.weight.requires_grad
         elif isinstance(module, _BatchNorm):
             worthwhile = module in fixed
+        elif type(module) in pool_layers.CLASSES:
+            worthwhile = pool_layers.saves_less(module)
+        elif isinstance(module, nn.Dropout):
+            worthwhile = True
         else:
             worthwhile = not _keeps_input(after for _, after in leaves[index + 1 :])
         if worthwhile:
@@ -266,6 +269,6 @@ def _keeps_input(following: Iterable[nn.Module]) -> bool:
         return layer.keeps_input()
     if isinstance(layer, _BatchNorm) or (layer is not None and is_weight_layer(layer)):
         return isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
-    if isinstance(layer, _AdaptiveAvgPoolNd):
-        return layer.output_size not in (1, (1, 1), (1, 1, 1))  # to size 1 it is a mean, which saves nothing
-    return layer is not None and (is_norm_layer(layer) or isinstance(layer, _POOLS))
+    if layer is None or pool_layers.saves_less(layer):
+        return False
+    return is_norm_layer(layer) or pool_layers.saves_input(layer)

@@ -77,6 +77,8 @@ class InfoNCELoss(_Contrastive):
         if false_negative_margin is not None:
             checks.finite("false_negative_margin", false_negative_margin)
         checks.finite("hard_negative_beta", hard_negative_beta)
+        if hard_negative_beta < 0:
+            raise ThawkitError(f"hard_negative_beta must be at least 0, got {hard_negative_beta}")
         self.temperature = temperature
         self.in_batch = in_batch
         self.false_negative_margin = false_negative_margin

@@ -64,6 +64,8 @@ def one_number(name: str, value: Tensor | float, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         return value.reshape(()).to(like.device)
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if dtype == torch.float32 and not -_LARGEST_FLOAT32 <= value <= _LARGEST_FLOAT32:
+        raise ThawkitError(f"{name} must be a finite number of float32, got {value}")
     return torch.full((), float(value), dtype=dtype, device=like.device)
 
 
@@ -74,6 +76,7 @@ def finite(name: str, value: float) -> None:
         raise ThawkitError(f"{name} must be finite, got {value}")
 
 
+_LARGEST_FLOAT32 = torch.finfo(torch.float32).max
 _LARGEST = (
     sys.float_info.max
 )  # compared with, as torch.compile does not trace math.isfinite of what may change

@@ -128,26 +128,32 @@ def mmd_test(
         seed = int(torch.randint(2**63 - 1, (), generator=generator, device="cpu"))
     checks.integer("seed", seed)
 
+    # The smaller sample is the one that is dealt: its sums are added up themselves, and those that are left
+    # of the whole matrix are divided by the square of the larger size, so that no digits are lost.
+    few, many = min(n, m), max(n, m)
     statistics, sums = [], None
     together = max(_LEAST_TOGETHER, _BYTES // (n + m))
     for start in range(0, permutations + 1, together):
         count = min(together, permutations + 1 - start)
-        chosen = _pairwise.subsets(n + m, n, count, seed % 2**64, start)
+        chosen = _pairwise.subsets(n + m, few, count, seed % 2**64, start)
         if start == 0:  # the first one is the samples as they are
-            chosen[:, 0] = torch.arange(n + m, device="cpu") < n
+            rows = torch.arange(n + m, device="cpu")
+            chosen[:, 0] = rows < n if few == n else rows >= n
         within, from_chosen, row_sums = _sums(terms, chosen.to(x.device), n)
         total = row_sums.sum()
         if estimator == "biased":
             of_chosen = _over_chosen(own, chosen.to(x.device))
-            statistics.append(_biased(within, from_chosen, total, of_chosen, own.sum(), n, m))
+            statistics.append(_biased(within, from_chosen, total, of_chosen, own.sum(), few, many))
         else:
-            statistics.append(_unbiased(within, from_chosen, total, n, m))
+            statistics.append(_unbiased(within, from_chosen, total, few, many))
         sums = row_sums if sums is None else sums
     observed, null = torch.cat(statistics).split((1, permutations))
     assert sums is not None
     # Re-deals with the same statistic, such as the two samples swapped, are not to differ by rounding. It is
-    # that of sums over the matrix over the square of a sample's size, and evens out between rows.
-    rounding = torch.finfo(terms[0].rows.dtype).eps * sums.abs().sum() / min(n, m) ** 2.5
+    # that of the means of the matrix's blocks, and evens out between the rows of the smaller sample.
+    means = sums.abs() / torch.tensor([n, m], dtype=sums.dtype, device=sums.device)
+    means = means[:n].sum() / n + means[n:].sum() / m
+    rounding = torch.finfo(terms[0].rows.dtype).eps * means / few**0.5
     reached = int((null >= observed - 16 * rounding).sum())
     return MMDTestResult(
         observed.item(),

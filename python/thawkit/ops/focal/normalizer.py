@@ -13,6 +13,7 @@ from thawkit.ops import checks
 from thawkit.ops.pairwise.common import lifted
 
 NORMALIZERS = ("none", "numel", "valid", "positives")
+_INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 
 class Exactly(NamedTuple):
@@ -44,6 +45,8 @@ def check(normalizer: Normalizer, reduction: str, name: str, count: int) -> None
     if isinstance(normalizer, Exactly):
         checks.reduced(name, count, reduction)
         return
+    if isinstance(normalizer, Tensor) and normalizer.dtype in _INTEGERS:  # a count is one
+        normalizer = normalizer.double()
     checks.positive_scalar("normalizer", normalizer)
 
 

@@ -1,23 +1,73 @@
-"""The CPU kernel of the packed activations."""
+"""The CPU kernels of what frozen networks keep."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from thawkit.ops._library import DTYPES, cpu_kernels, pointer, takes_only, threads
+from thawkit.ops.frozen.kinds import MASKED, PACKED
 
 objection = takes_only("cpu")
 
 
-def forward(x: Tensor, y: Tensor, mask: Tensor, lower: float, upper: float) -> None:
-    """Write clamp(x) and its bits; all three dense in the same order."""
-    cpu_kernels().packed_relu(
-        pointer(x), pointer(y), pointer(mask), x.numel(), lower, upper, DTYPES[x.dtype], threads()
+def pack(kind: str, x: Tensor, y: Tensor | None, mask: Tensor, a: float, b: float) -> None:
+    """Write y, where it is wanted, and the bits; all dense in the order of x."""
+    cpu_kernels().pack(
+        PACKED[kind],
+        pointer(x),
+        pointer(y),
+        pointer(mask),
+        x.numel(),
+        a,
+        b,
+        DTYPES.get(x.dtype, 0),
+        threads(),
     )
 
 
-def backward(g: Tensor, mask: Tensor, dx: Tensor) -> None:
-    """Write ``dx = bit ? g : 0``."""
-    cpu_kernels().packed_relu_backward(
-        pointer(g), pointer(dx), pointer(mask), g.numel(), 0.0, 0.0, DTYPES[g.dtype], threads()
+def masked(kind: str, g: Tensor, mask: Tensor, dx: Tensor, yes: float, no: float) -> None:
+    """Write the gradient that the bits give; all dense in one order."""
+    cpu_kernels().masked(
+        MASKED[kind], pointer(g), pointer(mask), pointer(dx), g.numel(), yes, no, DTYPES[g.dtype], threads()
     )
+
+
+def channel_sum(
+    kind: str,
+    g: Tensor,
+    mask: Tensor | None,
+    dx: Tensor | None,
+    layout: tuple[int, int, int],
+    yes: float,
+    no: float,
+    factors: Tensor | None,
+    sums: Tensor | None,
+) -> None:
+    """Write the gradient that the bits give and its sums by channel, each where it is wanted."""
+
+    def arguments(workspace: Tensor | None) -> tuple:
+        memory = *(pointer(t) for t in (g, mask, dx)), *layout
+        rest = pointer(factors), pointer(sums), pointer(workspace), DTYPES[g.dtype], threads()
+        return MASKED[kind], *memory, yes, no, *rest
+
+    doubles = cpu_kernels().channel_sum_workspace(*arguments(None))
+    workspace = torch.empty(doubles, dtype=torch.float64) if doubles else None
+    cpu_kernels().channel_sum(*arguments(workspace))
+
+
+def max_pool(x: Tensor, y: Tensor, codes: Tensor, geometry: tuple) -> None:
+    """Write the maxima and where they come from."""
+
+    def arguments(workspace: Tensor | None) -> tuple:
+        memory = pointer(x), pointer(y), pointer(codes)
+        return *memory, *geometry, pointer(workspace), DTYPES[x.dtype], threads()
+
+    workspace = torch.empty(cpu_kernels().max_pool_workspace(*arguments(None)), dtype=torch.uint8)
+    cpu_kernels().max_pool(*arguments(workspace))
+
+
+def max_pool_backward(g: Tensor, dx: Tensor, codes: Tensor, geometry: tuple) -> None:
+    """Write the gradient of the input."""
+    memory = pointer(g), pointer(dx), pointer(codes)
+    cpu_kernels().max_pool_backward(*memory, *geometry, 0, DTYPES[g.dtype], threads())

@@ -1,30 +1,56 @@
-"""The CUDA kernel of the packed activations."""
+"""The CUDA kernels of what frozen networks keep."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from thawkit.ops._library import DTYPES, pointer, stream, takes_only
+from thawkit.ops.frozen.kinds import MASKED, PACKED
 
 objection = takes_only("cuda")
 
 
-def forward(x: Tensor, y: Tensor, mask: Tensor, lower: float, upper: float) -> None:
-    """Write clamp(x) and its bits; all three dense in the same order."""
+def _launch(name: str, x: Tensor, *arguments: Any) -> None:
     from thawkit import _C
 
     with torch.cuda.device(x.device):
-        _C.packed_relu_cuda(
-            pointer(x), pointer(y), pointer(mask), x.numel(), lower, upper, DTYPES[x.dtype], 0, stream()
-        )
+        getattr(_C, name)(*arguments, DTYPES.get(x.dtype, 0), 0, stream())
 
 
-def backward(g: Tensor, mask: Tensor, dx: Tensor) -> None:
-    """Write ``dx = bit ? g : 0``."""
-    from thawkit import _C
+def pack(kind: str, x: Tensor, y: Tensor | None, mask: Tensor, a: float, b: float) -> None:
+    """Write y, where it is wanted, and the bits; all dense in the order of x."""
+    _launch("pack_cuda", x, PACKED[kind], pointer(x), pointer(y), pointer(mask), x.numel(), a, b)
 
-    with torch.cuda.device(g.device):
-        _C.packed_relu_backward_cuda(
-            pointer(g), pointer(dx), pointer(mask), g.numel(), 0.0, 0.0, DTYPES[g.dtype], 0, stream()
-        )
+
+def masked(kind: str, g: Tensor, mask: Tensor, dx: Tensor, yes: float, no: float) -> None:
+    """Write the gradient that the bits give; all dense in one order."""
+    _launch("masked_cuda", g, MASKED[kind], pointer(g), pointer(mask), pointer(dx), g.numel(), yes, no)
+
+
+def channel_sum(
+    kind: str,
+    g: Tensor,
+    mask: Tensor | None,
+    dx: Tensor | None,
+    layout: tuple[int, int, int],
+    yes: float,
+    no: float,
+    factors: Tensor | None,
+    sums: Tensor | None,
+) -> None:
+    """Write the gradient that the bits give and its sums by channel, each where it is wanted."""
+    memory = *(pointer(t) for t in (g, mask, dx)), *layout
+    _launch("channel_sum_cuda", g, MASKED[kind], *memory, yes, no, pointer(factors), pointer(sums), 0)
+
+
+def max_pool(x: Tensor, y: Tensor, codes: Tensor, geometry: tuple) -> None:
+    """Write the maxima and where they come from."""
+    _launch("max_pool_cuda", x, pointer(x), pointer(y), pointer(codes), *geometry, 0)
+
+
+def max_pool_backward(g: Tensor, dx: Tensor, codes: Tensor, geometry: tuple) -> None:
+    """Write the gradient of the input."""
+    _launch("max_pool_backward_cuda", g, pointer(g), pointer(dx), pointer(codes), *geometry, 0)

@@ -160,7 +160,7 @@ class _MMD(torch.autograd.Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         names, numbers, unbiased = ctx.options
         need = ctx.needs_input_grad[6:]
-        (weights, same, labels), saved = ctx.saved_tensors[:3], ctx.saved_tensors[3:]
+        weights, same, labels, *saved = ctx.saved_tensors  # once: checkpointing hands them out only once
         tensors, gradients = saved[: 3 * len(names)], saved[3 * len(names) :]
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             found = scaled(gradients, g, need)

@@ -220,19 +220,30 @@ class _PairsOfOneClass(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *unused: Any) -> tuple[Tensor | None, ...]:
+        # once: checkpointing hands them out only once
+        z, others, log_sum, scale, mine, theirs = ctx.saved_tensors
         # autocast may be on where the backward pass is called; its products are not for rounding either
-        with full_precision(ctx.saved_tensors[0]):
-            return *_slopes(ctx, g), None, None, None
+        with full_precision(g):
+            slopes = _slopes(g, z, others, log_sum, scale, mine, theirs, ctx.own, ctx.needs_input_grad[:4])
+        return *slopes, None, None, None
 
 
-def _slopes(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-    z, others, log_sum, scale, mine, theirs = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[:4]
+def _slopes(
+    g: Tensor,
+    z: Tensor,
+    others: Tensor,
+    log_sum: Tensor,
+    scale: Tensor,
+    mine: Tensor,
+    theirs: Tensor,
+    own: int,
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        found = _gradients_operator(g, z, others, log_sum, scale, mine, theirs, ctx.own, list(wanted[:2]))
+        found = _gradients_operator(g, z, others, log_sum, scale, mine, theirs, own, list(wanted[:2]))
         return tuple(x if needed else None for x, needed in zip(found, wanted, strict=True))
     z, others, log_sum, scale = apart(z, others, log_sum, scale)
-    panels = _Panels.of(mine, theirs, ctx.own)
+    panels = _Panels.of(mine, theirs, own)
     sums = torch.zeros_like(log_sum)
     for rows, keys in panels.parts:
         losses = _losses(z[rows], others[keys], log_sum[rows], scale, panels.positive(rows, keys))

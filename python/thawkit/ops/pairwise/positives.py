@@ -194,6 +194,8 @@ def check_labels(
             f"{name} must have shape ({embeddings.shape[0]},) or ({embeddings.shape[0]}, L), "
             f"got {tuple(labels.shape)}"
         )
+    if labels.is_complex():
+        raise ThawkitError(f"{name} of shape (N, L) must hold zeros and ones, got {labels.dtype}")
     checks.same_device(name, labels, rows_name, embeddings)
     if checks.readable(labels) and not bool(((labels == 0) | (labels == 1)).all()):
         raise ThawkitError(f"{name} of shape (N, L) must hold zeros and ones only")
@@ -202,6 +204,8 @@ def check_labels(
 def _check_pair_weight(pair_weight: object, embeddings: Tensor, others: Tensor) -> None:
     if not isinstance(pair_weight, Tensor):
         raise ThawkitError(f"pair_weight must be a tensor, got {type(pair_weight).__name__}")
+    if pair_weight.is_complex():
+        raise ThawkitError(f"pair_weight must hold real numbers, got {pair_weight.dtype}")
     rows = embeddings.shape[0], others.shape[0]
     if pair_weight.dim() != 2 or any(
         n % size if size else n for n, size in zip(rows, pair_weight.shape, strict=True)

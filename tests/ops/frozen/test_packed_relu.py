@@ -12,7 +12,7 @@ from thawkit.errors import ThawkitError
 from thawkit.ops.frozen import packed_relu, reference
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-BOUNDS = [(0.0, math.inf), (0.0, 6.0), (-1.0, 1.0)]
+BOUNDS = [(0.0, math.inf), (0.0, 6.0), (-1.0, 1.0), (-0.3, 0.7)]
 
 
 def both(x, lower, upper):
@@ -155,9 +155,11 @@ def test_float64_goes_by_the_reference():
 
 def test_operators_are_well_formed():
     x = torch.randn(3, 21)
-    _, mask = torch.ops.thawkit.packed_relu(x, 0.0, 6.0)
-    torch.library.opcheck(torch.ops.thawkit.packed_relu.default, (x, 0.0, 6.0))
-    torch.library.opcheck(torch.ops.thawkit.packed_relu_backward.default, (torch.randn(3, 21), mask))
+    _, mask = torch.ops.thawkit.packed_activation(x, "relu", 0.0, 6.0)
+    torch.library.opcheck(torch.ops.thawkit.packed_activation.default, (x, "relu", 0.0, 6.0))
+    torch.library.opcheck(torch.ops.thawkit.packed_bits.default, (x, "relu", 0.0, 6.0))
+    arguments = torch.randn(3, 21), mask, "pass", 1.0, 0.0
+    torch.library.opcheck(torch.ops.thawkit.masked_gradient.default, arguments)
 
 
 @pytest.mark.parametrize("inplace", [False, True])
