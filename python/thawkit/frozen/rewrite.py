@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -22,6 +23,7 @@ from thawkit.frozen.extension import (
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, Rewritten
 from thawkit.frozen.measure import Example, guess_example, saved_by_module
 from thawkit.frozen.policy import Plan, parameter_names
+from thawkit.frozen.reach import unreached
 from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.schedule import Schedule, Stages, make_stages
 from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
@@ -127,16 +129,19 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeRepor
     fixed = set() if everything else _fixed_statistics(model)
     for name, settings in plan.lora.items():
         lora.attach(model.get_submodule(name), name, settings)
+    outputs: list[Any] = []
     with in_stock_form():
-        before, words = _measure(model, example, fixed)
+        before, words = _measure(model, example, fixed, outputs)
     rewritten, after = set[str](), before
     if not everything:
         for name, choice in plan.channels.items():
             channels.attach(model.get_submodule(name), choice)
         leave_fast_paths(model)
         rewritten = _rewrite(model, fixed) | plan.channels.keys() | plan.lora.keys()
-        after = _measure(model, example, fixed)[0]
-    return make_report(model, plan.words, len(fixed), rewritten, words, before, after, plan.notes)
+        outputs = []
+        after = _measure(model, example, fixed, outputs)[0]
+    notes = [*plan.notes, *_unreached(model, outputs)]
+    return make_report(model, plan.words, len(fixed), rewritten, words, before, after, notes)
 
 
 def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
@@ -200,22 +205,52 @@ def _fixed_statistics(model: nn.Module) -> set[nn.Module]:
             f"thawkit.freeze cannot hold the statistics of {len(unknown)} batch normalizations of a class of "
             f"their own, as {unknown[0]!r} ({kind}): they move in training mode",
             ThawkitWarning,
-            stacklevel=3,
+            stacklevel=4,
+        )
+    without = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is None
+        and any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
+    if without:
+        warnings.warn(
+            f"thawkit.freeze: {len(without)} batch normalizations without running statistics train, as "
+            f"{without[0]!r}: they go by the batch and save their input",
+            ThawkitWarning,
+            stacklevel=4,
         )
     return {module for name, module in batch_norms.items() if name not in unknown}
 
 
+def _unreached(model: nn.Module, outputs: list[Any]) -> list[str]:
+    """Say which trainable parameters get no gradient; warn if none does."""
+    names = unreached(model, outputs)
+    if not names:
+        return []
+    if len(names) == sum(p.requires_grad for p in model.parameters()):
+        warnings.warn(
+            "thawkit.freeze: no gradient reaches anything that trains, so training would do nothing: the "
+            "output does not depend on it, or the model's forward runs without gradients",
+            ThawkitWarning,
+            stacklevel=4,
+        )
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"no gradient reaches {', '.join(names[:3])}{more}"]
+
+
 def _measure(
-    model: nn.Module, example: Example | None, fixed: set[nn.Module]
+    model: nn.Module, example: Example | None, fixed: set[nn.Module], outputs: list[Any]
 ) -> tuple[Counter[str] | None, str]:
     """Bytes saved by module and what they were measured on; ``(None, "")`` where no example can be made."""
     if example is not None:
-        return saved_by_module(model, example, fixed), "the example"
+        return saved_by_module(model, example, fixed, outputs), "the example"
     guess = guess_example(model)
     if guess is None:
         return None, ""
     try:
-        saved = saved_by_module(model, guess, fixed)
+        saved = saved_by_module(model, guess, fixed, outputs)
     except Exception:  # the model takes something else: whatever it raises, the guess was wrong and not it
         return None, ""
     return saved, f"one blank {'x'.join(map(str, guess.shape[1:]))} image"
