@@ -86,3 +86,61 @@ def test_tied_parameters_train_under_either_name() -> None:
     thawkit.freeze(model, "1.weight")
     assert model[0].weight.requires_grad
     assert not model[1].bias.requires_grad
+
+
+def test_bitfit_is_bias(resnet: nn.Module) -> None:
+    assert trainable_names(resnet, "bitfit") == trainable_names(resnet, "bias")
+
+
+def test_a_third_of_the_blocks(resnet: nn.Module) -> None:
+    names = [name for name, _ in resnet.named_parameters()]
+    thirds = [("layer1.0.", "layer1.1."), ("layer2.0.", "layer2.1.", "layer3.0."), None]
+    thirds[2] = ("layer3.1.", "layer4.0.", "layer4.1.")
+    for which, prefixes in zip(("first", "middle", "last"), thirds, strict=True):
+        assert trainable_names(resnet, f"surgical:{which}") == HEAD | {
+            name for name in names if name.startswith(prefixes)
+        }
+    with pytest.raises(
+        ThawkitError, match=r"surgical:last and at least 3 blocks, got 'surgical:second'.*has 8"
+    ):
+        trainable_names(resnet, "surgical:second")
+    two = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2))
+    with pytest.raises(ThawkitError, match=r"at least 3 blocks.*has 2 blocks, 0 to 1"):
+        trainable_names(two, "surgical:first")
+
+
+def test_functions_and_lists(resnet: nn.Module) -> None:
+    def is_vector(name: str, parameter: nn.Parameter) -> bool:
+        return parameter.dim() == 1
+
+    vectors = {name for name, p in resnet.named_parameters() if p.dim() == 1}
+    assert trainable_names(resnet, is_vector) == vectors
+    assert trainable_names(resnet, ["head", is_vector]) == vectors | HEAD
+    report = thawkit.freeze(torchvision.models.resnet18(), ["head", is_vector])
+    assert report.train == "head+is_vector"
+    with pytest.raises(
+        ThawkitError, match=r"selects none of the 62 parameters.*'conv1.weight' and 'fc.bias'"
+    ):
+        trainable_names(resnet, lambda name, parameter: False)
+    with pytest.raises(ThawkitError, match="a function of name and parameter, got 3"):
+        trainable_names(resnet, 3)
+    with pytest.raises(ThawkitError, match="selects none"):
+        trainable_names(resnet, [])
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ("channels:1.5", "channels:FRACTION.*between 0 and 1, got 'channels:1.5'"),
+        ("channels:half", "channels:FRACTION.*got 'channels:half'"),
+        ("channels:0.5:in:norm:layer1.*:more", "channels:FRACTION"),
+        ("channels:0.5:encoder.*", "names like 'encoder.\\*'; ResNet has 20 layers, conv1 to layer4.1.conv2"),
+        ("lora:0", "lora:R.*rank R of at least 1, got 'lora:0'"),
+        ("lora-fa:x", "lora:R.*got 'lora-fa:x'"),
+        ("lora:4:encoder.*", "ResNet has 20 layers"),
+        ("lora:4:layer1.*+channels:0.5:layer1.0.conv?", "channels and adapters of 'layer1.0.conv1'"),
+    ],
+)
+def test_what_is_no_extension(resnet: nn.Module, train: str, message: str) -> None:
+    with pytest.raises(ThawkitError, match=message):
+        trainable_names(resnet, train)

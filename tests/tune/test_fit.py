@@ -1,3 +1,4 @@
+import io
 import json
 import shutil
 import sys
@@ -5,6 +6,7 @@ import sys
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from torch import nn
 
 from thawkit.data import ImageDataset, Preprocess, Splits
@@ -76,6 +78,52 @@ def test_only_the_policy_trains_and_frozen_statistics_stay(splits, tmp_path):
     assert list(after) == list(before)
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"head.weight", "head.bias"}
+
+
+SCHEDULE = "head@0,channels:0.5+bias@1,lora:2@2"
+
+
+def scheduled(splits, output, **options):
+    config = TuneConfig(
+        epochs=4, batch_size=24, learning_rate=3e-3, train=SCHEDULE, augment="digits", keep="last"
+    )
+    return run(splits, output, config, **options)
+
+
+def test_a_schedule_thaws_and_its_run_can_be_resumed_at_every_epoch(splits, tmp_path):
+    class StopAt(Supervised):
+        def loss(self, model, batch):
+            if batch["progress"] >= self.stop:
+                raise KeyboardInterrupt
+            return super().loss(model, batch)
+
+    console = Console(record=True, file=io.StringIO(), width=200)
+    whole = scheduled(splits, tmp_path / "whole", console=console)
+    keys = {name: tensor.shape for name, tensor in create_model("lenet", 3).module.state_dict().items()}
+    assert {k: v.shape for k, v in load_file(whole.path / "model.safetensors").items()} == keys
+    assert {k: v.shape for k, v in whole.model.module.state_dict().items()} == keys
+    stages = [
+        line for line in console.export_text().splitlines() if line.startswith("thawkit.freeze: train=")
+    ]
+    assert [line.split("'")[1] for line in stages] == ["head", "channels:0.5+bias", "lora:2"]
+    for epoch in (1, 2, 3):
+        method = StopAt()
+        method.stop = epoch / 4 + 0.1
+        with pytest.raises(KeyboardInterrupt):
+            scheduled(splits, tmp_path / f"{epoch}", method=method)
+        method.stop = 2
+        resumed = scheduled(splits, tmp_path / f"{epoch}", method=method, resume=True)
+        assert resumed.metrics == whole.metrics
+        for name, tensor in whole.model.module.state_dict().items():
+            assert torch.equal(resumed.model.module.state_dict()[name], tensor), (epoch, name)
+
+
+def test_stages_after_the_last_epoch_are_an_error(splits, tmp_path):
+    config = TuneConfig(epochs=3, train="head@0,all@3")
+    with pytest.raises(
+        ThawkitError, match="a stage begins at epoch 3, counted from 0, but there are 3 epochs"
+    ):
+        run(splits, tmp_path / "new", config)
 
 
 def test_patience_stops_and_the_earlier_weights_are_restored(splits, tmp_path):

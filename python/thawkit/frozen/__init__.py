@@ -6,8 +6,24 @@ backward pass; :func:`unfreeze` undoes it. Exact: values and gradients are the s
 
 from __future__ import annotations
 
+from thawkit.frozen.channels import Channels
+from thawkit.frozen.lora import Lora
+from thawkit.frozen.optimizer import parameter_groups, trainable_parameters, update_optimizer
 from thawkit.frozen.report import FreezeReport, Row
-from thawkit.frozen.rewrite import freeze, unfreeze
+from thawkit.frozen.rewrite import freeze, set_epoch, unfreeze
 from thawkit.frozen.structure import find_blocks, find_head
 
-__all__ = ["FreezeReport", "Row", "find_blocks", "find_head", "freeze", "unfreeze"]
+__all__ = [
+    "Channels",
+    "FreezeReport",
+    "Lora",
+    "Row",
+    "find_blocks",
+    "find_head",
+    "freeze",
+    "parameter_groups",
+    "set_epoch",
+    "trainable_parameters",
+    "unfreeze",
+    "update_optimizer",
+]

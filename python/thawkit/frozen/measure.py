@@ -16,7 +16,9 @@ from torch.utils._pytree import tree_leaves
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
-def saved_by_module(model: nn.Module, example: Example, evaluating: Set[nn.Module]) -> Counter[str]:
+def saved_by_module(
+    model: nn.Module, example: Example, evaluating: Set[nn.Module], outputs: list[Any] | None = None
+) -> Counter[str]:
     """Run one eager training-mode forward and count the bytes that autograd keeps for the backward pass.
 
     Storages are counted once, for the module that saved them first; parameters, buffers and the example,
@@ -26,6 +28,7 @@ def saved_by_module(model: nn.Module, example: Example, evaluating: Set[nn.Modul
         model: run with its present ``requires_grad`` flags.
         example: the input, a tuple of inputs, or a mapping of keyword arguments.
         evaluating: the modules to hold in evaluation mode; all others train.
+        outputs: a list that is to get the leaves of the model's output.
 
     Returns:
         Bytes by the dotted name of the innermost module running at the time.
@@ -42,7 +45,9 @@ def saved_by_module(model: nn.Module, example: Example, evaluating: Set[nn.Modul
 
         hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
         with _uncompiled(), torch.enable_grad(), hooks:
-            _call(model, example)
+            output = _call(model, example)
+    if outputs is not None:
+        outputs += tree_leaves(output)
     saved: Counter[str] = Counter()
     for name, storage in held.values():
         saved[name] += storage.nbytes()

@@ -1,73 +1,167 @@
 """What trains: from a policy's words to parameter names.
 
-==================  =====================================================================================
-``head``            the classifier's last layer (in 🤗 models everything outside the pretrained base)
-``last:K``          the last K blocks and everything after them: final norm or convolution, and the head
-``norm``            scale and shift of every normalization layer, and the head
-``bias``            every bias (a normalization's shift is one), and the head
-``all``             every parameter
-a glob              the parameters whose name matches, and nothing else: ``layer4.*``, ``*.bn?.weight``
-==================  =====================================================================================
+==========================  =============================================================================
+``head``                    the classifier's last layer (in 🤗 models everything outside the pretrained base)
+``last:K``                  the last K blocks and everything after them: final norm or convolution, and the
+                            head
+``norm``                    scale and shift of every normalization layer, and the head
+``bias``                    every bias (a normalization's shift is one), and the head
+``bitfit``                  the same as ``bias``, by the name that its paper gave it (Ben Zaken et al. 2021)
+``all``                     every parameter
+``surgical:WHICH``          one third of the blocks, ``first``, ``middle`` or ``last``, and the head (surgical
+                            fine-tuning, Lee et al. 2022); what is no block, as a stem, stays frozen
+``channels:FRACTION``       that share of the input channels of every linear and convolutional weight, evenly
+                            spaced, and the head; ``channels:0.25:out`` output channels,
+                            ``channels:0.25:norm`` those of largest norm (:mod:`thawkit.frozen.channels`)
+``lora:R``, ``lora-fa:R``   adapters of rank R on every linear and convolutional layer, and the head
+                            (:mod:`thawkit.frozen.lora`)
+a glob                      the parameters whose name matches, and nothing else: ``layer4.*``,
+                            ``*.bn?.weight``
+a function                  ``train(name, parameter)``: the parameters for which it is true, and nothing else
+==========================  =============================================================================
 
-Parts joined by ``+`` train together: ``last:2+norm``. The named policies include the head, because the head
-of a transferred model is new; a glob means exactly what it says (``*`` matches dots too), so the biases
-alone are ``*.bias``.
+Parts joined by ``+``, or in a list, train together: ``last:2+norm``, ``["lora:8", is_positional]``. The named
+policies include the head, because the head of a transferred model is new; a glob means exactly what it says
+(``*`` matches dots too), so the biases alone are ``*.bias``. ``channels`` and ``lora`` take a glob on module
+names at their end, ``lora:8:*attn*``; where another part trains the weight of a layer, it trains whole.
 """
 
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from torch import nn
 
 from thawkit.errors import ThawkitError
+from thawkit.frozen import channels, lora
+from thawkit.frozen.channels import Channels, Choice
+from thawkit.frozen.extension import extendable, extra_parameters, passed_over
+from thawkit.frozen.lora import Lora
 from thawkit.frozen.structure import find_blocks, find_head, head_parts, is_norm_layer, within
 
+Predicate = Callable[[str, nn.Parameter], bool]
+Part = str | Predicate | Lora | Channels
+Policy = Part | Sequence[Part]
+
 _EXPECTED = (
-    "expected head, last:K, norm, bias, all, or a glob on parameter names such as 'layer4.*', joined by '+'"
+    "expected head, last:K, norm, bias, all, bitfit, surgical:first|middle|last, channels:FRACTION, lora:R, "
+    "lora-fa:R, or a glob on parameter names such as 'layer4.*', joined by '+'"
 )
+_THIRDS = ("first", "middle", "last")
+_NAMED = 3  # how many layers a note names
 
 
-def trainable_names(model: nn.Module, train: str) -> set[str]:
-    """Resolve a policy to the names of the parameters that train.
+@dataclass
+class Plan:
+    """What a policy comes to in one model.
+
+    Attributes:
+        words: the policy.
+        names: the parameters that train whole.
+        channels: the channels that train, by the name of the layer.
+        lora: the adapters, by the name of the layer.
+        notes: what the policy does not reach, in words.
+    """
+
+    words: str
+    names: set[str] = field(default_factory=set)
+    channels: dict[str, Choice] = field(default_factory=dict)
+    lora: dict[str, Lora] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def make_plan(model: nn.Module, train: Policy) -> Plan:
+    """Resolve a policy.
 
     Args:
-        model: names come from its ``named_parameters``, both names of a tied one.
-        train: the policy, e.g. ``"last:2+norm"``.
+        model: may be frozen; its own parameters count, not what thawkit added. Parameters go by every name of
+            ``named_parameters``, both names of a tied one.
+        train: the policy.
 
     Raises:
-        ThawkitError: the policy is not one, a glob matches nothing, or there are fewer than K blocks; the
+        ThawkitError: the policy is not one, matches nothing, or there are fewer blocks than it needs; the
             message lists what exists.
     """
-    if not isinstance(train, str) or not train.strip():
-        raise ThawkitError(f"train: {_EXPECTED}, got {train!r}")
-    selected: set[str] = set()
-    for part in train.split("+"):
-        selected |= _resolve(model, part.strip(), train)
-    return selected
+    parts = [train] if isinstance(train, str) or not isinstance(train, Sequence) else list(train)
+    plan = Plan(_words(parts))
+    for part in parts:
+        if isinstance(part, str):
+            for word in part.split("+"):
+                _resolve(model, word.strip(), train, plan)
+        elif isinstance(part, (Lora, Channels)):
+            _extend(model, part, plan)
+        elif callable(part):
+            plan.names |= {name for name, p in _parameters(model).items() if part(name, p)}
+        else:
+            raise ThawkitError(f"train: {_EXPECTED}, or a function of name and parameter, got {part!r}")
+    for extensions in (plan.channels, plan.lora):
+        for name in [name for name in extensions if f"{name}.weight" in plan.names]:
+            del extensions[name]
+    both = plan.channels.keys() & plan.lora.keys()
+    if both:
+        raise ThawkitError(
+            f"train: {plan.words!r} asks for channels and adapters of {min(both)!r}: choose one"
+        )
+    if not (plan.names or plan.channels or plan.lora):
+        names = parameter_names(model)
+        raise ThawkitError(
+            f"train: {plan.words!r} selects none of the {len(names)} parameters"
+            + (f", which are named like {names[0]!r} and {names[-1]!r}" if names else "")
+        )
+    return plan
+
+
+def trainable_names(model: nn.Module, train: Policy) -> set[str]:
+    """Names of the parameters that train whole under a policy; errors as :func:`make_plan`."""
+    return make_plan(model, train).names
 
 
 def parameter_names(model: nn.Module) -> list[str]:
-    """Every name of every parameter, in registration order."""
-    return [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    """Every name of every parameter of the model's own, in registration order."""
+    return list(_parameters(model))
 
 
-def _resolve(model: nn.Module, part: str, train: str) -> set[str]:
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    extras = extra_parameters(model)
+    return {n: p for n, p in model.named_parameters(remove_duplicate=False) if n not in extras}
+
+
+def _words(parts: Sequence[Part]) -> str:
+    """The policy as a person would write it; a function goes by its name."""
+    return "+".join(
+        str(part) if isinstance(part, (str, Lora, Channels)) else getattr(part, "__name__", repr(part))
+        for part in parts
+    )
+
+
+def _resolve(model: nn.Module, part: str, train: Policy, plan: Plan) -> None:
     names = parameter_names(model)
+    word, colon, argument = part.partition(":")
     if part == "all":
-        return set(names)
-    if part == "head":
-        return _head(model, names)
-    if part == "norm":
-        return _head(model, names) | _norms(model)
-    if part == "bias":
-        return _head(model, names) | {name for name in names if _is_bias(name)}
-    if part.startswith("last:"):
-        return _head(model, names) | _last(model, part, names)
-    matches = set(fnmatch.filter(names, part)) if part else set()
-    if not matches:
-        raise _no_match(part, train, names)
-    return matches
+        plan.names |= set(names)
+    elif part == "head":
+        plan.names |= _head(model, names)
+    elif part == "norm":
+        plan.names |= _head(model, names) | _norms(model)
+    elif part in ("bias", "bitfit"):
+        plan.names |= _head(model, names) | {name for name in names if _is_bias(name)}
+    elif colon and word == "last":
+        plan.names |= _head(model, names) | _last(model, part, names)
+    elif colon and word == "surgical":
+        plan.names |= _head(model, names) | _third(model, part, argument, names)
+    elif colon and word == "channels":
+        plan.names |= _head(model, names)
+        _extend(model, _parse_channels(part, argument), plan)
+    elif colon and word in ("lora", "lora-fa"):
+        plan.names |= _head(model, names)
+        _extend(model, _parse_lora(part, argument, train_a=word == "lora"), plan)
+    else:
+        matches = set(fnmatch.filter(names, part)) if part else set()
+        if not matches:
+            raise _no_match(part, train, names)
+        plan.names |= matches
 
 
 def _head(model: nn.Module, names: list[str]) -> set[str]:
@@ -93,18 +187,75 @@ def _is_bias(name: str) -> bool:
 def _last(model: nn.Module, part: str, names: list[str]) -> set[str]:
     blocks = find_blocks(model)
     count = part.removeprefix("last:")
-    listing = f"{type(model).__name__} has {len(blocks)} blocks" + (
-        f", {blocks[0]} to {blocks[-1]}" if blocks else ""
-    )
     if not count.isdecimal() or not 1 <= int(count) <= len(blocks):
-        raise ThawkitError(f"train: expected last:K with K from 1 to {len(blocks)}, got {part!r} ({listing})")
+        raise ThawkitError(
+            f"train: expected last:K with K from 1 to {len(blocks)}, got {part!r} ({_listing(model, blocks)})"
+        )
     first = blocks[-int(count)]
     modules = [name for name, _ in model.named_modules()]
     from_here = set(modules[modules.index(first) :])
     return {name for name in names if name.rpartition(".")[0] in from_here}
 
 
-def _no_match(part: str, train: str, names: list[str]) -> ThawkitError:
+def _third(model: nn.Module, part: str, which: str, names: list[str]) -> set[str]:
+    blocks = find_blocks(model)
+    if which not in _THIRDS or len(blocks) < len(_THIRDS):
+        raise ThawkitError(
+            f"train: expected surgical:first, surgical:middle or surgical:last and at least 3 blocks, got "
+            f"{part!r} ({_listing(model, blocks)})"
+        )
+    index = _THIRDS.index(which)
+    chosen = blocks[index * len(blocks) // 3 : (index + 1) * len(blocks) // 3]
+    return {name for name in names if within(name, chosen)}
+
+
+def _listing(model: nn.Module, blocks: list[str]) -> str:
+    ends = f", {blocks[0]} to {blocks[-1]}" if blocks else ""
+    return f"{type(model).__name__} has {len(blocks)} blocks{ends}"
+
+
+def _parse_channels(part: str, argument: str) -> Channels:
+    fraction, *rest = argument.split(":")
+    dim = rest.pop(0) if rest and rest[0] in ("in", "out") else "in"
+    by = rest.pop(0) if rest and rest[0] in ("even", "norm") else "even"
+    pattern = rest.pop(0) if rest else "*"
+    try:
+        if not rest:
+            return Channels(float(fraction), dim, by, pattern)
+    except (ValueError, ThawkitError):
+        pass
+    raise ThawkitError(
+        "train: expected channels:FRACTION[:in|out][:even|norm][:MODULES] with a FRACTION between 0 and 1, "
+        f"got {part!r}"
+    )
+
+
+def _parse_lora(part: str, argument: str, train_a: bool) -> Lora:
+    rank, _, pattern = argument.partition(":")
+    if not rank.isdecimal() or int(rank) < 1:
+        raise ThawkitError(f"train: expected lora:R[:MODULES] with a rank R of at least 1, got {part!r}")
+    return Lora(int(rank), modules=pattern or "*", train_a=train_a)
+
+
+def _extend(model: nn.Module, settings: Lora | Channels, plan: Plan) -> None:
+    layers = extendable(model, settings.modules, str(settings))
+    if isinstance(settings, Lora):
+        layers = lora.adaptable(layers)
+        plan.lora |= dict.fromkeys(layers, settings)
+    else:
+        for name, module in layers.items():
+            choice = channels.choose(module, settings)
+            if choice is None:
+                plan.names.add(f"{name}.weight" if name else "weight")
+            else:
+                plan.channels[name] = choice
+    left = passed_over(model, set(layers), settings.modules)
+    if left:
+        more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
+        plan.notes.append(f"{settings} does not reach {', '.join(left[:_NAMED])}{more}")
+
+
+def _no_match(part: str, train: Policy, names: list[str]) -> ThawkitError:
     below = [name for name in names if name.startswith(part + ".")] if part else []
     if below:
         return ThawkitError(f"train: {part!r} is a module; for its parameters write {part + '.*'!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -51,6 +52,7 @@ class FreezeReport:
         saved_bytes: the same, rewritten.
         eager: names and bytes of the modules left in stock form that save something although nothing of
             their own trains, largest first; empty if not measured.
+        notes: layers that the policy means and cannot reach, in words.
     """
 
     train: str
@@ -62,6 +64,7 @@ class FreezeReport:
     saved_bytes_before: int | None
     saved_bytes: int | None
     eager: tuple[tuple[str, int], ...]
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = [
@@ -82,7 +85,7 @@ class FreezeReport:
             named = ", ".join(f"{name} ({_size(size)})" for name, size in self.eager[:_NAMED])
             more = len(self.eager) - _NAMED
             lines += ["", f"left as eager: {named}" + (f" and {more} more" if more > 0 else "")]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
     def _table(self) -> list[str]:
         header = ("layer", "count", "rewritten", "trainable", "before", "now")
@@ -120,6 +123,7 @@ def make_report(
     example: str,
     before: Counter[str] | None,
     after: Counter[str] | None,
+    notes: Sequence[str] = (),
 ) -> FreezeReport:
     """Gather the report from a frozen model and the saved bytes by module name, None where not measured."""
     counts: dict[str, Counter[str]] = {}
@@ -147,13 +151,15 @@ def make_report(
     return FreezeReport(
         train=train,
         trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        total=sum(p.numel() for p in model.parameters()),
+        # The trainable channels of a weight are in the weight as well.
+        total=sum(p.numel() for name, p in model.named_parameters() if not name.endswith(".weight_channels")),
         fixed_statistics=fixed_statistics,
         rows=tuple(sorted(rows, key=lambda row: -(row.saved_bytes_before or 0))),
         example=example,
         saved_bytes_before=None if before is None else before.total(),
         saved_bytes=None if after is None else after.total(),
         eager=tuple(eager.most_common()),
+        notes=tuple(notes),
     )
 
 

@@ -6,30 +6,41 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from thawkit.errors import ThawkitError, ThawkitWarning
-from thawkit.frozen import activation_layers, pool_layers, transformer_layers
+from thawkit.frozen import activation_layers, channels, lora, pool_layers, transformer_layers
+from thawkit.frozen.extension import (
+    Extended,
+    in_stock_form,
+    leave_fast_paths,
+    restore_fast_path,
+)
 from thawkit.frozen.folded import forget
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
 from thawkit.frozen.measure import Example, guess_example, saved_by_module
-from thawkit.frozen.policy import parameter_names, trainable_names
+from thawkit.frozen.policy import Plan, parameter_names
+from thawkit.frozen.reach import unreached
 from thawkit.frozen.report import FreezeReport, make_report
+from thawkit.frozen.schedule import Schedule, Stages, make_stages
 from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
 
 _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every parameter as it was
+_STAGES = "_thawkit_stages"  # set on a model frozen by a schedule
 
 
-def freeze(model: nn.Module, train: str = "head", *, example: Example | None = None) -> FreezeReport:
+def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | None = None) -> FreezeReport:
     """Let only part of a model train, and save no more for the backward pass than that part needs.
 
     Sets ``requires_grad`` on every parameter and swaps the classes of convolutions, batch normalizations,
     ReLUs and their like, pools and dropouts in place for ones that save less (:mod:`thawkit.frozen.layers`,
-    ``activation_layers``, ``pool_layers``). Values, gradients and
-    ``state_dict`` keys stay as they were. Freezing again plans anew from the original model.
+    ``activation_layers``, ``pool_layers``). Values, gradients and ``state_dict`` keys stay as they were
+    (adapters add theirs). Freezing again plans anew from the original model, in which adapters have been
+    merged.
 
     Batch normalizations keep their pretrained running statistics, also after ``model.train()`` and also
     where their scale and shift train: the statistics of a small data set are worse, and a frozen layer that
@@ -39,7 +50,10 @@ def freeze(model: nn.Module, train: str = "head", *, example: Example | None = N
     Args:
         model: trained elsewhere, with its new head in place.
         train: what trains, see :mod:`thawkit.frozen.policy`: ``head``, ``last:K``, ``norm``, ``bias``,
-            ``all``, globs on parameter names, joined by ``+``.
+            ``all``, ``surgical:first``, ``channels:0.25``, ``lora:8``, globs on parameter names, joined by
+            ``+``; a function of a parameter's name and itself; :class:`Lora` or :class:`Channels`; a list of
+            these; or a schedule of policies by epoch, ``{0: "head", 3: "last:2"}`` or ``head@0,last:2@3``, of
+            which the first applies and :func:`set_epoch` the others.
         example: a batch to measure the saved bytes on, as the model takes it: a tensor, a tuple of
             arguments, or a mapping of keyword arguments. Without one, a model that starts with a 2-d
             convolution is measured on one blank image of the size it was built for.
@@ -53,44 +67,109 @@ def freeze(model: nn.Module, train: str = "head", *, example: Example | None = N
     if not isinstance(model, nn.Module):
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
-    selected = trainable_names(model, train)
+    stages = make_stages(model, train)
+    if any(isinstance(module, Extended) for module in model.modules()):
+        unfreeze(model)
+        stages = make_stages(model, train)  # the norms of weights are others now
     unfreeze(model)
     if any(isinstance(module, Rewritten) for module in model.modules()):
         raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
     setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
-    _train_only(model, selected)
-    everything = selected == set(parameter_names(model))
-    fixed = set() if everything else _fixed_statistics(model)
-
     try:
-        before, words = _measure(model, example, fixed)
+        report = _apply(model, stages.plans[0], example)
     except Exception:
         unfreeze(model)
         raise
-    rewritten = _rewrite(model, fixed)
-    after = _measure(model, example, fixed)[0] if rewritten else before
-    return make_report(model, train, len(fixed), rewritten, words, before, after)
+    if len(stages.plans) > 1:
+        setattr(model, _STAGES, stages)
+    return report
 
 
-def unfreeze(model: nn.Module) -> None:
+def set_epoch(model: nn.Module, epoch: int, *, example: Example | None = None) -> FreezeReport | None:
+    """Move a model frozen by a schedule to the stage of an epoch; call it before each epoch.
+
+    A stage that begins gives what freezing with its policy would; adapters of the stage that ends are merged
+    into their weights, and gradients of parameters that train no longer are dropped. Then give the optimizer
+    what trains now: ``update_optimizer(optimizer, parameter_groups(model, weight_decay))``.
+
+    Args:
+        model: frozen; where not by a schedule, nothing happens.
+        epoch: counted from 0; may be earlier than the present one.
+        example: as for :func:`freeze`.
+
+    Returns:
+        The report of the new stage; None where the stage stays.
+
+    Raises:
+        ThawkitError: the model is not frozen, or ``epoch`` is below 0.
+    """
+    model = getattr(model, "_orig_mod", model)
+    if _RECORD not in vars(model):
+        raise ThawkitError("model: expected one that thawkit.freeze has frozen")
+    if epoch < 0:
+        raise ThawkitError(f"epoch: expected 0 or more, got {epoch}")
+    stages: Stages | None = vars(model).get(_STAGES)
+    if stages is None or stages.at(epoch) == stages.current:
+        return None
+    flags = vars(model)[_RECORD]
+    unfreeze(model)
+    setattr(model, _RECORD, flags)
+    setattr(model, _STAGES, Stages(stages.plans, stages.at(epoch)))
+    report = _apply(model, stages.plans[stages.at(epoch)], example)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.grad = None
+    return report
+
+
+def _apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeReport:
+    """Carry out a plan on a model whose flags are on record and that is in stock form otherwise."""
+    everything = plan.names == set(parameter_names(model))
+    sliced = {f"{name}.weight" if name else "weight" for name in plan.channels}
+    _train_only(model, plan.names | sliced)
+    fixed = set() if everything else _fixed_statistics(model)
+    for name, settings in plan.lora.items():
+        lora.attach(model.get_submodule(name), name, settings)
+    outputs: list[Any] = []
+    with in_stock_form():
+        before, words = _measure(model, example, fixed, outputs)
+    for name, choice in plan.channels.items():
+        channels.attach(model.get_submodule(name), choice)
+    leave_fast_paths(model)
+    rewritten = _rewrite(model, fixed) | plan.channels.keys() | plan.lora.keys()
+    outputs = []
+    after = _measure(model, example, fixed, outputs)[0]
+    notes = [*plan.notes, *_unreached(model, outputs)]
+    return make_report(model, plan.words, len(fixed), rewritten, words, before, after, notes)
+
+
+def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
     """Undo :func:`freeze`: classes, ``requires_grad`` flags, and the mode of the batch normalizations.
 
     A batch normalization gets the mode that it would have without freezing: the one it had, or the one that
     ``model.train()`` or ``model.eval()`` has set since. Parameters added since keep their flags. Does
     nothing to a model that is not frozen.
+
+    Args:
+        model: frozen or not.
+        merge: what becomes of adapters (``lora:R``): True adds their product to the weight, False drops it.
     """
     for root in reversed([module for module in model.modules() if _RECORD in vars(module)]):
         flags = vars(root).pop(_RECORD)
+        vars(root).pop(_STAGES, None)
         for name, parameter in _parameters(root):
             if name in flags:
                 parameter.requires_grad_(flags[name])
         for module in root.modules():
+            restore_fast_path(module)
             if isinstance(module, FrozenBatchNorm):
                 module.training = vars(module).pop("thawed_training")
             vars(module).pop("folds", None)
             forget(module)
             transformer_layers.forget(module)
-            if isinstance(module, Rewritten):
+            if isinstance(module, Extended):
+                module.detach(merge)
+            elif isinstance(module, Rewritten):
                 module.__class__ = _thawed_class(type(module))
 
 
@@ -128,22 +207,52 @@ def _fixed_statistics(model: nn.Module) -> set[nn.Module]:
             f"thawkit.freeze cannot hold the statistics of {len(unknown)} batch normalizations of a class of "
             f"their own, as {unknown[0]!r} ({kind}): they move in training mode",
             ThawkitWarning,
-            stacklevel=3,
+            stacklevel=4,
+        )
+    without = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is None
+        and any(p.requires_grad for p in module.parameters(recurse=False))
+    ]
+    if without:
+        warnings.warn(
+            f"thawkit.freeze: {len(without)} batch normalizations without running statistics train, as "
+            f"{without[0]!r}: they go by the batch and save their input",
+            ThawkitWarning,
+            stacklevel=4,
         )
     return {module for name, module in batch_norms.items() if name not in unknown}
 
 
+def _unreached(model: nn.Module, outputs: list[Any]) -> list[str]:
+    """Say which trainable parameters get no gradient; warn if none does."""
+    names = unreached(model, outputs)
+    if not names:
+        return []
+    if len(names) == sum(p.requires_grad for p in model.parameters()):
+        warnings.warn(
+            "thawkit.freeze: no gradient reaches anything that trains, so training would do nothing: the "
+            "output does not depend on it, or the model's forward runs without gradients",
+            ThawkitWarning,
+            stacklevel=4,
+        )
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [f"no gradient reaches {', '.join(names[:3])}{more}"]
+
+
 def _measure(
-    model: nn.Module, example: Example | None, fixed: set[nn.Module]
+    model: nn.Module, example: Example | None, fixed: set[nn.Module], outputs: list[Any]
 ) -> tuple[Counter[str] | None, str]:
     """Bytes saved by module and what they were measured on; ``(None, "")`` where no example can be made."""
     if example is not None:
-        return saved_by_module(model, example, fixed), "the example"
+        return saved_by_module(model, example, fixed, outputs), "the example"
     guess = guess_example(model)
     if guess is None:
         return None, ""
     try:
-        saved = saved_by_module(model, guess, fixed)
+        saved = saved_by_module(model, guess, fixed, outputs)
     except Exception:  # the model takes something else: whatever it raises, the guess was wrong and not it
         return None, ""
     return saved, f"one blank {'x'.join(map(str, guess.shape[1:]))} image"
@@ -198,6 +307,8 @@ def _keeps_input(following: Iterable[nn.Module]) -> bool:
     from registration order; where that misleads, a few bytes are lost and nothing else.
     """
     layer = next((m for m in following if not isinstance(m, (nn.Identity, nn.Flatten))), None)
+    if isinstance(layer, Extended):
+        return layer.keeps_input()
     if isinstance(layer, _BatchNorm) or (layer is not None and is_weight_layer(layer)):
         return isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
     if layer is None or pool_layers.saves_less(layer):

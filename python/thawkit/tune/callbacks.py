@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from thawkit.errors import ThawkitError
+from thawkit.frozen import set_epoch, update_optimizer
 from thawkit.tune.checkpoints import mark_complete, prune
 from thawkit.tune.config import TuneConfig
 from thawkit.tune.history import chosen_row, epoch_rows, out_of_patience
@@ -70,6 +73,34 @@ class ShowProgress(TrainerCallback):
         if self.config.keep == "best" and chosen_row(state.log_history, self.config) == row:
             words.append("best")
         self.console.print("  ".join(words), highlight=False, soft_wrap=True)
+
+
+class FollowSchedule(TrainerCallback):
+    """Move the model to the stage of each epoch, and give the optimizer what trains there.
+
+    ``groups`` gives the optimizer's parameter groups for the model as it then is; what a stage saves is
+    measured on ``example``.
+    """
+
+    def __init__(self, console: Console, example: Tensor) -> None:
+        self.console, self.example = console, example
+        self.groups: Callable[[], list[dict[str, Any]]] = list
+
+    def on_epoch_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        optimizer: Any = None,
+        **_: Any,
+    ) -> None:
+        """Runs after a checkpoint was loaded, which was one of the stage before."""
+        report = set_epoch(model, round(state.epoch or 0), example=self.example)
+        if report is not None:
+            update_optimizer(getattr(optimizer, "optimizer", optimizer), self.groups())
+            words = str(report).partition("\n\n")[0]
+            self.console.print(words, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 class StopWhenDone(TrainerCallback):

@@ -27,7 +27,8 @@ class TuneConfig:
         seed: of the order, the augmentation and dropout. The same seed gives the same run again on a CPU with
             the same number of threads.
         augment: a profile of :class:`thawkit.data.Augment`.
-        train: what trains, a policy of :func:`thawkit.freeze`.
+        train: what trains, a policy of :func:`thawkit.freeze` or a schedule such as ``head@0,last:2@3``, of
+            which the epochs count from 0.
         precision: ``fp32``, or automatic mixed precision in ``bf16`` or ``fp16``.
         device: ``auto`` takes CUDA if there is one.
         clip: largest norm of the gradient; 0 for no clipping.

@@ -17,9 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from thawkit.data import Splits
 from thawkit.errors import ThawkitError
-from thawkit.frozen import FreezeReport, freeze, unfreeze
+from thawkit.frozen import FreezeReport, freeze, set_epoch, unfreeze
+from thawkit.frozen.schedule import parse_schedule
 from thawkit.select import Model
-from thawkit.tune.callbacks import SafeCheckpoints, ShowProgress, StopWhenDone
+from thawkit.tune.callbacks import FollowSchedule, SafeCheckpoints, ShowProgress, StopWhenDone
 from thawkit.tune.checkpoints import STATE, WEIGHTS, newest_usable, prune, step_of, write_json
 from thawkit.tune.config import TuneConfig
 from thawkit.tune.evaluate import check_classes, check_forward, check_monitor, evaluate
@@ -82,10 +83,11 @@ def fit(
     description = describe(model, splits, target, method, config)
     verbosity = transformers_logging.get_verbosity()
     try:
-        with _frozen(model, config.train) as report:
+        with _frozen(model, config) as report:
             open_run(folder, description, resume=resume, overwrite=overwrite)
             _say(console, str(report).partition("\n\n")[0])
             state = _train(model, splits, target, method, config, folder / CHECKPOINTS, console)
+            _load_chosen(model, state, config, folder)  # before unfreezing merges what the stage has added
         return _finish(model, splits, target, config, state, folder, report)
     except KeyboardInterrupt:
         _say(console, f"Stopped. The same call with resume=True (--resume) continues the run in {folder}.")
@@ -107,14 +109,18 @@ def check_start(
 
 
 @contextmanager
-def _frozen(model: Model, policy: str) -> Iterator[FreezeReport]:
-    size = model.preprocess.size
-    place = next(model.module.parameters()).device
+def _frozen(model: Model, config: TuneConfig) -> Iterator[FreezeReport]:
     try:
-        # Two images, since batch normalisation cannot train on one.
-        yield freeze(model.module, train=policy, example=torch.zeros(2, 3, size, size, device=place))
+        torch.manual_seed(config.seed)  # adapters start from it
+        yield freeze(model.module, train=config.train, example=_example(model))
     finally:
         unfreeze(model.module)
+
+
+def _example(model: Model) -> torch.Tensor:
+    """Two blank images, since batch normalisation cannot train on one."""
+    size = model.preprocess.size
+    return torch.zeros(2, 3, size, size, device=next(model.module.parameters()).device)
 
 
 def _train(
@@ -136,9 +142,12 @@ def _train(
         if state.global_step >= state.max_steps or out_of_patience(state.log_history, config):
             return state
         _say(console, f"continuing after epoch {round(state.epoch or 0)} of {config.epochs}")
+        set_epoch(model.module, round(state.epoch or 0) - 1)  # that of the checkpoint
+    schedule = FollowSchedule(console, _example(model))
     with ShowProgress(console, config) as progress:
-        callbacks = [StopWhenDone(config), progress, SafeCheckpoints(folder, config)]
+        callbacks = [schedule, StopWhenDone(config), progress, SafeCheckpoints(folder, config)]
         trainer = MethodTrainer(model, splits, target, method, config, folder, callbacks)
+        schedule.groups = trainer.trainable_groups
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     trainer.accelerator.unwrap_model(model.module, keep_fp32_wrapper=False)
     return trainer.state
@@ -147,6 +156,13 @@ def _train(
 def _say(console: Console, text: str) -> None:
     """Print text as it is: in paths and policies ``[x]`` is no markup."""
     console.print(text, markup=False, emoji=False, highlight=False, soft_wrap=True)
+
+
+def _load_chosen(model: Model, state: TrainerState, config: TuneConfig, folder: Path) -> None:
+    """Load the weights of the chosen epoch into a model at that epoch's stage."""
+    chosen = chosen_row(state.log_history, config)
+    set_epoch(model.module, chosen["epoch"] - 1)
+    load_weights(model, folder / CHECKPOINTS / f"checkpoint-{chosen['step']}" / WEIGHTS)
 
 
 def _finish(
@@ -158,9 +174,8 @@ def _finish(
     folder: Path,
     report: FreezeReport,
 ) -> RunResult:
-    """Take the chosen epoch's weights, score them, and write what the run leaves, ``metrics.json`` last."""
+    """Score the model, which has the chosen epoch's weights; write what the run leaves, the metrics last."""
     chosen = chosen_row(state.log_history, config)
-    load_weights(model, folder / CHECKPOINTS / f"checkpoint-{chosen['step']}" / WEIGHTS)
     model.module.eval()
     sets = {"val": splits.val, "test": splits.test}
     if target is not None and target.test.labels is not None:
@@ -191,6 +206,11 @@ def _check(model: Model, splits: Splits, target: Splits | None, method: Method, 
         raise ThawkitError(f"the target {target.name} has other classes than {splits.name}")
     if method.uses_target and target is None:
         raise ThawkitError(f"the method {type(method).__name__} needs a target data set")
+    latest = max(parse_schedule(config.train))
+    if latest >= config.epochs:
+        raise ThawkitError(
+            f"train: a stage begins at epoch {latest}, counted from 0, but there are {config.epochs} epochs"
+        )
     check_monitor(config.monitor, splits.val)
     check_forward(model, splits.train)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:

@@ -16,6 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from thawkit.choices import SCHEDULERS
 from thawkit.data import Augment, EpochSampler, ImageDataset, Splits, TrainingView
 from thawkit.errors import ThawkitError
+from thawkit.frozen import parameter_groups
 from thawkit.select import Model
 from thawkit.tune.config import TuneConfig
 from thawkit.tune.evaluate import evaluate
@@ -76,6 +77,10 @@ class MethodTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the matrices and filters; vectors are biases and norms, and are not decayed."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
+    def trainable_groups(self) -> list[dict[str, Any]]:
+        """Return what trains now in the optimizer's groups, as ``create_optimizer`` made them."""
+        return parameter_groups(self.thawkit_model.module, self.args.weight_decay)
 
     def compute_loss(
         self,
