@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from thawkit.errors import ThawkitError
+from thawkit.ops.frozen.packed import version_of
 
 
 class Pending(Protocol):
@@ -58,11 +59,11 @@ class Deferred(Tensor):
         if joined is not None:
             return joined
         stand_ins = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Deferred)]
-        versions = [plain(x)._version for x in stand_ins]
+        versions = [version_of(plain(x)) for x in stand_ins]
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         result = func(*args, **kwargs)
         for x, version in zip(stand_ins, versions, strict=True):
-            if plain(x)._version != version:
+            if version_of(plain(x)) != version:
                 _settle(x, plain(x))
         return result
 
@@ -132,7 +133,7 @@ class Input:
     """An input that must not change until it is used."""
 
     def __init__(self, x: Tensor) -> None:
-        self._x, self._version = x, x._version
+        self._x, self._version = x, version_of(x)
 
     def get(self) -> Tensor:
         """Return the input.
@@ -140,7 +141,7 @@ class Input:
         Raises:
             ThawkitError: it was written to in the meantime.
         """
-        if self._x._version != self._version:
+        if version_of(self._x) != self._version:
             raise ThawkitError(
                 "the model writes to the input of a frozen convolution between it and its normalization, "
                 "which were to run as one; freeze it with fuse=False"

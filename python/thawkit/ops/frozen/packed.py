@@ -10,6 +10,11 @@ from torch import Tensor
 _SAMPLES = 64
 
 
+def version_of(x: Tensor) -> int:
+    """How often ``x`` was written to; 0 for tensors of inference mode, which do not count."""
+    return 0 if x.is_inference() else x._version
+
+
 class Fingerprint:
     """Tells whether tensors changed: their memory, their version counters, and a sample of their values.
 
@@ -17,12 +22,12 @@ class Fingerprint:
     """
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._marks = [(x.data_ptr(), x._version, x.shape) for x in tensors]
+        self._marks = [(x.data_ptr(), version_of(x), x.shape) for x in tensors]
         self._samples = [_sample(x).clone() for x in tensors]
 
     def matches(self, *tensors: Tensor) -> bool:
         """Whether the tensors are what they were."""
-        return self._marks == [(x.data_ptr(), x._version, x.shape) for x in tensors] and all(
+        return self._marks == [(x.data_ptr(), version_of(x), x.shape) for x in tensors] and all(
             torch.equal(sample, _sample(x)) for sample, x in zip(self._samples, tensors, strict=True)
         )
 

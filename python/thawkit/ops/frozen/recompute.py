@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from thawkit.ops.frozen.packed import version_of
+
 _RECIPE = "_thawkit_recipe"
 
 
@@ -31,7 +33,7 @@ class Recipe:
 
 def with_recipe(y: Tensor, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """Attach to ``y`` that it is ``function(*inputs)``, and return it."""
-    versions = [None if x is None else x._version for x in (y, *inputs)]
+    versions = [None if x is None else version_of(x) for x in (y, *inputs)]
     setattr(y, _RECIPE, (Recipe(function, inputs), versions))
     return y
 
@@ -39,6 +41,6 @@ def with_recipe(y: Tensor, function: Callable[..., Tensor], *inputs: Tensor | No
 def recipe_of(y: Tensor) -> Recipe | None:
     """The recipe of ``y``; None if it has none, or if it or an input was written to since."""
     recipe, versions = getattr(y, _RECIPE, (None, None))
-    if recipe is None or versions != [None if x is None else x._version for x in (y, *recipe.inputs)]:
+    if recipe is None or versions != [None if x is None else version_of(x) for x in (y, *recipe.inputs)]:
         return None
     return recipe

@@ -1,0 +1,143 @@
+"""Transformers: what is saved, exactly, and gradients whatever trains."""
+
+from __future__ import annotations
+
+import copy
+import io
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+import thawkit
+from thawkit.frozen.measure import saved_by_module
+from thawkit.frozen.transformer_layers import FrozenMultiheadAttention
+
+POLICIES = ["all", "bias", "norm", "head", "last:1", "*.mlp.*", "lora:2"]
+
+
+def _vit(dtype: torch.dtype = torch.float64) -> nn.Module:
+    torch.manual_seed(0)
+    model = torchvision.models.VisionTransformer(32, 8, 2, 4, 32, 64, num_classes=5, dropout=0.0)
+    nn.init.normal_(model.heads.head.weight)
+    return model.to(dtype)
+
+
+def _gradients(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    trains = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    loss = model(images).logsumexp(1).sum()
+    return dict(zip(trains, torch.autograd.grad(loss, list(trains.values())), strict=True))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_gradients_of_a_vision_transformer(policy: str) -> None:
+    model = _vit()
+    thawkit.freeze(model, policy)
+    images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
+    ours = _gradients(model, images)
+    stock = copy.deepcopy(model)
+    for module in stock.modules():  # adapters stay, all else is torch's own
+        if type(module).__name__.startswith(("Frozen", "Recomputable")):
+            module.__class__ = module.stock
+    theirs = _gradients(stock, images)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-11, atol=1e-12)
+
+
+def test_bytes_of_a_trained_vision_transformer() -> None:
+    """Neither the outputs of the normalizations nor those of the GELUs, beside what is needed."""
+    model = _vit(torch.float32)
+    report = thawkit.freeze(model, "all", example=torch.zeros(2, 3, 32, 32))
+    tokens, dim, hidden, layers = 17, 32, 64, 2
+    normalized = 2 * tokens * dim * 4
+    activated = 2 * tokens * hidden * 4
+    assert report.saved_bytes_before is not None
+    # torchvision's attention copies queries, keys and values besides; they are views of one tensor here
+    assert report.saved_bytes == report.saved_bytes_before - layers * (2 * normalized + activated)
+
+
+def test_a_recipe_ends_where_its_tensor_is_written_to() -> None:
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.linear = nn.LayerNorm(4), nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(x)
+            y += 1
+            return self.linear(y)
+
+    stock = Writes().double()
+    model = copy.deepcopy(stock)
+    thawkit.freeze(model, "all")
+    x = torch.randn(5, 4, dtype=torch.float64)
+    for net in (model, stock):
+        net(x).square().sum().backward()
+    torch.testing.assert_close(model.linear.weight.grad, stock.linear.weight.grad, rtol=1e-12, atol=1e-13)
+
+
+def test_second_derivatives_go_through_a_recipe() -> None:
+    model = nn.Sequential(nn.LayerNorm(4), nn.Linear(4, 3), nn.GELU(), nn.Linear(3, 2)).double()
+    thawkit.freeze(model, "all")
+    x = torch.randn(3, 4, dtype=torch.float64, requires_grad=True)
+
+    def weight_gradient(x: Tensor) -> Tensor:
+        return torch.autograd.grad(model(x).square().sum(), model[1].weight, create_graph=True)[0]
+
+    assert torch.autograd.gradgradcheck(model, (x,))
+    assert torch.autograd.gradcheck(weight_gradient, (x,))
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("options", [{}, {"need_weights": False}, {"need_weights": False, "attn_mask": True}])
+def test_attention_with_every_option_is_the_stock_one(batch_first: bool, options: dict) -> None:
+    torch.manual_seed(0)
+    stock = nn.MultiheadAttention(8, 2, batch_first=batch_first).double()
+    ours = copy.deepcopy(stock)
+    ours.__class__ = FrozenMultiheadAttention
+    if "attn_mask" in options:
+        options = {**options, "attn_mask": torch.triu(torch.ones(5, 5), 1).bool()}
+    x = torch.randn(5, 5, 8, dtype=torch.float64)
+    other = torch.randn(5, 5, 8, dtype=torch.float64)
+    for arguments in ((x, x, x), (x, other, other)):
+        results = []
+        for module in (ours, stock):
+            module.zero_grad()
+            y, weights = module(*arguments, **options)
+            y.square().sum().backward()
+            results.append((y.detach(), module.in_proj_weight.grad, module.out_proj.weight.grad))
+            assert (weights is None) is (not options.get("need_weights", True))
+        for a, b in zip(*results, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def test_packed_weights_follow_the_weight_and_go_into_no_copy() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 3))
+    thawkit.freeze(model, "head")
+    x = torch.randn(10, 64)
+    model(x)
+    for write in (lambda w: w.data.mul_(2), lambda w: w.detach().add_(0.5)):
+        write(model[0].weight)
+        expected = torch.tanh(x @ model[0].weight.T + model[0].bias) @ model[2].weight.T + model[2].bias
+        torch.testing.assert_close(model(x), expected)
+    clone = copy.deepcopy(model)
+    clone[0].weight.data.zero_()
+    assert not torch.allclose(clone(x), model(x))
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    assert len(stream.getvalue()) < 1.5 * sum(p.nbytes for p in model.parameters()) + 20_000
+
+
+def test_the_input_gradient_of_a_packed_linear() -> None:
+    torch.manual_seed(0)
+    frozen = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Linear(64, 16))
+    stock = copy.deepcopy(frozen).requires_grad_(False)
+    thawkit.freeze(frozen, "2.bias")
+    x, y = (torch.randn(7, 32, generator=torch.manual_seed(1)).requires_grad_() for _ in range(2))
+    frozen(x).square().sum().backward()
+    stock(y).square().sum().backward()
+    torch.testing.assert_close(x.grad, y.grad)
+    assert sum(saved_by_module(frozen, x, set()).values()) == 7 * 64 * 4  # what GELU needs
