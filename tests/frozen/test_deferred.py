@@ -163,3 +163,17 @@ def test_not_a_number_is_passed_on_by_the_clamp() -> None:
         assert frozen(x)[0].isnan().all()
     assert frozen(x)[0].isnan().all()
     assert frozen(x)[1].isfinite().all()
+
+
+@pytest.mark.parametrize("shape", [(2, 5, 8, 8), (2, 3, 0, 8), (3, 8)])
+def test_a_wrong_input_fails_where_it_is_given(shape: tuple[int, ...]) -> None:
+    frozen, stock = _pair(F.relu)
+    for net in (frozen, stock):
+        with pytest.raises(RuntimeError):
+            net.conv(torch.zeros(shape, dtype=torch.float64))
+
+
+def test_second_derivatives_of_a_folded_convolution() -> None:
+    frozen, _ = _pair(F.relu)
+    x = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(lambda x: frozen.bn(frozen.conv(x)).relu().square(), (x,))

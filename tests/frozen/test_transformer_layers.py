@@ -90,6 +90,22 @@ def test_second_derivatives_go_through_a_recipe() -> None:
     assert torch.autograd.gradcheck(weight_gradient, (x,))
 
 
+@pytest.mark.parametrize("shape", [(8,), (0, 8), (2, 0, 8), (2, 3, 8)])
+@pytest.mark.parametrize("policy", ["head", "all", "0.bias"])
+def test_rows_of_every_shape(shape: tuple[int, ...], policy: str) -> None:
+    torch.manual_seed(0)
+    stock = nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 3))
+    model = copy.deepcopy(stock)
+    thawkit.freeze(model, policy)
+    x = torch.randn(shape)
+    for net in (model, stock):
+        net(x).square().sum().backward()
+    torch.testing.assert_close(model(x), stock(x))
+    for ours, theirs in zip(model.parameters(), stock.parameters(), strict=True):
+        if ours.requires_grad:
+            torch.testing.assert_close(ours.grad, theirs.grad)
+
+
 @pytest.mark.parametrize("batch_first", [True, False])
 @pytest.mark.parametrize("options", [{}, {"need_weights": False}, {"need_weights": False, "attn_mask": True}])
 def test_attention_with_every_option_is_the_stock_one(batch_first: bool, options: dict) -> None:

@@ -67,6 +67,19 @@ def forget(module: nn.Module) -> None:
     _FOLDS.pop(module, None)
 
 
+def can_wait(conv: nn.Conv2d, x: Tensor) -> bool:
+    """Whether a convolution may be put off: not where it will fail, which it should do where it is called."""
+    return (
+        x.dim() == 4
+        and x.shape[1] == conv.in_channels
+        and min(output_shape(x, conv.weight, _geometry(conv))[2:]) > 0
+    )
+
+
+def _geometry(conv: Any) -> Geometry:
+    return Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
 class PendingConvolution:
     """A convolution, then perhaps its normalization, then perhaps a sum. See :class:`~..deferred.Pending`."""
 
@@ -76,7 +89,7 @@ class PendingConvolution:
         self._other = None if other is None else Input(other)
         biases = (conv.bias, None if norm is None else norm.bias)
         self.like = self._x.get()
-        self.geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
+        self.geometry = _geometry(conv)
         self.shape = output_shape(self.like, conv.weight, self.geometry)
         self.inputs = tuple(t for t in (self.like, other, *biases) if t is not None)
 

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from thawkit.frozen.deferred import Deferred, clamped, defer, pending_of, plain
-from thawkit.frozen.folded import PendingConvolution
+from thawkit.frozen.folded import PendingConvolution, can_wait
 from thawkit.ops.dispatch import forced_backend, unavailable
 from thawkit.ops.frozen import packed_relu
 
@@ -161,11 +161,11 @@ def _foldable(module: nn.Conv2d, x: Tensor) -> bool:
         can_replace(x)
         and not module.weight.requires_grad
         and x.device.type == "cpu"
-        and x.dim() == 4
         and x.dtype == module.weight.dtype
         and not isinstance(module.padding, str)
         and module.padding_mode == "zeros"
         and not torch.is_autocast_enabled("cpu")
+        and can_wait(module, x)
     )
 
 

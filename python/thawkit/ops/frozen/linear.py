@@ -61,7 +61,7 @@ class _Linear(torch.autograd.Function):
         weight, *saved = ctx.saved_tensors
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
-        rows = grad.flatten(0, -2) if grad.dim() != 1 else grad.unsqueeze(0)
+        rows = grad.reshape(-1, grad.shape[-1])
         if needs_x:
             if ctx.packed is not None and not torch.is_grad_enabled():
                 grad_x = onednn.linear_input_gradient(grad, weight, ctx.packed)
@@ -69,7 +69,7 @@ class _Linear(torch.autograd.Function):
                 grad_x = grad @ weight.to(grad.dtype)
         if needs_weight:
             x = ctx.function(*saved) if ctx.function else saved[0]
-            grad_weight = rows.t() @ x.flatten(0, -2).to(grad.dtype)
+            grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]).to(grad.dtype)
         if needs_bias:
             grad_bias = rows.sum(0, dtype=ctx.bias_dtype)
         return grad_x, grad_weight, grad_bias, *(None,) * (len(ctx.needs_input_grad) - 3)
