@@ -1,0 +1,104 @@
+"""Families of models: the gradients of the plain model, whatever trains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import Tensor, nn
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+)
+
+import thawkit
+from thawkit.frozen.extension import Extended
+from thawkit.frozen.layers import FrozenBatchNorm, Rewritten
+
+
+class Tagger(nn.Module):
+    """A recurrent network, of which nothing is rewritten but its ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.rnn = nn.Embedding(20, 8), nn.LSTM(8, 12, 2, batch_first=True, dropout=0.2)
+        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.head(self.norm(self.rnn(self.embed(tokens))[0][:, -1]))
+
+
+def _bert() -> nn.Module:
+    sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 16}
+    config = BertConfig(num_hidden_layers=2, num_attention_heads=2, num_labels=5, **sizes)
+    return BertForSequenceClassification(config)
+
+
+def _gpt2() -> nn.Module:
+    config = GPT2Config(
+        vocab_size=20, n_positions=16, n_embd=16, n_layer=2, n_head=2, num_labels=5, pad_token_id=0
+    )
+    return GPT2ForSequenceClassification(config)
+
+
+def _images() -> Tensor:
+    return torch.randn(2, 3, 64, 64, dtype=torch.float64)
+
+
+def _tokens() -> Tensor:
+    return torch.randint(1, 20, (2, 9))
+
+
+FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "bert": (_bert, _tokens),
+    "gpt2": (_gpt2, _tokens),
+    "lstm": (Tagger, _tokens),
+    "convnext": (lambda: timm.create_model("convnext_atto", num_classes=5), _images),
+    "mobilenet_v3": (lambda: torchvision.models.mobilenet_v3_small(num_classes=5), _images),
+    "densenet": (lambda: torchvision.models.DenseNet(8, (2, 2), 8, num_classes=5), _images),
+    "vit": (lambda: timm.create_model("vit_tiny_patch16_224", num_classes=5, img_size=64, depth=2), _images),
+}
+POLICIES = ["all", "bias", "norm", "head", "last:1", "lora:2", "channels:0.5"]
+CASES = [(family, policy) for family in FAMILIES for policy in POLICIES[: 4 if family == "lstm" else None]]
+
+
+def _gradients(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
+    torch.manual_seed(1)  # of the dropouts
+    trains = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    output = model(inputs)
+    logits = getattr(output, "logits", output)
+    found = torch.autograd.grad(logits.logsumexp(-1).sum(), list(trains.values()), allow_unused=True)
+    return {name: g for name, g in zip(trains, found, strict=True) if g is not None}
+
+
+def _in_stock_form(model: nn.Module) -> nn.Module:
+    """Copy a model and give what is rewritten torch's own class; adapters and channels stay."""
+    stock = copy.deepcopy(model)
+    for module in stock.modules():
+        if isinstance(module, Rewritten) and not isinstance(module, Extended):
+            fixed = isinstance(module, FrozenBatchNorm)
+            module.__class__ = module.stock
+            if fixed:
+                module.training = False
+    return stock
+
+
+@pytest.mark.parametrize(("family", "policy"), CASES)
+def test_gradients_in_float64(family: str, policy: str) -> None:
+    make, inputs = FAMILIES[family]
+    torch.manual_seed(0)
+    model, x = make().double(), inputs()
+    thawkit.freeze(model, policy, example=x)
+    model.train()
+    ours, theirs = _gradients(model, x), _gradients(_in_stock_form(model), x)
+    assert ours.keys() == theirs.keys()
+    assert ours
+    for name, gradient in ours.items():
+        scale = theirs[name].abs().max().item()
+        torch.testing.assert_close(gradient, theirs[name], rtol=0, atol=1e-12 * max(scale, 1e-3))
