@@ -270,6 +270,8 @@ ANY = {"q": Q, "k": K}
             "logit_scale must be a finite number of float32, got 1e\\+39",
         ),
         (lambda: F.siglip(Q, K, logit_bias=-1e39), "logit_bias must be a finite number of float32"),
+        (lambda: F.nt_xent(Q, K, temperature=1e-39), "temperature must be at least 2.94e-39"),
+        (lambda: F.supcon(Q, LABELS, temperature=1e-39), "temperature must be at least 2.94e-39"),
         (lambda: F.triplet_margin(Q, LABELS, margin=1e39), "margin must be a finite number of float32"),
         (
             lambda: losses.InfoNCELoss(hard_negative_beta=-1.0),

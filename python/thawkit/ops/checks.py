@@ -147,7 +147,7 @@ def not_negative(name: str, x: Tensor) -> None:
 
 
 def positive_scalar(name: str, value: Tensor | float) -> None:
-    """Require a positive and finite number, or a floating tensor of one such element."""
+    """Require a positive number, or a floating tensor of one, that is finite in float32, as is its inverse."""
     if isinstance(value, Tensor):
         _one_element(name, value)
         if not readable(value):
@@ -156,6 +156,8 @@ def positive_scalar(name: str, value: Tensor | float) -> None:
     number(name, value)
     if not 0 < value <= _LARGEST:
         raise ThawkitError(f"{name} must be positive and finite, got {value}")
+    if value < 1 / _LARGEST:
+        raise ThawkitError(f"{name} must be at least {1 / _LARGEST:.3g}, for a finite inverse, got {value}")
 
 
 def readable(x: Tensor) -> bool:
