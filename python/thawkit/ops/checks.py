@@ -147,7 +147,7 @@ def not_negative(name: str, x: Tensor) -> None:
 
 
 def positive_scalar(name: str, value: Tensor | float) -> None:
-    """Require a positive number, or a floating tensor of one, that is finite in float32, as is its inverse."""
+    """Require a positive number, or a floating tensor of one, finite in float32 as is its inverse."""
     if isinstance(value, Tensor):
         _one_element(name, value)
         if not readable(value):
@@ -156,8 +156,10 @@ def positive_scalar(name: str, value: Tensor | float) -> None:
     number(name, value)
     if not 0 < value <= _LARGEST:
         raise ThawkitError(f"{name} must be positive and finite, got {value}")
-    if value < 1 / _LARGEST:
-        raise ThawkitError(f"{name} must be at least {1 / _LARGEST:.3g}, for a finite inverse, got {value}")
+    if value < 1 / _LARGEST_FLOAT32:
+        raise ThawkitError(
+            f"{name} must be at least {1 / _LARGEST_FLOAT32:.3g}, for a finite inverse, got {value}"
+        )
 
 
 def readable(x: Tensor) -> bool:
