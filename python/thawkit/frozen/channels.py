@@ -27,19 +27,20 @@ from torch import Tensor, nn
 from thawkit.errors import ThawkitError
 from thawkit.frozen.deferred import plain
 from thawkit.frozen.extension import (
-    CONVOLUTION,
     Extended,
     add_parameter,
-    bias_gradient,
     extended,
     full_precision,
-    input_gradient,
     is_linear_of_huggingface,
-    padded,
     stock_class,
+)
+from thawkit.frozen.layers import is_scripting, padded
+from thawkit.ops.frozen.convolution import (
+    CONVOLUTION,
+    bias_gradient,
+    input_gradient,
     weight_gradient,
 )
-from thawkit.frozen.layers import is_scripting
 
 _BUFFERS = ("channel_of_weight", "channel_of_output", "channel_of_input")
 _KEPT = "_thawkit_channels"  # on an activation: its chosen channels, which several layers may save
@@ -198,7 +199,7 @@ class _ChannelLinear(torch.autograd.Function):
                     of_part = indices.output(rows, 1).t() @ x.reshape(-1, x.shape[-1]).to(dtype)
                     of_part = of_part.to(part.dtype)
                 if for_bias:
-                    of_bias = bias_gradient(rows, 1, bias)
+                    of_bias = bias_gradient(rows, 1, bias.dtype)
         if for_x and grad_saved is not None:
             of_x = indices.scattered(of_x, grad_saved, ctx.layout, -1)
         return of_x, None, of_part, of_bias, None, None
@@ -250,7 +251,7 @@ class _ChannelConvolution(torch.autograd.Function):
                         indices.groups,
                     ).to(part.dtype)
                 if for_bias:
-                    of_bias = bias_gradient(grad, 1, bias)
+                    of_bias = bias_gradient(grad, 1, bias.dtype)
         if for_x and grad_saved is not None:
             of_x = indices.scattered(of_x, grad_saved, ctx.layout, 1)
         return of_x, None, of_part, of_bias, None, None, None, None

@@ -14,16 +14,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from thawkit.errors import ThawkitError
 from thawkit.frozen.layers import Rewritten, recording
 from thawkit.frozen.structure import head_parts, is_weight_layer, within
 
-CONVOLUTION = (F.conv1d, F.conv2d, F.conv3d)
 _FAST_PATH = "_thawkit_fast_path"  # on torch's encoders: the attribute that was changed, and its value
 _stock_form = False
 
@@ -146,51 +143,6 @@ def add_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     if hasattr(module, name):
         raise ThawkitError(f"model: a layer has a {name!r} of its own, which thawkit would overwrite")
     module.register_parameter(name, nn.Parameter(value))
-
-
-def padded(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """Pad ``x`` as the module says where the convolution cannot; return it and what is left to pad."""
-    zeros = module.padding_mode == "zeros"
-    if zeros and not isinstance(module.padding, str):
-        return x, module.padding
-    both = module._reversed_padding_repeated_twice
-    before, after = both[-2::-2], both[-1::-2]
-    if zeros and before == after:
-        return x, tuple(before)
-    return F.pad(x, both, "constant" if zeros else module.padding_mode), (0,) * len(module.stride)
-
-
-def weight_gradient(
-    grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple[Any, ...], groups: int
-) -> Tensor:
-    """Gradient in a convolution's weight, of which only shape and dtype are read."""
-    stride, padding, dilation = geometry
-    zeros = (0,) * len(stride)
-    return torch.ops.aten.convolution_backward(
-        grad, x, weight, None, stride, padding, dilation, False, zeros, groups, (False, True, False)
-    )[1]
-
-
-def input_gradient(
-    grad: Tensor,
-    layout: tuple[Any, ...],
-    weight: Tensor,
-    geometry: tuple[Any, ...],
-    groups: int,
-) -> Tensor:
-    """Gradient in a convolution's input of the given shape and strides."""
-    stride, padding, dilation = geometry
-    zeros = (0,) * len(stride)
-    shape_only = grad.new_empty_strided(*layout)  # its values do not enter
-    return torch.ops.aten.convolution_backward(
-        grad, shape_only, weight, None, stride, padding, dilation, False, zeros, groups, (True, False, False)
-    )[0]
-
-
-def bias_gradient(grad: Tensor, channel_dim: int, like: Tensor) -> Tensor:
-    """Sum ``grad`` over everything but the channels."""
-    channel_dim %= grad.dim()
-    return grad.sum([d for d in range(grad.dim()) if d != channel_dim], dtype=like.dtype)
 
 
 def full_precision(x: Tensor) -> AbstractContextManager[Any]:

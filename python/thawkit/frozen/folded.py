@@ -67,30 +67,31 @@ def forget(module: nn.Module) -> None:
     _FOLDS.pop(module, None)
 
 
-def can_wait(conv: nn.Conv2d, x: Tensor) -> bool:
-    """Whether a convolution may be put off: not where it will fail, which it should do where it is called."""
-    return (
-        x.dim() == 4
-        and x.shape[1] == conv.in_channels
-        and min(output_shape(x, conv.weight, _geometry(conv))[2:]) > 0
-    )
-
-
-def _geometry(conv: Any) -> Geometry:
-    return Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
+def put_off(conv: Any, x: Tensor) -> PendingConvolution | None:
+    """What stands for ``conv(x)``; None where that will fail, which it should do where it is called."""
+    if x.dim() != 4 or x.shape[1] != conv.in_channels:
+        return None
+    geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
+    shape = output_shape(x, conv.weight, geometry)
+    return PendingConvolution(conv, geometry, shape, Input(x)) if min(shape[2:]) > 0 else None
 
 
 class PendingConvolution:
     """A convolution, then perhaps its normalization, then perhaps a sum. See :class:`~..deferred.Pending`."""
 
-    def __init__(self, conv: Any, x: Tensor | Input, norm: Any = None, other: Tensor | None = None) -> None:
-        self.conv, self.norm = conv, norm
-        self._x = x if isinstance(x, Input) else Input(x)
-        self._other = None if other is None else Input(other)
+    def __init__(
+        self,
+        conv: Any,
+        geometry: Geometry,
+        shape: tuple[int, ...],
+        x: Input,
+        norm: Any = None,
+        other: Tensor | None = None,
+    ) -> None:
+        self.conv, self.geometry, self.shape, self.norm = conv, geometry, shape, norm
+        self._x, self._other = x, None if other is None else Input(other)
         biases = (conv.bias, None if norm is None else norm.bias)
-        self.like = self._x.get()
-        self.geometry = _geometry(conv)
-        self.shape = output_shape(self.like, conv.weight, self.geometry)
+        self.like = x.get()
         self.inputs = tuple(t for t in (self.like, other, *biases) if t is not None)
 
     def normalize(self, norm: Any) -> PendingConvolution | None:
@@ -100,13 +101,13 @@ class PendingConvolution:
             return None
         if norm.running_mean.shape[0] != self.shape[1] or norm.running_mean.dtype != self.like.dtype:
             return None
-        return PendingConvolution(self.conv, self._x, norm)
+        return PendingConvolution(self.conv, self.geometry, self.shape, self._x, norm)
 
     def add(self, other: Tensor) -> PendingConvolution | None:
         """See :meth:`~..deferred.Pending.add`."""
         if self.norm is None or self._other is not None:
             return None
-        return PendingConvolution(self.conv, self._x, self.norm, other)
+        return PendingConvolution(self.conv, self.geometry, self.shape, self._x, self.norm, other)
 
     def clamp(self, lower: float, upper: float) -> Tensor | None:
         """See :meth:`~..deferred.Pending.clamp`."""

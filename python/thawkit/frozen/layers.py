@@ -19,15 +19,15 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 from thawkit.frozen.deferred import Deferred, clamped, defer, pending_of, plain
-from thawkit.frozen.folded import PendingConvolution, can_wait
+from thawkit.frozen.folded import PendingConvolution, put_off
 from thawkit.ops.dispatch import forced_backend, unavailable
 from thawkit.ops.frozen import packed_relu
+from thawkit.ops.frozen.convolution import CONVOLUTION, bias_gradient, input_gradient
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # torch.jit names no exports
-
-_CONVOLUTION = (F.conv1d, F.conv2d, F.conv3d)
 
 
 def can_replace(x: Tensor) -> bool:
@@ -69,10 +69,10 @@ class _Convolution(torch.autograd.Function):
         groups: int,
     ) -> Tensor:
         ctx.save_for_backward(weight if ctx.needs_input_grad[0] else None)
-        ctx.geometry = stride, padding, dilation, groups
+        ctx.geometry, ctx.groups = (stride, padding, dilation), groups
         ctx.layout = x.shape, x.stride()
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return _CONVOLUTION[weight.dim() - 3](x, weight, bias, stride, padding, dilation, groups)
+        return CONVOLUTION[weight.dim() - 3](x, weight, bias, stride, padding, dilation, groups)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -80,15 +80,22 @@ class _Convolution(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             (weight,) = ctx.saved_tensors
             weight = weight.to(grad.dtype)  # under autocast the forward used a cast copy, which is gone
-            shape_only = grad.new_empty_strided(*ctx.layout)  # the input's values do not enter its gradient
-            stride, padding, dilation, groups = ctx.geometry
-            geometry = stride, padding, dilation, False, (0,) * len(stride), groups
-            grad_input = torch.ops.aten.convolution_backward(
-                grad, shape_only, weight, None, *geometry, (True, False, False)
-            )[0]
+            grad_input = input_gradient(grad, ctx.layout, weight, ctx.geometry, ctx.groups)
         if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
-            grad_bias = grad.sum([d for d in range(grad.dim()) if d != 1], dtype=ctx.bias_dtype)
+            grad_bias = bias_gradient(grad, 1, ctx.bias_dtype)
         return grad_input, None, grad_bias, None, None, None, None
+
+
+def padded(module: _ConvNd, x: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """Pad ``x`` as the module says where the convolution cannot; return it and what is left to pad."""
+    zeros = module.padding_mode == "zeros"
+    if zeros and not isinstance(module.padding, str):
+        return x, module.padding
+    both = module._reversed_padding_repeated_twice
+    before, after = both[-2::-2], both[-1::-2]
+    if zeros and before == after:
+        return x, tuple(before)
+    return F.pad(x, both, "constant" if zeros else module.padding_mode), (0,) * len(module.stride)
 
 
 def frozen_convolution(
@@ -106,11 +113,7 @@ def frozen_convolution(
     if not recording(x) or weight.requires_grad or not (x.requires_grad or bias_trains):
         return None
     if padding is None:
-        padding = module.padding  # type: ignore[assignment]  # a string is replaced below
-        if module.padding_mode != "zeros" or isinstance(module.padding, str):
-            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-            x = F.pad(x, module._reversed_padding_repeated_twice, mode)
-            padding = (0,) * len(module.stride)
+        x, padding = padded(module, x)
     geometry = module.stride, padding, module.dilation, module.groups
     if x.dim() == weight.dim():
         return _Convolution.apply(x, weight, bias, *geometry)
@@ -152,7 +155,9 @@ class FrozenConv2d(_FrozenConv, nn.Conv2d):
         else:
             x = plain(input)
             if self.folds and _foldable(self, x):
-                return defer(PendingConvolution(self, x))
+                waiting = put_off(self, x)
+                if waiting is not None:
+                    return defer(waiting)
             return self.convolve(x)
 
 
@@ -165,7 +170,6 @@ def _foldable(module: nn.Conv2d, x: Tensor) -> bool:
         and not isinstance(module.padding, str)
         and module.padding_mode == "zeros"
         and not torch.is_autocast_enabled("cpu")
-        and can_wait(module, x)
     )
 
 
@@ -204,7 +208,7 @@ class _BatchNorm(torch.autograd.Function):
                 scale = scale * weight
             grad_input = (grad * scale.view(-1, *[1] * (grad.dim() - 2))).to(grad.dtype)
         if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
-            grad_bias = grad.sum([d for d in range(grad.dim()) if d != 1], dtype=ctx.bias_dtype)
+            grad_bias = bias_gradient(grad, 1, ctx.bias_dtype)
         return grad_input, None, grad_bias, None, None, None
 
 

@@ -22,18 +22,19 @@ from torch import Tensor, nn
 from thawkit.errors import ThawkitError
 from thawkit.frozen.deferred import plain
 from thawkit.frozen.extension import (
-    CONVOLUTION,
     Extended,
     add_parameter,
-    bias_gradient,
     extended,
     full_precision,
-    input_gradient,
     is_linear_of_huggingface,
-    padded,
+)
+from thawkit.frozen.layers import is_scripting, padded
+from thawkit.ops.frozen.convolution import (
+    CONVOLUTION,
+    bias_gradient,
+    input_gradient,
     weight_gradient,
 )
-from thawkit.frozen.layers import is_scripting
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class _LoraLinear(torch.autograd.Function):
                 if for_weight:
                     of_weight = rows.t() @ x.reshape(-1, x.shape[-1]).to(dtype)
                 if for_bias:
-                    of_bias = bias_gradient(rows, 1, bias)
+                    of_bias = bias_gradient(rows, 1, bias.dtype)
                 if for_b:
                     of_b = (rows.t() @ h.reshape(-1, h.shape[-1]).to(dtype)).mul(ctx.scale).to(b.dtype)
             if for_a:
@@ -181,7 +182,7 @@ class _LoraConvolution(torch.autograd.Function):
                 if for_weight:
                     of_weight = weight_gradient(grad, x.to(dtype), weight.to(dtype), ctx.geometry, 1)
                 if for_bias:
-                    of_bias = bias_gradient(grad, 1, bias)
+                    of_bias = bias_gradient(grad, 1, bias.dtype)
                 if for_b:
                     of_b = weight_gradient(grad, h.to(dtype), b.to(dtype), plain, 1)
                     of_b = of_b.mul(ctx.scale).to(b.dtype)

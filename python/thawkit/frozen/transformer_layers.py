@@ -21,9 +21,8 @@ from thawkit.ops.frozen.linear import linear
 from thawkit.ops.frozen.packed import Packed
 from thawkit.ops.frozen.recompute import with_recipe
 
-_PACKED: WeakKeyDictionary[nn.Module, Packed] = (
-    WeakKeyDictionary()
-)  # so that no copy or pickle takes them along
+# Beside the modules, so that no copy or pickle of one takes them along.
+_PACKED: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
 
 
 def recomputable(function: Any, x: Tensor, *parameters: Tensor | None) -> Tensor:
@@ -97,13 +96,12 @@ class FrozenMultiheadAttention(Rewritten, nn.MultiheadAttention):
     def forward(self: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
         """See :meth:`torch.nn.MultiheadAttention.forward`."""
         options = dict(zip(_OPTIONS, args, strict=False)) | kwargs
-        plain = query is key and key is value and query.dim() == 3 and self._qkv_same_embed_dim
+        itself = query is key and key is value and query.dim() == 3 and self._qkv_same_embed_dim
         asks = any(options.get(name) for name in ("need_weights", "is_causal"))
         masked = any(options.get(name) is not None for name in ("key_padding_mask", "attn_mask"))
         extended = self.bias_k is not None or self.bias_v is not None or self.add_zero_attn
-        if is_scripting() or not plain or "need_weights" not in options or asks or masked or extended:
-            return self.stock.forward(self, query, key, value, *args, **kwargs)
-        if not can_replace(query):
+        plainest = itself and "need_weights" in options and not (asks or masked or extended)
+        if is_scripting() or not plainest or not can_replace(query):
             return self.stock.forward(self, query, key, value, *args, **kwargs)
         projected = product(self, query, self.in_proj_weight, self.in_proj_bias)
         if not self.batch_first:

@@ -14,6 +14,8 @@ from thawkit.ops.frozen.geometry import Geometry
 from thawkit.ops.frozen.masks import pack_clamp_, packed_relu_backward, packed_relu_backward_sum
 from thawkit.ops.frozen.packed import Packed
 
+CONVOLUTION = (F.conv1d, F.conv2d, F.conv3d)
+
 
 def output_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ...]:
     """Shape of the convolution of ``x``, ``(N, C, *sizes)``, and ``weight``, ``(O, C / groups, *kernel)``."""
@@ -94,7 +96,7 @@ class _Folded(torch.autograd.Function):
         clamps = lower > -math.inf or upper < math.inf
         ctx.save_for_backward(pack_clamp_(y, lower, upper) if clamps else None)
         ctx.weight, ctx.scale, ctx.packed, ctx.geometry = weight, scale, packed, geometry
-        ctx.shape, ctx.strides = x.shape, y.stride()
+        ctx.layout, ctx.strides = (x.shape, x.stride()), y.stride()
         ctx.dtypes = [None if t is None else t.dtype for t in (shift, bias)]
         return y
 
@@ -109,19 +111,45 @@ class _Folded(torch.autograd.Function):
             grad = packed_relu_backward(grad, mask, ctx.strides)
         grad_shift = total.to(ctx.dtypes[0]) if total is not None and needs_bias[0] else None
         grad_bias = (total * ctx.scale).to(ctx.dtypes[1]) if total is not None and needs_bias[1] else None
-        grad_x = input_gradient(grad, ctx.weight, ctx.shape, ctx.geometry, ctx.packed) if needs_x else None
+        grad_x = _folded_input_gradient(ctx, grad) if needs_x else None
         return grad_x, grad if needs_other else None, grad_shift, grad_bias, *(None,) * 7
 
 
-def input_gradient(
-    grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry, packed: Packed | None = None
-) -> Tensor:
-    """Gradient of a convolution in its input, of the given ``shape``, whose values it does not depend on."""
+def _folded_input_gradient(ctx: Any, grad: Tensor) -> Tensor:
+    weight, packed = ctx.weight, ctx.packed
     if packed is not None and not torch.is_grad_enabled() and onednn.takes(grad, weight):
-        return onednn.input_gradient(grad, weight, shape, geometry, packed)
-    stride, padding, dilation, groups = geometry
-    shape_only = grad.new_empty(shape)
-    options = stride, padding, dilation, False, (0,) * len(stride), groups
+        return onednn.input_gradient(grad, weight, ctx.layout[0], ctx.geometry, packed)
+    return input_gradient(grad, ctx.layout, weight, ctx.geometry[:3], ctx.geometry.groups)
+
+
+def weight_gradient(
+    grad: Tensor, x: Tensor, weight: Tensor, geometry: tuple[Any, ...], groups: int
+) -> Tensor:
+    """Gradient in a convolution's weight, of which only shape and dtype are read."""
+    stride, padding, dilation = geometry
+    zeros = (0,) * len(stride)
     return torch.ops.aten.convolution_backward(
-        grad, shape_only, weight, None, *options, (True, False, False)
+        grad, x, weight, None, stride, padding, dilation, False, zeros, groups, (False, True, False)
+    )[1]
+
+
+def input_gradient(
+    grad: Tensor,
+    layout: tuple[Any, ...],
+    weight: Tensor,
+    geometry: tuple[Any, ...],
+    groups: int,
+) -> Tensor:
+    """Gradient in a convolution's input of the given shape and strides."""
+    stride, padding, dilation = geometry
+    zeros = (0,) * len(stride)
+    shape_only = grad.new_empty_strided(*layout)  # its values do not enter
+    return torch.ops.aten.convolution_backward(
+        grad, shape_only, weight, None, stride, padding, dilation, False, zeros, groups, (True, False, False)
     )[0]
+
+
+def bias_gradient(grad: Tensor, channel_dim: int, dtype: torch.dtype) -> Tensor:
+    """Sum ``grad`` over everything but the channels."""
+    channel_dim %= grad.dim()
+    return grad.sum([d for d in range(grad.dim()) if d != channel_dim], dtype=dtype)
