@@ -1,13 +1,22 @@
-"""Partially-frozen training: saved bytes, peak and step time; and the one-bit ReLU against copy bandwidth.
+"""Partially-frozen training: saved bytes, peak and step time, beside eager, compiled and recomputed models.
 
 Every row is a model and a policy. Its variants train the same parameters on the same batch, with batch
 normalization in evaluation mode, and their steps (forward, cross-entropy, backward) take turns:
 
-stock      ``requires_grad_(False)`` and evaluation-mode batch normalization, as one does by hand
-frozen_bn  stock with torchvision's FrozenBatchNorm2d wherever a batch normalization trains nothing; left out
-           where every one trains something
-compile    stock under ``torch.compile``
-thawkit    ``thawkit.freeze``
+stock       ``requires_grad_(False)`` and evaluation-mode batch normalization, as one does by hand
+frozen_bn   stock with torchvision's FrozenBatchNorm2d wherever a batch normalization trains nothing; left out
+            where every one trains something
+compile     stock under ``torch.compile``
+checkpoint  stock with every block under ``torch.utils.checkpoint``
+thawkit     ``thawkit.freeze``
+
+``forward_ms`` is the forward pass without gradients, of which ``freezing`` is ``torch.compile`` with
+inductor's constant folding. ``peak_rss_mib`` is what one process with one variant needs at most in two steps,
+over what it holds with the model built.
+
+The trade-off rows set ``activation_memory_budget`` of the compiler's partitioner; their backward FLOPs are
+those of the partitioned graph, and of the others those that torch's counter sees in float64, in which thawkit
+calls no operator that the counter does not know.
 
 Limit of the one-bit ReLU: reading and writing every element, and the bits, at the bandwidth of a large copy.
 """
@@ -16,37 +25,89 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 import torchvision
-from common import Report, copy_bandwidth, extra_bytes, parser, timed
+from common import Report, compiled, copy_bandwidth, extra_bytes, parser, timed
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import thawkit
+from thawkit.frozen import find_blocks
 from thawkit.ops.frozen import cpu
+
+CLASSES = 1000
+
+
+class Encoder(nn.Module):
+    """BERT-base as a classifier of 128 tokens that are given as embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertForSequenceClassification
+
+        self.bert = BertForSequenceClassification(BertConfig(num_labels=CLASSES))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        return self.bert(inputs_embeds=embeddings).logits
+
+
+def vision_transformer() -> nn.Module:
+    model = torchvision.models.vit_b_16()
+    nn.init.normal_(model.heads.head.weight, std=0.02)  # zeros would give no gradient below it
+    return model
+
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "resnet50": torchvision.models.resnet50,
     "tf_efficientnet_lite0": lambda: timm.create_model("tf_efficientnet_lite0"),
+    "mobilenet_v3_large": torchvision.models.mobilenet_v3_large,
+    "vit_b_16": vision_transformer,
+    "bert_base": Encoder,
 }
-POLICIES = ("head", "last:1", "bias", "norm")
+# policy -> whether torch.compile, which takes a minute, is timed as well
+POLICIES: dict[str, dict[str, bool]] = {
+    "resnet50": {"head": False, "last:1": False, "bias": True, "norm": True, "channels:0.5": False},
+    "tf_efficientnet_lite0": {"head": False, "bias": True, "norm": True},
+    "mobilenet_v3_large": {"bias": True, "norm": False},
+    "vit_b_16": {"head": False, "bias": True, "norm": False, "all": False},
+    "bert_base": {"head": False, "bias": True, "norm": False, "all": False},
+}
+BUDGETS = (0.5, 0.2, 0.05)
+
+
+def batch_for(name: str, batch: int, size: int) -> tuple[Tensor, Tensor]:
+    labels = torch.randint(0, CLASSES, (batch,))
+    shape = (batch, 128, 768) if name == "bert_base" else (batch, 3, size, size)
+    return torch.randn(shape), labels
 
 
 def stock_and_frozen(name: str, policy: str, images: Tensor) -> tuple[nn.Module, nn.Module]:
     """Build a frozen model and its stock twin, which trains the same in the same modes."""
     torch.manual_seed(0)
     frozen = MODELS[name]().train()
+    for module in frozen.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # so that the variants compute the same
     thawkit.freeze(frozen, policy, example=images[:1])
     stock = copy.deepcopy(frozen)
     thawkit.unfreeze(stock)
-    for ours, theirs in zip(frozen.modules(), stock.modules(), strict=True):
-        theirs.training = ours.training
-    for ours, theirs in zip(frozen.parameters(), stock.parameters(), strict=True):
-        theirs.requires_grad_(ours.requires_grad)
+    trains = {n.removesuffix("_channels") for n, p in frozen.named_parameters() if p.requires_grad}
+    modes = {n: m.training for n, m in frozen.named_modules()}
+    for n, module in stock.named_modules():
+        module.training = modes[n]
+    for n, parameter in stock.named_parameters():
+        parameter.requires_grad_(n in trains)
     return stock, frozen
 
 
@@ -59,6 +120,18 @@ def with_frozen_batch_norm(model: nn.Module) -> nn.Module | None:
             setattr(model.get_submodule(parent), own, freeze_batch_norm_2d(module))
             replaced = True
     return model if replaced else None
+
+
+def with_checkpoints(model: nn.Module) -> nn.Module:
+    """Let every block recompute what it would save."""
+    for name in find_blocks(model):
+        block = model.get_submodule(name)
+        block.forward = _recomputing(block.forward)
+    return model
+
+
+def _recomputing(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def saved_bytes(model: nn.Module, images: Tensor) -> int:
@@ -85,34 +158,182 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> Callable[
     return step
 
 
+def forward_only(model: nn.Module, images: Tensor) -> Callable[[], Any]:
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return model(images)
+
+    return forward
+
+
 def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    parameters = [p for p in model.parameters() if p.requires_grad]
+    """All gradients but those of single channels, which the variants hold in different shapes."""
+    parameters = [p for n, p in model.named_parameters() if p.requires_grad and p.dim() == 1]
     loss = nn.functional.cross_entropy(model(images), labels)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
 
 
-def freezing(report: Report, name: str, policy: str, batch: int, size: int) -> None:
-    images, labels = torch.randn(batch, 3, size, size), torch.randint(0, 1000, (batch,))
+def freezing(report: Report, name: str, policy: str, compiles: bool, batch: int, size: int) -> None:
+    images, labels = batch_for(name, batch, size)
     stock, frozen = stock_and_frozen(name, policy, images)
     models = {"stock": stock, "thawkit": frozen, "frozen_bn": with_frozen_batch_norm(copy.deepcopy(stock))}
-    if not report.options.quick:
-        models["compile"] = torch.compile(copy.deepcopy(stock))
+    if policy != "head":
+        models["checkpoint"] = with_checkpoints(copy.deepcopy(stock))
+    if compiles and not report.options.quick:
+        models["compile"] = compiled(copy.deepcopy(stock))
     variants = {variant: model for variant, model in models.items() if model is not None}
     steps = {variant: training_step(model, images, labels) for variant, model in variants.items()}
     saved = {variant: saved_bytes(model, images) for variant, model in variants.items()}
+    seconds = timed(steps, report.options.rounds, limit_s=60)
+    forwards = {v: forward_only(variants[v], images) for v in ("stock", "thawkit")}
+    if policy == "head" and not report.options.quick:
+        forwards["freezing"] = folded(copy.deepcopy(stock), images)
+    forward_seconds = timed(forwards, report.options.rounds, limit_s=20)
     exact = gradients(stock, images, labels)
-    seconds = timed(steps, report.options.rounds, limit_s=90)
     report.row(
         model=name,
         policy=policy,
         batch=batch,
         size=size,
         saved_mib={variant: round(nbytes / 2**20, 3) for variant, nbytes in saved.items()},
-        peak_mib={variant: round(extra_bytes(step) / 2**20, 1) for variant, step in steps.items()},
+        peak_mib={variant: round(extra_bytes(steps[variant]) / 2**20, 1) for variant in ("stock", "thawkit")},
         ms={variant: round(1e3 * s, 1) for variant, s in seconds.items()},
         over_stock={variant: round(s / seconds["stock"], 3) for variant, s in seconds.items()},
+        forward_ms={variant: round(1e3 * s, 1) for variant, s in forward_seconds.items()},
         gradient_difference=((gradients(frozen, images, labels) - exact).norm() / exact.norm()).item(),
     )
+
+
+def folded(model: nn.Module, images: Tensor) -> Callable[[], Any]:
+    """The forward pass as inductor compiles it with its weights as constants."""
+    import torch._inductor.config as inductor
+
+    model = model.eval()
+    with inductor.patch(freezing=True):
+        forward = forward_only(compiled(model), images)
+        forward()
+    return forward
+
+
+def trade_off(report: Report, name: str, policy: str, batch: int, size: int) -> None:
+    """Saved bytes, backward FLOPs and time where the compiler, or checkpoints, recompute."""
+    import torch._functorch.config as functorch
+
+    images, labels = batch_for(name, batch, size)
+    stock, frozen = stock_and_frozen(name, policy, images)
+    checkpoints = with_checkpoints(copy.deepcopy(stock))
+    plain = {"stock": stock, "checkpoint": checkpoints, "thawkit": frozen}
+    seconds = timed({v: training_step(m, images, labels) for v, m in plain.items()}, report.options.rounds)
+    for variant, model in plain.items():
+        saved = saved_bytes(model, images)
+        flops = backward_flops(
+            with_checkpoints(copy.deepcopy(stock).double())
+            if variant == "checkpoint"
+            else copy.deepcopy(model).double(),
+            images.double(),
+            labels,
+        )
+        trade_off_row(report, name, policy, variant, saved, flops, seconds[variant])
+    for budget in BUDGETS:
+        with functorch.patch(activation_memory_budget=budget):
+            flops = partitioned_flops(copy.deepcopy(stock), images, labels)
+            model = compiled(copy.deepcopy(stock))
+            step = training_step(model, images, labels)
+            saved = saved_bytes(model, images)
+            took = timed({"compile": step}, report.options.rounds)["compile"]
+        trade_off_row(report, name, policy, f"compile {budget}", saved, flops, took)
+
+
+def trade_off_row(
+    report: Report, name: str, policy: str, variant: str, saved: int, flops: int, seconds: float
+) -> None:
+    report.row(
+        trade_off=name,
+        policy=policy,
+        variant=variant,
+        saved_mib=round(saved / 2**20, 3),
+        backward_gflop=round(flops / 1e9, 2),
+        ms=round(1e3 * seconds, 1),
+    )
+
+
+def backward_flops(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    loss = nn.functional.cross_entropy(model(images), labels)
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    return counter.get_total_flops()
+
+
+def partitioned_flops(model: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """FLOPs of the backward graph that the compiler's partitioner makes, not compiled any further."""
+    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+    from torch._dynamo.backends.common import aot_autograd
+    from torch._inductor.decomposition import select_decomp_table
+
+    flops = []
+
+    def count(graph: Any, inputs: Any) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            graph(*inputs)
+        flops.append(counter.get_total_flops())
+        return make_boxed_func(graph.forward)
+
+    backend = aot_autograd(
+        fw_compiler=lambda graph, inputs: make_boxed_func(graph.forward),
+        bw_compiler=count,
+        partition_fn=min_cut_rematerialization_partition,
+        decompositions=select_decomp_table(),
+    )
+    torch._dynamo.reset()
+    nn.functional.cross_entropy(torch.compile(model, backend=backend)(images), labels).backward()
+    return sum(flops)
+
+
+def peak_rss(report: Report, name: str, policy: str, batch: int, size: int) -> None:
+    """What a process needs at most, one for each variant, and the batch at which that would be 8 GB."""
+    peaks: dict[str, float] = {}
+    largest: dict[str, int] = {}
+    for variant in ("stock", "thawkit"):
+        small, large = (
+            json.loads(
+                subprocess.run(
+                    [sys.executable, __file__, "--child", name, policy, variant, str(n), str(size)],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                ).stdout
+            )
+            for n in (batch, 2 * batch)
+        )
+        peaks[variant] = round((small["peak"] - small["built"]) / 2**20, 1)
+        each = (large["peak"] - small["peak"]) / batch
+        largest[variant] = int(batch + (8e9 - small["peak"]) / each)
+    report.row(
+        process=name,
+        policy=policy,
+        batch=batch,
+        size=size,
+        peak_rss_mib=peaks,
+        largest_batch_in_8_gb_by_extrapolation=largest,
+    )
+
+
+def child(name: str, policy: str, variant: str, batch: int, size: int) -> None:
+    images, labels = batch_for(name, batch, size)
+    stock, frozen = stock_and_frozen(name, policy, images)
+    model = stock if variant == "stock" else frozen
+    del stock, frozen
+    training_step(model, images[:1], labels[:1])()  # what is built at first use
+    built = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+    for _ in range(2):
+        training_step(model, images, labels)()
+    print(json.dumps({"built": built, "peak": _status("VmHWM")}))
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith(field)))
 
 
 def relu(report: Report, count: int, dtype: torch.dtype, bandwidth: float) -> None:
@@ -120,8 +341,8 @@ def relu(report: Report, count: int, dtype: torch.dtype, bandwidth: float) -> No
     y, mask = torch.empty_like(x), torch.empty(count // 8, dtype=torch.uint8)
     seconds = timed(
         {
-            "forward": lambda: cpu.forward(x, y, mask, 0.0, math.inf),
-            "backward": lambda: cpu.backward(g, mask, y),
+            "forward": lambda: cpu.pack("relu", x, y, mask, 0.0, math.inf),
+            "backward": lambda: cpu.masked("pass", g, mask, y, 1.0, 0.0),
             "one read, one write": lambda: y.copy_(x),
         },
         3 * report.options.rounds,
@@ -141,6 +362,9 @@ def relu(report: Report, count: int, dtype: torch.dtype, bandwidth: float) -> No
 
 
 def main() -> None:
+    if "--child" in sys.argv:
+        name, policy, variant, *numbers = sys.argv[sys.argv.index("--child") + 1 :]
+        return child(name, policy, variant, *map(int, numbers))
     options: argparse.Namespace = parser(__doc__.splitlines()[0]).parse_args()
     torch.manual_seed(0)
     bandwidth = copy_bandwidth()
@@ -149,11 +373,18 @@ def main() -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for count in (1 << 20, 1 << 26):
             relu(report, count, dtype, bandwidth)
-    batch, size = (2, 96) if options.quick else (8, 224)
-    for name in MODELS:
-        for policy in POLICIES:
-            freezing(report, name, policy, batch, size)
-    report.write()
+    batch, size = (2, 64) if options.quick else (8, 224)
+    if not options.quick:
+        for name, policy in (("resnet50", "bias"), ("resnet50", "norm"), ("vit_b_16", "all")):
+            peak_rss(report, name, policy, batch, size)
+    try:
+        for name, policies in POLICIES.items():
+            for policy, compiles in policies.items():
+                freezing(report, name, policy, compiles, batch, 224 if name == "vit_b_16" else size)
+        if not options.quick:
+            trade_off(report, "resnet50", "bias", batch, size)
+    finally:
+        report.write()
 
 
 if __name__ == "__main__":

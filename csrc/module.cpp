@@ -305,6 +305,30 @@ ChannelSumArgs channel_sum_args(int kind, Pointer g, Pointer mask, Pointer dx, i
           threads};
 }
 
+ChannelAffineArgs channel_affine_args(Pointer x, Pointer other, Pointer y, Pointer mask, Pointer g,
+                                      Pointer dx, Pointer dother, Pointer sums, int64_t outer,
+                                      int64_t channels, int64_t inner, Pointer scale, Pointer shift,
+                                      float lower, float upper, Pointer workspace, int dtype, int threads) {
+  return {as<void>(x),
+          as<void>(other),
+          as<void>(y),
+          as<uint8_t>(mask),
+          as<void>(g),
+          as<void>(dx),
+          as<void>(dother),
+          as<float>(sums),
+          outer,
+          channels,
+          inner,
+          as<const float>(scale),
+          as<const float>(shift),
+          lower,
+          upper,
+          as<float>(workspace),
+          static_cast<Dtype>(dtype),
+          threads};
+}
+
 using TripleFields = std::array<int64_t, 3>;
 
 Triple triple(TripleFields fields) { return {fields[0], fields[1], fields[2]}; }
@@ -420,6 +444,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define(m, "channel_sum", channel_sum_args, [](const ChannelSumArgs& a) { kernels().channel_sum(a); });
   define(m, "channel_sum_workspace", channel_sum_args,
          [](const ChannelSumArgs& a) { return kernels().channel_sum_workspace(a); });
+  define(m, "channel_affine", channel_affine_args,
+         [](const ChannelAffineArgs& a) { kernels().channel_affine(a); });
+  define(m, "channel_affine_workspace", channel_affine_args,
+         [](const ChannelAffineArgs& a) { return kernels().channel_affine_workspace(a); });
+  define(m, "channel_affine_backward", channel_affine_args,
+         [](const ChannelAffineArgs& a) { kernels().channel_affine_backward(a); });
   define(m, "max_pool", max_pool_args, [](const MaxPoolArgs& a) { kernels().max_pool(a); });
   define(m, "max_pool_workspace", max_pool_args,
          [](const MaxPoolArgs& a) { return kernels().max_pool_workspace(a); });
@@ -434,6 +464,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define_cuda(m, "pack_cuda", pack_args, cuda::pack);
   define_cuda(m, "masked_cuda", masked_args, cuda::masked);
   define_cuda(m, "channel_sum_cuda", channel_sum_args, cuda::channel_sum);
+  define_cuda(m, "channel_affine_cuda", channel_affine_args, cuda::channel_affine);
+  define_cuda(m, "channel_affine_backward_cuda", channel_affine_args, cuda::channel_affine_backward);
   define_cuda(m, "max_pool_cuda", max_pool_args, cuda::max_pool);
   define_cuda(m, "max_pool_backward_cuda", max_pool_args, cuda::max_pool_backward);
 #else

@@ -1,4 +1,5 @@
 // What frozen networks keep for their backward passes. Compiled once per instruction set.
+#include "cpu/channel_affine.h"
 #include "cpu/channel_sum.h"
 #include "cpu/max_pool.h"
 #include "cpu/pack.h"
@@ -40,6 +41,33 @@ void channel_sum(const ChannelSumArgs& a) {
       return channel_sum_by_kind<bfloat16>(a);
     case Dtype::kFloat16:
       return channel_sum_by_kind<float16>(a);
+  }
+}
+
+int64_t channel_affine_workspace(const ChannelAffineArgs& a) {
+  const int64_t sums = a.inner == 1 ? 3 * affine_sums(a) * (a.threads > 0 ? a.threads : 1) : 0;
+  return sums > affine_tables(a) ? sums : affine_tables(a);
+}
+
+void channel_affine(const ChannelAffineArgs& a) {
+  switch (a.dtype) {
+    case Dtype::kFloat32:
+      return affine_clamp<float>(a);
+    case Dtype::kBFloat16:
+      return affine_clamp<bfloat16>(a);
+    case Dtype::kFloat16:
+      return affine_clamp<float16>(a);
+  }
+}
+
+void channel_affine_backward(const ChannelAffineArgs& a) {
+  switch (a.dtype) {
+    case Dtype::kFloat32:
+      return affine_gradient<float>(a);
+    case Dtype::kBFloat16:
+      return affine_gradient<bfloat16>(a);
+    case Dtype::kFloat16:
+      return affine_gradient<float16>(a);
   }
 }
 

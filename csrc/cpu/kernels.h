@@ -356,6 +356,28 @@ struct ChannelSumArgs {
   int threads;
 };
 
+// y = x * scale + shift (+ other), the numbers by channel of x [outer, channels, inner]; where there is a
+// mask, clamped to [lower, upper] with the bits of kRelu, of y as the dtype has it. Backward: d = bit ? g : 0
+// to dother, d * scale to dx, and sums [2, channels] of d and of d * (x - shift), in at least float32: with
+// shift the mean, what the scale of a normalization needs.
+struct ChannelAffineArgs {
+  const void* x;      // null backward where only the first sums are wanted
+  const void* other;  // or null
+  void* y;            // may be other
+  uint8_t* mask;      // null: no clamp, every bit is set
+  const void* g;      // backward only, as all that follow
+  void* dx;           // or null
+  void* dother;       // or null
+  float* sums;
+  int64_t outer, channels, inner;
+  const float* scale;  // [channels]
+  const float* shift;  // [channels]
+  float lower, upper;
+  float* workspace;
+  Dtype dtype;
+  int threads;
+};
+
 struct Triple {
   int64_t d, h, w;
 };
@@ -405,6 +427,9 @@ struct Kernels {
   void (*masked)(const MaskedArgs&);
   int64_t (*channel_sum_workspace)(const ChannelSumArgs&);  // doubles
   void (*channel_sum)(const ChannelSumArgs&);
+  int64_t (*channel_affine_workspace)(const ChannelAffineArgs&);  // floats
+  void (*channel_affine)(const ChannelAffineArgs&);
+  void (*channel_affine_backward)(const ChannelAffineArgs&);
   int64_t (*max_pool_workspace)(const MaxPoolArgs&);  // bytes
   void (*max_pool)(const MaxPoolArgs&);
   void (*max_pool_backward)(const MaxPoolArgs&);
@@ -437,6 +462,9 @@ struct Kernels {
   void masked(const MaskedArgs&);                                 \
   int64_t channel_sum_workspace(const ChannelSumArgs&);           \
   void channel_sum(const ChannelSumArgs&);                        \
+  int64_t channel_affine_workspace(const ChannelAffineArgs&);     \
+  void channel_affine(const ChannelAffineArgs&);                  \
+  void channel_affine_backward(const ChannelAffineArgs&);         \
   int64_t max_pool_workspace(const MaxPoolArgs&);                 \
   void max_pool(const MaxPoolArgs&);                              \
   void max_pool_backward(const MaxPoolArgs&);                     \

@@ -27,6 +27,8 @@ const char* sigmoid_focal(const FocalArgs& args, void* stream);  // total must b
 const char* pack(const PackArgs& args, void* stream);
 const char* masked(const MaskedArgs& args, void* stream);
 const char* channel_sum(const ChannelSumArgs& args, void* stream);
+const char* channel_affine(const ChannelAffineArgs& args, void* stream);
+const char* channel_affine_backward(const ChannelAffineArgs& args, void* stream);
 const char* max_pool(const MaxPoolArgs& args, void* stream);
 const char* max_pool_backward(const MaxPoolArgs& args, void* stream);
 int runtime_version();

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thawkit.frozen.layers import Rewritten, _packs, is_scripting, recording
+from thawkit.frozen.layers import Rewritten, is_scripting, packs_bits
 from thawkit.ops.frozen import (
     packed_dropout,
     packed_hardsigmoid,
@@ -13,11 +13,6 @@ from thawkit.ops.frozen import (
     packed_prelu,
     packed_threshold,
 )
-
-
-def _packs_bits(x: Tensor) -> bool:
-    """Whether autograd records operations on ``x`` here and a kernel writes the bits."""
-    return recording(x) and x.requires_grad and _packs(x)
 
 
 class PackedLeakyReLU(Rewritten, nn.LeakyReLU):
@@ -29,7 +24,7 @@ class PackedLeakyReLU(Rewritten, nn.LeakyReLU):
         """Multiply what is not above 0 of ``input``, of any shape, by the slope."""
         if is_scripting():
             return F.leaky_relu(input, self.negative_slope, self.inplace)
-        elif _packs_bits(input):
+        elif packs_bits(input):
             return packed_leaky_relu(input, self.negative_slope, inplace=self.inplace)
         else:
             return self.stock.forward(self, input)
@@ -44,7 +39,7 @@ class PackedRReLU(Rewritten, nn.RReLU):
         """Multiply what is not above 0 of ``input``, of any shape, by the mean slope."""
         if is_scripting():
             return F.rrelu(input, self.lower, self.upper, self.training, self.inplace)
-        elif not self.training and _packs_bits(input):
+        elif not self.training and packs_bits(input):
             return packed_leaky_relu(input, (self.lower + self.upper) / 2, inplace=self.inplace)
         else:
             return self.stock.forward(self, input)
@@ -59,7 +54,7 @@ class PackedThreshold(Rewritten, nn.Threshold):
         """Replace what is not above the threshold of ``input``, of any shape."""
         if is_scripting():
             return F.threshold(input, self.threshold, self.value, self.inplace)
-        elif _packs_bits(input):
+        elif packs_bits(input):
             return packed_threshold(input, self.threshold, self.value, inplace=self.inplace)
         else:
             return self.stock.forward(self, input)
@@ -74,7 +69,7 @@ class PackedHardsigmoid(Rewritten, nn.Hardsigmoid):
         """``clamp(input + 3, 0, 6) / 6``, of any shape."""
         if is_scripting():
             return F.hardsigmoid(input, self.inplace)
-        elif _packs_bits(input):
+        elif packs_bits(input):
             return packed_hardsigmoid(input, inplace=self.inplace)
         else:
             return self.stock.forward(self, input)
@@ -89,7 +84,7 @@ class PackedPReLU(Rewritten, nn.PReLU):
         """Multiply what is not above 0 of ``input``, ``(N, C, *sizes)``, by the weight of its channel."""
         if is_scripting():
             return F.prelu(input, self.weight)
-        elif _packs_bits(input) and not self.weight.requires_grad:
+        elif packs_bits(input) and not self.weight.requires_grad:
             return packed_prelu(input, self.weight)
         else:
             return self.stock.forward(self, input)
@@ -104,7 +99,7 @@ class PackedDropout(Rewritten, nn.Dropout):
         """Drop elements of ``input``, of any shape."""
         if is_scripting():
             return F.dropout(input, self.p, self.training, self.inplace)
-        elif _packs_bits(input):
+        elif packs_bits(input):
             return packed_dropout(input, self.p, self.training, inplace=self.inplace)
         else:
             return self.stock.forward(self, input)

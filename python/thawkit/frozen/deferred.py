@@ -12,6 +12,7 @@ Gradients follow however the tensor is used: it hangs in the graph by :class:`_A
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -40,8 +41,11 @@ class Pending(Protocol):
     def add(self, other: Tensor) -> Pending | None:
         """What stands for the sum with ``other`` of the same shape and dtype; None if it cannot join."""
 
-    def clamp(self, lower: float, upper: float) -> Tensor | None:
-        """Compute the clamped result in one go (NaN passes); None if it cannot join."""
+    def clamp(self, lower: float, upper: float, keep: bool) -> Tensor | None:
+        """Compute the clamped result in one go (NaN passes); None if it cannot join.
+
+        With ``keep``, which says that someone else will save the result, it is saved and not its bits.
+        """
 
 
 class Deferred(Tensor):
@@ -58,6 +62,8 @@ class Deferred(Tensor):
         joined = _join(func, args, kwargs)
         if joined is not None:
             return joined
+        if func in FUNCTIONS and args and isinstance(args[0], Deferred) and not torch.compiler.is_compiling():
+            return FUNCTIONS[func](*args, **(kwargs or {}))
         stand_ins = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Deferred)]
         versions = [version_of(plain(x)) for x in stand_ins]
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
@@ -95,15 +101,16 @@ def pending_of(x: Tensor) -> Pending | None:
     return x.pending if isinstance(x, Deferred) else None
 
 
-def clamped(x: Deferred, lower: float, upper: float, inplace: bool) -> Tensor | None:
+def clamped(x: Deferred, lower: float, upper: float, inplace: bool, keep: bool) -> Tensor | None:
     """``clamp(x)`` computed with what ``x`` stands for; None if it does not join.
 
     Args:
         x: left as it is, or, ``inplace``, made to stand for the result.
         lower, upper: bounds.
         inplace: the layer was asked to overwrite ``x``.
+        keep: the layer after it saves the result.
     """
-    result = x.pending.clamp(lower, upper) if x.pending is not None else None
+    result = x.pending.clamp(lower, upper, keep) if x.pending is not None else None
     if result is not None and inplace:
         _settle(x, result)
     return result
@@ -125,7 +132,7 @@ class _Known:
     def add(self, other: Tensor) -> None:
         return None
 
-    def clamp(self, lower: float, upper: float) -> None:
+    def clamp(self, lower: float, upper: float, keep: bool) -> None:
         return None
 
 
@@ -193,6 +200,8 @@ class _Anchor(torch.autograd.Function):
         return None, None, *(next(found) if x.requires_grad else None for x in ctx.pending.inputs)
 
 
+# What stands in for a function of torch whose first argument is a tensor: see functional.py, which fills it.
+FUNCTIONS: dict[Any, Callable[..., Any]] = {}
 _SUMS = {torch.add, Tensor.add, Tensor.add_}
 _METADATA = {
     Tensor.size,

@@ -1,4 +1,5 @@
-"""A frozen convolution and the normalization after it as one convolution, with a sum and a clamp on top.
+"""A frozen convolution and the normalization after it as one convolution, with a sum and a clamp on top; and
+a normalization whose scale trains with these.
 
 With fixed statistics and a frozen scale ``s = gamma / sqrt(var + eps)``, ``BN(conv(x))`` is a convolution
 with the weight ``s W`` and the bias ``beta - s mean``. Folded once, the pair costs one convolution and no
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from thawkit.frozen.deferred import Input
+from thawkit.ops.frozen import onednn
 from thawkit.ops.frozen.convolution import folded_convolution, output_shape
 from thawkit.ops.frozen.geometry import Geometry
+from thawkit.ops.frozen.normalization import fixed_batch_norm
 from thawkit.ops.frozen.packed import Fingerprint, Packed
 
 
@@ -52,6 +55,7 @@ def _parts(conv: nn.Conv2d, norm: Any) -> list[Tensor]:
 
 
 _FOLDS: WeakKeyDictionary[nn.Module, Fold] = WeakKeyDictionary()
+_PACKED: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
 
 
 def fold_of(conv: nn.Conv2d, norm: Any) -> Fold:
@@ -63,8 +67,9 @@ def fold_of(conv: nn.Conv2d, norm: Any) -> Fold:
 
 
 def forget(module: nn.Module) -> None:
-    """Drop the folded weight of a module."""
+    """Drop the folded and packed weights of a module."""
     _FOLDS.pop(module, None)
+    _PACKED.pop(module, None)
 
 
 def put_off(conv: Any, x: Tensor) -> PendingConvolution | None:
@@ -109,17 +114,25 @@ class PendingConvolution:
             return None
         return PendingConvolution(self.conv, self.geometry, self.shape, self._x, self.norm, other)
 
-    def clamp(self, lower: float, upper: float) -> Tensor | None:
+    def clamp(self, lower: float, upper: float, keep: bool) -> Tensor | None:
         """See :meth:`~..deferred.Pending.clamp`."""
-        return None if self.norm is None else self._run(lower, upper)
+        return None if self.norm is None else self._run(lower, upper, keep)
 
     def compute(self) -> Tensor:
         """See :meth:`~..deferred.Pending.compute`."""
-        if self.norm is None:
-            return self.conv.convolve(self._x.get())
-        return self._run(-math.inf, math.inf)
+        return self._run(-math.inf, math.inf) if self.norm is not None else self._bare()
 
-    def _run(self, lower: float, upper: float) -> Tensor:
+    def _bare(self) -> Tensor:
+        conv, x = self.conv, self._x.get()
+        packed = _PACKED.setdefault(conv, Packed())
+        if conv.weight.requires_grad or not onednn.takes(x, conv.weight):
+            return conv.convolve(x)
+        zero, one = conv.weight.new_zeros(self.shape[1]), conv.weight.new_ones(self.shape[1])
+        return folded_convolution(
+            x, conv.weight.detach(), one, zero, None, conv.bias, self.geometry, packed=packed
+        )
+
+    def _run(self, lower: float, upper: float, keep: bool = False) -> Tensor:
         conv, norm = self.conv, self.norm
         fold = fold_of(conv, norm)
         return folded_convolution(
@@ -133,5 +146,31 @@ class PendingConvolution:
             other=None if self._other is None else self._other.get(),
             lower=lower,
             upper=upper,
+            keep=keep,
             packed=fold.packed,
         )
+
+
+class PendingNormalization:
+    """A normalization by fixed statistics, then perhaps a sum. See :class:`~..deferred.Pending`."""
+
+    def __init__(self, norm: Any, x: Input, other: Tensor | None = None) -> None:
+        self.norm, self._x, self._other = norm, x, None if other is None else Input(other)
+        self.like = x.get()
+        self.shape = tuple(self.like.shape)
+        self.inputs = tuple(t for t in (self.like, other, norm.weight, norm.bias) if t is not None)
+
+    def add(self, other: Tensor) -> PendingNormalization | None:
+        """See :meth:`~..deferred.Pending.add`."""
+        return None if self._other is not None else PendingNormalization(self.norm, self._x, other)
+
+    def clamp(self, lower: float, upper: float, keep: bool = False) -> Tensor:
+        """See :meth:`~..deferred.Pending.clamp`."""
+        norm = self.norm
+        other = None if self._other is None else self._other.get()
+        arguments = self._x.get(), norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
+        return fixed_batch_norm(*arguments, other=other, lower=lower, upper=upper, keep=keep)
+
+    def compute(self) -> Tensor:
+        """See :meth:`~..deferred.Pending.compute`."""
+        return self.clamp(-math.inf, math.inf)

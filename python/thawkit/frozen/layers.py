@@ -14,6 +14,8 @@ or could not be followed (``torch.compile``, export, tracing, ``torch.func``) th
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,11 +23,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from thawkit.frozen.deferred import Deferred, clamped, defer, pending_of, plain
-from thawkit.frozen.folded import PendingConvolution, put_off
+from thawkit.frozen.deferred import Deferred, Input, clamped, defer, pending_of, plain
+from thawkit.frozen.folded import PendingConvolution, PendingNormalization, put_off
 from thawkit.ops.dispatch import forced_backend, unavailable
 from thawkit.ops.frozen import packed_relu
 from thawkit.ops.frozen.convolution import CONVOLUTION, bias_gradient, input_gradient
+from thawkit.ops.frozen.normalization import fixed_batch_norm
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # torch.jit names no exports
 
@@ -109,15 +112,30 @@ def frozen_convolution(
         padding: zeros on each side of each size; None for what the module says.
     """
     weight, bias = module.weight, module.bias
-    bias_trains = bias is not None and bias.requires_grad
-    if not recording(x) or weight.requires_grad or not (x.requires_grad or bias_trains):
+    if not _differentiated(x, weight, bias):
         return None
     if padding is None:
         x, padding = padded(module, x)
-    geometry = module.stride, padding, module.dilation, module.groups
+    return functional_convolution(x, weight, bias, module.stride, padding, module.dilation, module.groups)
+
+
+def _differentiated(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether a convolution is differentiated and its weight is not."""
+    bias_trains = bias is not None and bias.requires_grad
+    return recording(x) and not weight.requires_grad and (x.requires_grad or bias_trains)
+
+
+def functional_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Tensor | None:
+    """As :func:`frozen_convolution`, from the arguments of :func:`torch.nn.functional.conv2d`."""
+    dims = weight.dim() - 2
+    if not _differentiated(x, weight, bias) or isinstance(padding, str) or dims not in (1, 2, 3):
+        return None
+    geometry = [(n,) * dims if isinstance(n, int) else tuple(n) for n in (stride, padding, dilation)]
     if x.dim() == weight.dim():
-        return _Convolution.apply(x, weight, bias, *geometry)
-    return _Convolution.apply(x.unsqueeze(0), weight, bias, *geometry).squeeze(0)
+        return _Convolution.apply(x, weight, bias, *geometry, groups)
+    return _Convolution.apply(x.unsqueeze(0), weight, bias, *geometry, groups).squeeze(0)
 
 
 class _FrozenConv(Rewritten):
@@ -179,39 +197,6 @@ class FrozenConv3d(_FrozenConv, nn.Conv3d):
     stock = nn.Conv3d
 
 
-class _BatchNorm(torch.autograd.Function):
-    """Batch normalization with fixed statistics and frozen scale: saves only what the module holds."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        variance: Tensor,
-        eps: float,
-    ) -> Tensor:
-        if ctx.needs_input_grad[0]:
-            ctx.save_for_backward(weight, variance)
-        ctx.eps = eps
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_input = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            weight, variance = ctx.saved_tensors
-            scale = torch.rsqrt(variance + ctx.eps)
-            if weight is not None:
-                scale = scale * weight
-            grad_input = (grad * scale.view(-1, *[1] * (grad.dim() - 2))).to(grad.dtype)
-        if ctx.bias_dtype is not None and ctx.needs_input_grad[2]:
-            grad_bias = bias_gradient(grad, 1, ctx.bias_dtype)
-        return grad_input, None, grad_bias, None, None, None
-
-
 class FrozenBatchNorm(Rewritten):
     """Base of the batch normalizations that keep their running statistics, whatever ``model.train()`` says.
 
@@ -233,10 +218,13 @@ class FrozenBatchNorm(Rewritten):
             if normalized is not None:
                 return defer(normalized)
         x = plain(x)
+        if _waits(self, x):
+            return defer(PendingNormalization(self, Input(x)))
         mean, variance = self.running_mean, self.running_var
-        trains = [p is not None and p.requires_grad for p in (weight, bias)]
-        if recording(x) and not trains[0] and (trains[1] or x.requires_grad):
-            return _BatchNorm.apply(x, weight, bias, mean, variance, self.eps)
+        if recording(x) and (
+            x.requires_grad or any(p is not None and p.requires_grad for p in (weight, bias))
+        ):
+            return fixed_batch_norm(x, weight, bias, mean, variance, self.eps)
         return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, self.eps)
 
     def forward(self: Any, input: Tensor) -> Tensor:
@@ -249,6 +237,17 @@ class FrozenBatchNorm(Rewritten):
             if isinstance(input, Tensor):
                 self._check_input_dim(input)
             return self.normalize(input)
+
+
+def _waits(norm: Any, x: Tensor) -> bool:
+    """Whether a normalization of ``x`` may wait for a sum and a clamp to join it."""
+    return (
+        can_replace(x)
+        and x.dim() > 2
+        and x.shape[1] == norm.running_mean.shape[0]
+        and _packs(x)
+        and x.device.type == "cpu"
+    )
 
 
 class FrozenBatchNorm1d(FrozenBatchNorm, nn.BatchNorm1d):
@@ -286,22 +285,40 @@ def _packs(x: Tensor) -> bool:
     )
 
 
-def _packed(module: Any, x: Tensor, lower: float, upper: float) -> Tensor:
-    """Clamp ``x`` as the module does, saving bits where autograd records and a kernel writes them."""
+def packs_bits(x: Tensor) -> bool:
+    """Whether autograd records operations on ``x`` here and a kernel writes the bits."""
+    return recording(x) and x.requires_grad and _packs(x)
+
+
+def clamp(
+    x: Tensor,
+    lower: float,
+    upper: float,
+    inplace: bool,
+    stock: Callable[[Tensor], Tensor],
+    keep: bool = False,
+) -> Tensor:
+    """``stock(x)``, a clamp, with what ``x`` stands for or saving bits where one of these can be.
+
+    With ``keep`` the layer after it saves the result, and bits would come on top of it.
+    """
     if isinstance(x, Deferred):
-        result = clamped(x, lower, upper, module.inplace)
+        result = clamped(x, lower, upper, inplace, keep)
         if result is not None:
             return result
         x = plain(x)
-    if not (recording(x) and x.requires_grad and _packs(x)):
-        return module.stock.forward(module, x)
-    return packed_relu(x, lower, upper, inplace=module.inplace)
+    return packed_relu(x, lower, upper, inplace=inplace) if packs_bits(x) and not keep else stock(x)
+
+
+def _packed(module: Any, x: Tensor, lower: float, upper: float) -> Tensor:
+    return clamp(x, lower, upper, module.inplace, partial(module.stock.forward, module), module.kept)
 
 
 class PackedReLU(Rewritten, nn.ReLU):
     """``nn.ReLU`` that saves one bit an element."""
 
     stock = nn.ReLU
+    kept = False  # whether the layer after it saves the result
 
     def forward(self, input: Tensor) -> Tensor:
         """Clamp ``input``, of any shape, at 0 from below."""
@@ -315,6 +332,7 @@ class PackedReLU6(Rewritten, nn.ReLU6):
     """``nn.ReLU6`` that saves one bit an element."""
 
     stock = nn.ReLU6
+    kept = False  # whether the layer after it saves the result
 
     def forward(self, input: Tensor) -> Tensor:
         """Clamp ``input``, of any shape, to [0, 6]."""
@@ -328,6 +346,7 @@ class PackedHardtanh(Rewritten, nn.Hardtanh):
     """``nn.Hardtanh`` that saves one bit an element."""
 
     stock = nn.Hardtanh
+    kept = False  # whether the layer after it saves the result
 
     def forward(self, input: Tensor) -> Tensor:
         """Clamp ``input``, of any shape, to [``min_val``, ``max_val``]."""

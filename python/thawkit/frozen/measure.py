@@ -35,7 +35,7 @@ def saved_by_module(
     """
     known = {_address(t) for t in (*model.parameters(), *model.buffers(), *_tensors(example))}
     held: dict[int, tuple[str, torch.UntypedStorage]] = {}  # a kept storage's address is not used again
-    with _training(model, evaluating), _running(model) as stack:
+    with _training(model, evaluating), running(model) as stack:
 
         def pack(tensor: Tensor) -> Tensor:
             address = _address(tensor)
@@ -91,7 +91,7 @@ def _uncompiled() -> AbstractContextManager[None]:
 
 
 @contextmanager
-def _running(model: nn.Module) -> Iterator[list[str]]:
+def running(model: nn.Module) -> Iterator[list[str]]:
     """Yield a stack whose top is the name of the module that runs."""
     names = {module: name for name, module in model.named_modules()}
     stack = [""]

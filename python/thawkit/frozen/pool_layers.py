@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.pooling import _AdaptiveAvgPoolNd, _AdaptiveMaxPoolNd, _AvgPoolNd, _MaxPoolNd
 
-from thawkit.frozen.layers import Rewritten, _packs, is_scripting, recording
+from thawkit.frozen.layers import Rewritten, is_scripting, packs_bits, recording
 from thawkit.ops.frozen import adaptive_avg_pool, avg_pool, packed_max_pool
 
 
 def _max_pooled(module: Any, x: Tensor, dims: int) -> Tensor:
     """Pool ``x`` as the module does, saving codes where autograd records and a kernel writes them."""
-    if module.return_indices or not (recording(x) and x.requires_grad and _packs(x)):
+    if module.return_indices or not packs_bits(x):
         return module.stock.forward(module, x)
     options = module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
     return packed_max_pool(x, dims, *options)
@@ -65,13 +65,14 @@ class PackedMaxPool3d(Rewritten, nn.MaxPool3d):
             return _max_pooled(self, input, 3)
 
 
-def _averages(x: Tensor) -> bool:
+def averages(x: Tensor) -> bool:
+    """Whether autograd records operations on ``x``, so that an average pool may save nothing."""
     return recording(x) and x.requires_grad and x.is_floating_point()
 
 
 def _avg_pooled(module: Any, x: Tensor, dims: int) -> Tensor:
     """Pool ``x`` as the module does, saving nothing where autograd records."""
-    if not _averages(x):
+    if not averages(x):
         return module.stock.forward(module, x)
     options = module.kernel_size, module.stride, module.padding, module.ceil_mode, module.count_include_pad
     divisor = () if dims == 1 else (module.divisor_override,)
@@ -136,7 +137,7 @@ class FrozenAvgPool3d(Rewritten, nn.AvgPool3d):
 
 
 def _adaptively_pooled(module: Any, x: Tensor, dims: int) -> Tensor:
-    return adaptive_avg_pool(x, dims, module.output_size) if _averages(x) else module.stock.forward(module, x)
+    return adaptive_avg_pool(x, dims, module.output_size) if averages(x) else module.stock.forward(module, x)
 
 
 class FrozenAdaptiveAvgPool1d(Rewritten, nn.AdaptiveAvgPool1d):

@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from thawkit.errors import ThawkitError, ThawkitWarning
-from thawkit.frozen import activation_layers, channels, lora, pool_layers, transformer_layers
+from thawkit.frozen import activation_layers, channels, functional, lora, pool_layers, transformer_layers
 from thawkit.frozen.extension import (
     Extended,
     in_stock_form,
@@ -131,12 +131,15 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeRepor
     for name, settings in plan.lora.items():
         lora.attach(model.get_submodule(name), name, settings)
     outputs: list[Any] = []
-    with in_stock_form():
+    with in_stock_form(), functional.callers(model) as callers:
         before, words = _measure(model, example, fixed, outputs)
     for name, choice in plan.channels.items():
         channels.attach(model.get_submodule(name), choice)
     leave_fast_paths(model)
     rewritten = _rewrite(model, fixed) | plan.channels.keys() | plan.lora.keys()
+    if not everything:
+        for name in callers if words else {""}:
+            functional.watch(model.get_submodule(name))
     outputs = []
     after = _measure(model, example, fixed, outputs)[0]
     notes = [*plan.notes, *_unreached(model, outputs)]
@@ -165,8 +168,10 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
             if isinstance(module, FrozenBatchNorm):
                 module.training = vars(module).pop("thawed_training")
             vars(module).pop("folds", None)
+            vars(module).pop("kept", None)
             forget(module)
             transformer_layers.forget(module)
+            functional.release(module)
             if isinstance(module, Extended):
                 module.detach(merge)
             elif isinstance(module, Rewritten):
@@ -276,6 +281,7 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
         (name, m) for name, m in model.named_modules() if is_leaf(m) or m in fixed or type(m) in classes
     ]
     for index, (name, module) in enumerate(leaves):
+        kept = False
         new = classes.get(type(module))
         if new is None or "forward" in vars(module):
             continue
@@ -288,10 +294,15 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
         elif isinstance(module, nn.Dropout) or type(module) in transformer_layers.CLASSES:
             worthwhile = True  # decided at each forward, by what then needs a gradient
         else:
-            worthwhile = not _keeps_input(after for _, after in leaves[index + 1 :])
+            kept = _keeps_input(after for _, after in leaves[index + 1 :])
+            # one that saves its result can still be computed with what comes before it
+            worthwhile = not kept or hasattr(new, "kept")
         if worthwhile:
-            rewritten.add(name)
             module.__class__ = new
+            if hasattr(new, "kept") and kept:
+                module.kept = True
+                continue
+            rewritten.add(name)
             if isinstance(module, FrozenBatchNorm):
                 module.thawed_training, module.training = module.training, False
             if isinstance(module, FrozenConv2d):

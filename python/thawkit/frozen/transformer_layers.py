@@ -41,11 +41,12 @@ class RecomputableLayerNorm(Rewritten, nn.LayerNorm):
         if is_scripting():
             return F.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
         else:
-            again = partial(_layer_norm, self.normalized_shape, self.eps)
+            again = partial(layer_norm, self.normalized_shape, self.eps)
             return recomputable(again, plain(input), self.weight, self.bias)
 
 
-def _layer_norm(shape: Any, eps: float, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def layer_norm(shape: Any, eps: float, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """:func:`torch.nn.functional.layer_norm` with what is no tensor first."""
     return F.layer_norm(x, shape, weight, bias, eps)
 
 

@@ -21,11 +21,13 @@ from thawkit.ops.frozen.masks import (
     packed_relu_backward_sum,
 )
 from thawkit.ops.frozen.max_pool import packed_max_pool
+from thawkit.ops.frozen.normalization import fixed_batch_norm
 
 __all__ = [
     "adaptive_avg_pool",
     "avg_pool",
     "channel_sums",
+    "fixed_batch_norm",
     "pack_clamp_",
     "pack_positive",
     "packed_abs",
@@ -43,5 +45,6 @@ __all__ = [
 ]
 
 BACKENDS = dict.fromkeys(
-    ("packed_relu", "masked_channel_sums", "packed_max_pool", "packed_dropout"), tuple(KERNELS)
+    ("packed_relu", "masked_channel_sums", "packed_max_pool", "packed_dropout", "fixed_batch_norm"),
+    tuple(KERNELS),
 )

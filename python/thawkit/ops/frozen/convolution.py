@@ -11,7 +11,12 @@ from torch import Tensor
 
 from thawkit.ops.frozen import onednn
 from thawkit.ops.frozen.geometry import Geometry
-from thawkit.ops.frozen.masks import pack_clamp_, packed_relu_backward, packed_relu_backward_sum
+from thawkit.ops.frozen.masks import (
+    pack_clamp_,
+    pack_positive,
+    packed_relu_backward,
+    packed_relu_backward_sum,
+)
 from thawkit.ops.frozen.packed import Packed
 
 CONVOLUTION = (F.conv1d, F.conv2d, F.conv3d)
@@ -41,13 +46,15 @@ def folded_convolution(
     other: Tensor | None = None,
     lower: float = -math.inf,
     upper: float = math.inf,
+    keep: bool = False,
     packed: Packed | None = None,
 ) -> Tensor:
     """``clamp(conv(x, weight) + scale * bias + shift + offset + other, lower, upper)`` of frozen ``weight``.
 
-    Saves one bit an element where there is a clamp, and no activation. A convolution followed by a batch
-    normalization with fixed statistics is this with ``scale = gamma / sqrt(var + eps)``, ``weight`` scaled by
-    it, ``offset = -scale * mean``, ``shift = beta``.
+    Saves one bit an element where there is a clamp, and no activation but, with ``keep``, the result. A
+    convolution followed by a batch normalization with fixed statistics is this with
+    ``scale = gamma / sqrt(var + eps)``, ``weight`` scaled by it, ``offset = -scale * mean``,
+    ``shift = beta``.
 
     Args:
         x: ``(N, C, H, W)``.
@@ -57,9 +64,10 @@ def folded_convolution(
         geometry: of the convolution.
         other: of the shape of the result.
         lower, upper: bounds; the gradient is 0 at and beyond one, NaN passes as in ``torch.relu``.
+        keep: save the result in place of the bits, as where the next layer saves it anyway.
         packed: where kernels may keep the weight in their own layout.
     """
-    arguments = x, other, shift, bias, weight, scale, offset, packed, geometry, lower, upper
+    arguments = x, other, shift, bias, weight, scale, offset, packed, geometry, lower, upper, keep
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4]):
         return _Folded.apply(*arguments)
     y = _affine(*arguments[:9])
@@ -91,10 +99,14 @@ def _affine(
 class _Folded(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        x, _, shift, bias, weight, scale, _, packed, geometry, lower, upper = arguments
+        x, _, shift, bias, weight, scale, _, packed, geometry, lower, upper, keep = arguments
         y = _affine(*arguments[:9])
         clamps = lower > -math.inf or upper < math.inf
-        ctx.save_for_backward(pack_clamp_(y, lower, upper) if clamps else None)
+        if keep and clamps:
+            ctx.save_for_backward(y.clamp_(lower, upper))
+        else:
+            ctx.save_for_backward(pack_clamp_(y, lower, upper) if clamps else None)
+        ctx.bounds = (lower, upper) if keep and clamps else None
         ctx.weight, ctx.scale, ctx.packed, ctx.geometry = weight, scale, packed, geometry
         ctx.layout, ctx.strides = (x.shape, x.stride()), y.stride()
         ctx.dtypes = [None if t is None else t.dtype for t in (shift, bias)]
@@ -103,6 +115,8 @@ class _Folded(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
+        if ctx.bounds is not None:
+            mask = pack_positive(mask, *ctx.bounds)
         needs_x, needs_other, *needs_bias = ctx.needs_input_grad[:4]
         total = None
         if any(needs_bias):
@@ -112,7 +126,7 @@ class _Folded(torch.autograd.Function):
         grad_shift = total.to(ctx.dtypes[0]) if total is not None and needs_bias[0] else None
         grad_bias = (total * ctx.scale).to(ctx.dtypes[1]) if total is not None and needs_bias[1] else None
         grad_x = _folded_input_gradient(ctx, grad) if needs_x else None
-        return grad_x, grad if needs_other else None, grad_shift, grad_bias, *(None,) * 7
+        return grad_x, grad if needs_other else None, grad_shift, grad_bias, *(None,) * 8
 
 
 def _folded_input_gradient(ctx: Any, grad: Tensor) -> Tensor:

@@ -56,6 +56,50 @@ def channel_sum(
     cpu_kernels().channel_sum(*arguments(workspace))
 
 
+def channel_affine(
+    x: Tensor,
+    other: Tensor | None,
+    y: Tensor,
+    mask: Tensor | None,
+    layout: tuple[int, int, int],
+    scale: Tensor,
+    shift: Tensor,
+    lower: float,
+    upper: float,
+) -> None:
+    """Write y and, where there is a mask, its bits; all dense in the order of x."""
+
+    def arguments(workspace: Tensor | None) -> tuple:
+        memory = *(pointer(t) for t in (x, other, y, mask)), 0, 0, 0, 0, *layout
+        rest = lower, upper, pointer(workspace), DTYPES[x.dtype], threads()
+        return *memory, pointer(scale), pointer(shift), *rest
+
+    workspace = torch.empty(cpu_kernels().channel_affine_workspace(*arguments(None)))
+    cpu_kernels().channel_affine(*arguments(workspace))
+
+
+def channel_affine_backward(
+    g: Tensor,
+    x: Tensor | None,
+    mask: Tensor | None,
+    dx: Tensor | None,
+    dother: Tensor | None,
+    sums: Tensor,
+    layout: tuple[int, int, int],
+    scale: Tensor,
+    mean: Tensor,
+) -> None:
+    """Write the gradients that are wanted, and the sums, without x the first; all dense in one order."""
+
+    def arguments(workspace: Tensor | None) -> tuple:
+        memory = pointer(x), 0, 0, *(pointer(t) for t in (mask, g, dx, dother, sums)), *layout
+        rest = 0.0, 0.0, pointer(workspace), DTYPES[g.dtype], threads()
+        return *memory, pointer(scale), pointer(mean), *rest
+
+    workspace = torch.empty(cpu_kernels().channel_affine_workspace(*arguments(None)))
+    cpu_kernels().channel_affine_backward(*arguments(workspace))
+
+
 def max_pool(x: Tensor, y: Tensor, codes: Tensor, geometry: tuple) -> None:
     """Write the maxima and where they come from."""
 

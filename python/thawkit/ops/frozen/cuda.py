@@ -46,6 +46,38 @@ def channel_sum(
     _launch("channel_sum_cuda", g, MASKED[kind], *memory, yes, no, pointer(factors), pointer(sums), 0)
 
 
+def channel_affine(
+    x: Tensor,
+    other: Tensor | None,
+    y: Tensor,
+    mask: Tensor | None,
+    layout: tuple[int, int, int],
+    scale: Tensor,
+    shift: Tensor,
+    lower: float,
+    upper: float,
+) -> None:
+    """Write y and, where there is a mask, its bits; all dense in the order of x."""
+    memory = *(pointer(t) for t in (x, other, y, mask)), 0, 0, 0, 0, *layout
+    _launch("channel_affine_cuda", x, *memory, pointer(scale), pointer(shift), lower, upper, 0)
+
+
+def channel_affine_backward(
+    g: Tensor,
+    x: Tensor | None,
+    mask: Tensor | None,
+    dx: Tensor | None,
+    dother: Tensor | None,
+    sums: Tensor,
+    layout: tuple[int, int, int],
+    scale: Tensor,
+    mean: Tensor,
+) -> None:
+    """Write the gradients that are wanted, and the sums, without x the first; all dense in one order."""
+    memory = pointer(x), 0, 0, *(pointer(t) for t in (mask, g, dx, dother, sums)), *layout
+    _launch("channel_affine_backward_cuda", g, *memory, pointer(scale), pointer(mean), 0.0, 0.0, 0)
+
+
 def max_pool(x: Tensor, y: Tensor, codes: Tensor, geometry: tuple) -> None:
     """Write the maxima and where they come from."""
     _launch("max_pool_cuda", x, pointer(x), pointer(y), pointer(codes), *geometry, 0)

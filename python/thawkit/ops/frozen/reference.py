@@ -52,3 +52,33 @@ def masked_channel_sums(g: Tensor, bits: Tensor | None, dim: int) -> tuple[Tenso
     others = [d for d in range(g.dim()) if d != dim % g.dim()]
     dtype = torch.promote_types(g.dtype, torch.float32)
     return dx, dx.sum(others, dtype=dtype) if others else dx.to(dtype)
+
+
+def channel_affine(
+    x: Tensor, other: Tensor | None, scale: Tensor, shift: Tensor, lower: float, upper: float
+) -> tuple[Tensor, Tensor]:
+    """``clamp(x * scale + shift + other, lower, upper)`` by channel, and the bits of the clamp."""
+    scale, shift = (t.view(-1, *[1] * (x.dim() - 2)) for t in (scale, shift))
+    y = x * scale + shift
+    if other is not None:
+        y = y + other
+    y = torch.empty_like(x).copy_(y)
+    bits = ~(y <= lower) if upper == math.inf else (y > lower) & (y < upper)
+    return y.clamp(lower, upper), pack(bits)
+
+
+def channel_affine_gradient(
+    g: Tensor, x: Tensor | None, mask: Tensor | None, scale: Tensor, mean: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients in x and other, and the sums by channel of d, that in other, and of ``d (x - mean)``."""
+    d = g
+    if mask is not None:
+        d = torch.where(unpack(mask, g.shape, g.stride()), g, torch.zeros((), dtype=g.dtype, device=g.device))
+    scale, mean = (t.view(-1, *[1] * (g.dim() - 2)) for t in (scale, mean))
+    others = [i for i in range(g.dim()) if i != 1]
+    wide = torch.promote_types(g.dtype, torch.float32)
+    product = torch.zeros(1, dtype=wide) if x is None else (x.to(wide) - mean) * d
+    if x is not None and mask is not None:  # no 0 * inf where no gradient passes
+        product = torch.where(unpack(mask, g.shape, g.stride()), product, 0)
+    sums = [d.sum(others, dtype=wide), product.sum(others if x is not None else 0).expand(g.shape[1])]
+    return (d * scale).to(g.dtype), d, torch.stack(sums)

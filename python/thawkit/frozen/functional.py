@@ -1,0 +1,304 @@
+"""Functions that a model's own ``forward`` calls, as :func:`torch.nn.functional.relu`, saving less as well.
+
+A module that stands in the model can be rewritten; a function that is called cannot. So modules that call one
+of the functions below get a pair of hooks, which put a mode in force while their ``forward`` runs: a function
+of the table is then computed by the operator that its module would use, where that saves anything. Which
+modules these are is seen when an example runs; without one it is the whole model.
+
+The mode also covers what is called by the module's children. A stock activation among them, left in place
+because the layer after it saves the same storage, then writes its bits for nothing, one 32nd more.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from thawkit.frozen.deferred import FUNCTIONS, plain
+from thawkit.frozen.layers import Rewritten, can_replace, clamp, functional_convolution, packs_bits
+from thawkit.frozen.measure import running
+from thawkit.frozen.pool_layers import averages
+from thawkit.frozen.transformer_layers import layer_norm, recomputable
+from thawkit.ops.frozen import (
+    adaptive_avg_pool,
+    avg_pool,
+    packed_abs,
+    packed_clamp,
+    packed_dropout,
+    packed_hardsigmoid,
+    packed_leaky_relu,
+    packed_max_pool,
+    packed_threshold,
+)
+
+
+def _relu(stock: Callable, input: Tensor, inplace: bool = False) -> Tensor:
+    return clamp(input, 0.0, math.inf, inplace, partial(stock, inplace=inplace) if inplace else stock)
+
+
+def _relu_method(stock: Callable, input: Tensor) -> Tensor:
+    return clamp(input, 0.0, math.inf, False, stock)
+
+
+def _relu_inplace(stock: Callable, input: Tensor) -> Tensor:
+    return clamp(input, 0.0, math.inf, True, stock)
+
+
+def _relu6(stock: Callable, input: Tensor, inplace: bool = False) -> Tensor:
+    return clamp(input, 0.0, 6.0, inplace, partial(stock, inplace=inplace))
+
+
+def _hardtanh(
+    stock: Callable, input: Tensor, min_val: float = -1.0, max_val: float = 1.0, inplace: bool = False
+) -> Tensor:
+    again = partial(stock, min_val=min_val, max_val=max_val, inplace=inplace)
+    return clamp(input, min_val, max_val, inplace, again)
+
+
+def _bits(operator: Callable) -> Callable:
+    """``operator`` where a kernel writes its bits; it takes what the function of torch does."""
+
+    def call(stock: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        input = plain(input)
+        return operator(input, *args, **kwargs) if packs_bits(input) else stock(input, *args, **kwargs)
+
+    return call
+
+
+@_bits
+def _leaky_relu(input: Tensor, negative_slope: float = 0.01, inplace: bool = False) -> Tensor:
+    return packed_leaky_relu(input, negative_slope, inplace=inplace)
+
+
+@_bits
+def _threshold(input: Tensor, threshold: float, value: float, inplace: bool = False) -> Tensor:
+    return packed_threshold(input, threshold, value, inplace=inplace)
+
+
+@_bits
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    return packed_hardsigmoid(input, inplace=inplace)
+
+
+@_bits
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
+    return packed_dropout(input, p, training, inplace=inplace)
+
+
+def _clamp(stock: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    input = plain(input)
+    bounds = [*args, *kwargs.values()]
+    if not packs_bits(input) or not kwargs.keys() <= {"min", "max"} or len(bounds) > 2:
+        return stock(input, *args, **kwargs)
+    if not any(isinstance(b, (int, float)) for b in bounds) or any(isinstance(b, Tensor) for b in bounds):
+        return stock(input, *args, **kwargs)
+    lower, upper = ([*args, None, None][i] for i in (0, 1))
+    return packed_clamp(input, kwargs.get("min", lower), kwargs.get("max", upper))
+
+
+def _abs(stock: Callable, input: Tensor) -> Tensor:
+    input = plain(input)
+    return packed_abs(input) if packs_bits(input) else stock(input)
+
+
+def _max_pool(dims: int) -> Callable:
+    def call(
+        stock: Callable,
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Any:
+        input = plain(input)
+        if return_indices or not packs_bits(input):
+            options = (stride, padding, dilation, ceil_mode, *((True,) if return_indices else ()))
+            return stock(input, kernel_size, *options)
+        return packed_max_pool(input, dims, kernel_size, stride or None, padding, dilation, ceil_mode)
+
+    return call
+
+
+def _avg_pool(dims: int) -> Callable:
+    def call(stock: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        input = plain(input)
+        if not averages(input):
+            return stock(input, *args, **kwargs)
+        return avg_pool(input, dims, *args, **kwargs)
+
+    return call
+
+
+def _adaptive_avg_pool(dims: int) -> Callable:
+    def call(stock: Callable, input: Tensor, output_size: Any) -> Tensor:
+        input = plain(input)
+        return adaptive_avg_pool(input, dims, output_size) if averages(input) else stock(input, output_size)
+
+    return call
+
+
+def _gelu(stock: Callable, input: Tensor, *, approximate: str = "none") -> Tensor:
+    return recomputable(partial(stock, approximate=approximate), plain(input))
+
+
+def _silu(stock: Callable, input: Tensor, inplace: bool = False) -> Tensor:
+    return stock(input, inplace=True) if inplace else recomputable(stock, plain(input))
+
+
+def _layer_norm(
+    stock: Callable,
+    input: Tensor,
+    normalized_shape: Any,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    return recomputable(partial(layer_norm, normalized_shape, eps), plain(input), weight, bias)
+
+
+def _convolution(
+    stock: Callable,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    input = plain(input)
+    geometry = stride, padding, dilation, groups
+    result = functional_convolution(input, weight, bias, *geometry)
+    return stock(input, weight, bias, *geometry) if result is None else result
+
+
+def _view(stock: Callable, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
+    """A view where there can be one; else a copy: a fused convolution's result lies channels-last."""
+    input = plain(input)
+    if input.dim() != 4 or input.is_contiguous():
+        return stock(input, *shape, **kwargs)
+    try:
+        return stock(input, *shape, **kwargs)
+    except RuntimeError:
+        if not input.is_contiguous(memory_format=torch.channels_last):
+            raise
+        return stock(input.contiguous(), *shape, **kwargs)
+
+
+_CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_TABLE: dict[Callable, Callable] = {
+    F.relu: _relu,
+    torch.relu: _relu_method,
+    Tensor.relu: _relu_method,
+    torch.relu_: _relu_inplace,
+    Tensor.relu_: _relu_inplace,
+    F.relu6: _relu6,
+    F.hardtanh: _hardtanh,
+    F.leaky_relu: _leaky_relu,
+    F.threshold: _threshold,
+    F.hardsigmoid: _hardsigmoid,
+    F.dropout: _dropout,
+    torch.clamp: _clamp,
+    torch.clip: _clamp,
+    Tensor.clamp: _clamp,
+    Tensor.clip: _clamp,
+    torch.abs: _abs,
+    Tensor.abs: _abs,
+    F.gelu: _gelu,
+    F.silu: _silu,
+    F.layer_norm: _layer_norm,
+    Tensor.view: _view,
+    **{f: _max_pool(d) for d, f in enumerate((F.max_pool1d, F.max_pool2d, F.max_pool3d), 1)},
+    **{f: _max_pool(d) for d, f in enumerate((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), 1)},
+    **{f: _avg_pool(d) for d, f in enumerate((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), 1)},
+    **{
+        f: _adaptive_avg_pool(d)
+        for d, f in enumerate((F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d), 1)
+    },
+    **dict.fromkeys(_CONVOLUTIONS, _convolution),
+}
+FUNCTIONS.update({function: partial(call, function) for function, call in _TABLE.items()})
+
+
+class _Calls(TorchFunctionMode):
+    """Computes the functions of the table by the operators that save less."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        replacement = FUNCTIONS.get(func)
+        if replacement is None or not args or not can_replace(args[0]):
+            return func(*args, **(kwargs or {}))
+        return replacement(*args, **(kwargs or {}))
+
+
+class _Seen(TorchFunctionMode):
+    """Notes who calls a function of the table."""
+
+    def __init__(self, stack: list[str], callers: set[str]) -> None:
+        super().__init__()
+        self._stack, self._callers = stack, callers
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in FUNCTIONS:
+            self._callers.add(self._stack[-1])
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
+def callers(model: nn.Module) -> Iterator[set[str]]:
+    """Collect the names of the modules of which the own code calls a function of the table."""
+    names: set[str] = set()
+    with running(model) as stack, _Seen(stack, names):
+        yield names
+    for name, module in model.named_modules():
+        if type(module).__module__.startswith("torch.nn."):
+            names.discard(name)
+
+
+_active = threading.local()
+
+
+def _enter(module: nn.Module, args: Any) -> None:
+    if torch.compiler.is_compiling():
+        return
+    stack = vars(_active).setdefault("stack", [])
+    mode = None if stack else _Calls()
+    if mode is not None:
+        mode.__enter__()
+    stack.append((module, mode))
+
+
+def _leave(module: nn.Module, args: Any, output: Any) -> None:
+    stack = vars(_active).get("stack", [])
+    # also called where a hook before _enter has failed
+    if torch.compiler.is_compiling() or not stack or stack[-1][0] is not module:
+        return
+    _, mode = stack.pop()
+    if mode is not None:
+        mode.__exit__(None, None, None)
+
+
+def watch(module: nn.Module) -> None:
+    """Let the functions that ``module`` calls save less from now on; a rewritten module does so already."""
+    if isinstance(module, Rewritten):
+        return
+    module.register_forward_pre_hook(_enter)
+    module.register_forward_hook(_leave, always_call=True)
+
+
+def release(module: nn.Module) -> None:
+    """Undo :func:`watch`."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for key in [key for key, hook in hooks.items() if hook in (_enter, _leave)]:
+            del hooks[key]
+            module._forward_hooks_always_called.pop(key, None)
