@@ -259,8 +259,8 @@ def _measure(
 
 
 def _classes() -> dict[type[nn.Module], type[Rewritten]]:
-    """The rewritten form of each stock class; timm's layers are there once something has imported timm."""
-    classes = CLASSES | activation_layers.CLASSES | pool_layers.CLASSES | transformer_layers.CLASSES
+    """The rewritten form of each stock class; those of a library are there once something has imported it."""
+    classes = CLASSES | activation_layers.CLASSES | pool_layers.CLASSES | _decided_at_each_forward()
     if "timm.layers" in sys.modules:
         from thawkit.frozen import timm_layers
 
@@ -268,9 +268,18 @@ def _classes() -> dict[type[nn.Module], type[Rewritten]]:
     return classes
 
 
+def _decided_at_each_forward() -> dict[type[nn.Module], type[Rewritten]]:
+    """The classes that are worth their rewriting whatever trains."""
+    if "transformers.pytorch_utils" not in sys.modules:
+        return transformer_layers.CLASSES
+    from thawkit.frozen import huggingface_layers
+
+    return transformer_layers.CLASSES | huggingface_layers.CLASSES
+
+
 def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
     """Swap the classes of the modules that then save less or keep their statistics; return their names."""
-    classes = _classes()
+    classes, always = _classes(), _decided_at_each_forward()
     rewritten = set()
     leaves = [
         (name, m) for name, m in model.named_modules() if is_leaf(m) or m in fixed or type(m) in classes
@@ -285,8 +294,8 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
             worthwhile = module in fixed
         elif type(module) in pool_layers.CLASSES:
             worthwhile = pool_layers.saves_less(module)
-        elif isinstance(module, nn.Dropout) or type(module) in transformer_layers.CLASSES:
-            worthwhile = True  # decided at each forward, by what then needs a gradient
+        elif isinstance(module, nn.Dropout) or type(module) in always:
+            worthwhile = True
         else:
             worthwhile = not _keeps_input(after for _, after in leaves[index + 1 :])
         if worthwhile:
