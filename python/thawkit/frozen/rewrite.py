@@ -13,7 +13,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from thawkit.errors import ThawkitError, ThawkitWarning
-from thawkit.frozen import activation_layers, channels, lora, pool_layers, transformer_layers
+from thawkit.frozen import (
+    activation_layers,
+    channels,
+    lora,
+    pool_layers,
+    transformer_layers,
+    transposed_layers,
+)
 from thawkit.frozen.extension import (
     Extended,
     in_stock_form,
@@ -260,7 +267,8 @@ def _measure(
 
 def _classes() -> dict[type[nn.Module], type[Rewritten]]:
     """The rewritten form of each stock class; those of a library are there once something has imported it."""
-    classes = CLASSES | activation_layers.CLASSES | pool_layers.CLASSES | _decided_at_each_forward()
+    classes = CLASSES | transposed_layers.CLASSES | activation_layers.CLASSES | pool_layers.CLASSES
+    classes |= _decided_at_each_forward()
     if "timm.layers" in sys.modules:
         from thawkit.frozen import timm_layers
 
