@@ -34,7 +34,7 @@ def linear(
         transposed: the weight is ``(I, O)``.
     """
     recipe = recipe_of(x) if weight.requires_grad else None
-    if weight.requires_grad or not onednn.takes(x, weight):
+    if weight.requires_grad or not onednn.takes(x, weight) or (packed is not None and packed.given_up):
         packed = None
     if not torch.is_grad_enabled() or (recipe is None and packed is None):
         return _product(x, weight, bias, packed, transposed)
