@@ -208,7 +208,7 @@ def test_gpt2() -> None:
     expected = model(**tokens).logits.detach()
     report = thawkit.freeze(model, "lora:2:*attn*", example=tokens)
     assert type(model.transformer.h[0].attn.c_attn).__name__ == "LoraConv1D"
-    assert type(model.transformer.h[0].mlp.c_fc).__name__ == "Conv1D"
+    assert type(model.transformer.h[0].mlp.c_fc).__name__ == "FrozenConv1D"
     torch.testing.assert_close(model(**tokens).logits.detach(), expected)
     assert report.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
     nn.init.normal_(model.transformer.h[0].attn.c_attn.lora_B)

@@ -102,3 +102,21 @@ def test_gradients_in_float64(family: str, policy: str) -> None:
     for name, gradient in ours.items():
         scale = theirs[name].abs().max().item()
         torch.testing.assert_close(gradient, theirs[name], rtol=0, atol=1e-12 * max(scale, 1e-3))
+
+
+@pytest.mark.parametrize(("family", "policy"), CASES)
+def test_gradients_in_float32(family: str, policy: str) -> None:
+    """No further from float64 than twice eager's error, and a millionth of the largest gradient."""
+    make, inputs = FAMILIES[family]
+    torch.manual_seed(0)
+    model, x = make(), inputs()
+    single = x.float() if x.is_floating_point() else x
+    thawkit.freeze(model, policy, example=single)
+    model.eval()  # dropouts draw other numbers in float64
+    stock = _in_stock_form(model)
+    ours, theirs = _gradients(model, single), _gradients(stock, single)
+    truth = _gradients(stock.double(), single.double() if x.is_floating_point() else x)
+    floor = 1e-6 * max(gradient.norm().item() for gradient in truth.values())
+    for name, exact in truth.items():
+        error, allowed = ((g[name].double() - exact).norm().item() for g in (ours, theirs))
+        assert error <= 2 * allowed + floor, name

@@ -164,3 +164,67 @@ def test_a_compiled_model_follows(build) -> None:
     compiled(images).sum().backward()
     assert model[3].bias.grad is not None
     assert model[3].weight.grad is None
+
+
+def _blocks_that_train(model: nn.Module) -> set[str]:
+    return {name[:8] for name, p in model.named_parameters() if p.requires_grad and name.startswith("layer")}
+
+
+def test_blocks_drawn_for_each_epoch(build, gradients) -> None:
+    model = build("resnet18").double()
+    report = thawkit.freeze(model, "lisa:2", example=IMAGES.double())
+    drawn = [_blocks_that_train(model)]
+    assert report.notes == (f"drawn for epoch 0: {', '.join(sorted(drawn[0]))}",)
+    for epoch in range(1, 12):
+        assert set_epoch(model, epoch) is not None
+        assert set_epoch(model, epoch) is None
+        drawn.append(_blocks_that_train(model))
+        others = {name for name, p in model.named_parameters() if not name.startswith("layer")}
+        assert all(model.get_parameter(name).requires_grad for name in others)
+    assert all(len(blocks) == 2 for blocks in drawn)
+    assert len(set(map(frozenset, drawn))) > 3
+    assert set().union(*drawn) == {f"layer{i}.{j}" for i in range(1, 5) for j in range(2)}
+
+    resumed = pickle.loads(pickle.dumps(build("resnet18")))
+    thawkit.freeze(resumed, "lisa:2")
+    for epoch in (7, 3, 11, 0):
+        set_epoch(resumed, epoch)
+        assert _blocks_that_train(resumed) == drawn[epoch]
+    thawkit.freeze(resumed, "lisa:2:1")
+    other = []
+    for epoch in range(12):
+        set_epoch(resumed, epoch)
+        other.append(_blocks_that_train(resumed))
+    assert other != drawn
+
+    images = IMAGES.double() + torch.rand(2, 3, 32, 32)
+    stock = build("resnet18").double().eval()
+    for name, p in stock.named_parameters():
+        p.requires_grad_(model.get_parameter(name).requires_grad)
+    ours, theirs = gradients(model.eval(), images), gradients(stock, images)
+    assert ours.keys() == theirs.keys()
+    for name, gradient in theirs.items():
+        torch.testing.assert_close(ours[name], gradient, rtol=1e-10, atol=1e-12)
+    thawkit.unfreeze(model)
+    assert _look(model.train()) == _look(build("resnet18").train())
+
+
+def test_drawn_blocks_within_a_schedule_and_beside_adapters(build) -> None:
+    model = build("resnet18")
+    thawkit.freeze(model, "head@0,lisa:1+lora:2@1,norm@3")
+    assert not _blocks_that_train(model)
+    for epoch in (1, 2):
+        set_epoch(model, epoch)
+        whole = {n[:8] for n, p in model.named_parameters() if n.endswith("conv1.weight") and p.requires_grad}
+        (block,) = whole & {f"layer{i}.{j}" for i in range(1, 5) for j in range(2)}
+        adapted = {name[:8] for name, m in model.named_modules() if isinstance(m, Extended)}
+        assert block not in adapted
+        assert len(adapted) >= 7
+    assert set_epoch(model, 3) is not None
+    assert set_epoch(model, 5) is None
+
+
+@pytest.mark.parametrize("policy", ["lisa:0", "lisa:9", "lisa:x", "lisa:2:", "lisa:2:x"])
+def test_what_cannot_be_drawn(build, policy: str) -> None:
+    with pytest.raises(ThawkitError, match="lisa:K or lisa:K:SEED with K from 1 to 8"):
+        thawkit.freeze(build("resnet18"), policy)

@@ -11,6 +11,7 @@ import torchvision
 from torch import Tensor, nn
 
 import thawkit
+from thawkit.frozen import transformer_layers
 from thawkit.frozen.measure import saved_by_module
 from thawkit.frozen.transformer_layers import FrozenMultiheadAttention
 
@@ -54,8 +55,10 @@ def test_bytes_of_a_trained_vision_transformer() -> None:
     normalized = 2 * tokens * dim * 4
     activated = 2 * tokens * hidden * 4
     assert report.saved_bytes_before is not None
-    # torchvision's attention copies queries, keys and values besides; they are views of one tensor here
-    assert report.saved_bytes == report.saved_bytes_before - layers * (2 * normalized + activated)
+    # torchvision's attention copies queries, keys and values besides; they are views of one tensor here.
+    # The head takes a slice of the last normalization's output.
+    less = layers * (2 * normalized + activated) + normalized
+    assert report.saved_bytes == report.saved_bytes_before - less
 
 
 def test_a_recipe_ends_where_its_tensor_is_written_to() -> None:
@@ -157,3 +160,28 @@ def test_the_input_gradient_of_a_packed_linear() -> None:
     stock(y).square().sum().backward()
     torch.testing.assert_close(x.grad, y.grad)
     assert sum(saved_by_module(frozen, x, set()).values()) == 7 * 64 * 4  # what GELU needs
+
+
+def test_a_weight_that_never_stays_is_packed_no_more() -> None:
+    """As under FSDP, which gathers the weights anew for each forward."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 48), nn.Tanh(), nn.Linear(48, 3))
+    thawkit.freeze(model, "head")
+    x = torch.randn(10, 64, requires_grad=True)
+    for changes in range(8):
+        model[0].weight.data = model[0].weight.data.clone() + 0.01
+        gradients = []
+        for net in (model, copy.deepcopy(model)):  # the copy has a pack of its own
+            (gradient,) = torch.autograd.grad(net(x).square().sum(), [x])
+            gradients.append(gradient)
+        torch.testing.assert_close(*gradients)
+        packed = transformer_layers._PACKED[model[0]]
+        assert packed.given_up is (changes >= 3)
+        assert (packed.nbytes() > 0) is (changes < 3)
+    thawkit.unfreeze(model)
+    thawkit.freeze(model, "head")
+    for _ in range(5):  # and one that serves often before it changes is packed again
+        for _ in range(10):
+            model(x)
+        model[0].weight.data.add_(0.01)
+    assert not transformer_layers._PACKED[model[0]].given_up

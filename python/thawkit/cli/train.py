@@ -33,8 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--train",
         default="head",
         metavar="POLICY",
-        help="what trains: head, last:K, norm, bias, all, surgical:first|middle|last, channels:FRACTION, "
-        "lora:R, or a pattern on parameter names; joined with +; by epoch from 0: head@0,last:2@3",
+        help="what trains: head, last:K, norm, bias, all, surgical:first|middle|last, lisa:K, "
+        "channels:FRACTION, lora:R, or a pattern on parameter names; joined with +; by epoch from 0: "
+        "head@0,last:2@3",
     )
     add_training_arguments(training, augment="standard", epochs=10, learning_rate=1e-3, batch_size=32)
     training.add_argument(

@@ -4,14 +4,15 @@ A layer computes ``y = W x + b + s * B (A x)`` with ``lora_A`` of R rows and ``l
 convolution A is one with R outputs and the layer's own kernel, stride and padding, and B is 1x1. B starts at
 0, so that the model starts as it was.
 
-For the backward pass a layer saves ``x`` if A trains and ``A x``, which is small. With A frozen at its random
+For the backward pass a layer saves ``x``, or what a linear layer computes it again from
+(:mod:`thawkit.ops.frozen.recompute`), if A trains, and ``A x``, which is small. With A frozen at its random
 start (LoRA-FA, Zhang et al. 2023) it saves ``A x`` alone.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,7 @@ from thawkit.ops.frozen.convolution import (
     input_gradient,
     weight_gradient,
 )
+from thawkit.ops.frozen.recompute import recipe_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,15 @@ class _LoraLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        function: Callable[..., Tensor] | None,
+        *recipe_inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         h = F.linear(x, a)
         y = F.linear(x, weight, bias)
@@ -82,26 +92,29 @@ class _LoraLinear(torch.autograd.Function):
             y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.to(h.dtype).t(), alpha=scale)
         else:
             y = y.add_(F.linear(h, b), alpha=scale)
-        for_x, for_weight, for_bias, for_a, for_b, _ = ctx.needs_input_grad
+        for_x, for_weight, for_bias, for_a, for_b = ctx.needs_input_grad[:5]
+        again = recipe_inputs if function else (x,)
         ctx.save_for_backward(
-            x if for_a or for_weight else None,
             h if for_b else None,
             weight if for_x else None,
             bias if for_bias else None,
             a if for_x or for_a else None,
             b,
+            *(again if for_a or for_weight else ()),
         )
-        ctx.scale = scale
+        ctx.scale, ctx.function = scale, function
         ctx.set_materialize_grads(False)
         return y, h
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_h: Tensor | None) -> tuple[Tensor | None, ...]:
-        x, h, weight, bias, a, b = ctx.saved_tensors
-        for_x, for_weight, for_bias, for_a, for_b, _ = ctx.needs_input_grad
+        h, weight, bias, a, b, *saved = ctx.saved_tensors
+        for_x, for_weight, for_bias, for_a, for_b = ctx.needs_input_grad[:5]
         upstream = grad if grad is not None else grad_h
+        nothing = (None,) * (len(ctx.needs_input_grad) - 5)
         if upstream is None:
-            return (None,) * 6
+            return *(None,) * 5, *nothing
+        x: Any = ctx.function(*saved) if ctx.function and saved else next(iter(saved), None)
         of_x = of_weight = of_bias = of_a = of_b = None
         dtype, sizes = upstream.dtype, upstream.shape[:-1]
         with full_precision(upstream):
@@ -123,7 +136,7 @@ class _LoraLinear(torch.autograd.Function):
                 a = a.to(dtype)
                 flat = low @ a if rows is None else torch.addmm(rows @ weight.to(dtype), low, a)
                 of_x = flat.view(*sizes, -1)
-        return of_x, of_weight, of_bias, of_a, of_b, None
+        return of_x, of_weight, of_bias, of_a, of_b, *nothing
 
 
 class _LoraConvolution(torch.autograd.Function):
@@ -241,7 +254,9 @@ def lora_linear(module: Any, x: Tensor) -> Tensor:
     a, b, scale = module.lora_A, module.lora_B, module.lora_scale
     if extended(x):
         weight = module.weight.t() if module.transposed else module.weight
-        return _LoraLinear.apply(x, weight, module.bias, a, b, scale)[0]
+        recipe = None if torch.is_autocast_enabled(x.device.type) else recipe_of(x)
+        function, inputs = (recipe.function, recipe.inputs) if recipe else (None, ())
+        return _LoraLinear.apply(x, weight, module.bias, a, b, scale, function, *inputs)[0]
     return module.stock.forward(module, x) + scale * F.linear(F.linear(x, a), b)
 
 

@@ -10,6 +10,8 @@
 ``all``                     every parameter
 ``surgical:WHICH``          one third of the blocks, ``first``, ``middle`` or ``last``, and the head (surgical
                             fine-tuning, Lee et al. 2022); what is no block, as a stem, stays frozen
+``lisa:K[:SEED]``           K blocks, drawn for each epoch by :func:`~thawkit.frozen.set_epoch`, and what
+                            lies outside the blocks: embeddings, final norm, head (Pan et al. 2024)
 ``channels:FRACTION``       that share of the input channels of every linear and convolutional weight, evenly
                             spaced, and the head; ``channels:0.25:out`` output channels,
                             ``channels:0.25:norm`` those of largest norm (:mod:`thawkit.frozen.channels`)
@@ -29,8 +31,9 @@ names at their end, ``lora:8:*attn*``; where another part trains the weight of a
 from __future__ import annotations
 
 import fnmatch
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -46,11 +49,30 @@ Part = str | Predicate | Lora | Channels
 Policy = Part | Sequence[Part]
 
 _EXPECTED = (
-    "expected head, last:K, norm, bias, all, bitfit, surgical:first|middle|last, channels:FRACTION, lora:R, "
-    "lora-fa:R, or a glob on parameter names such as 'layer4.*', joined by '+'"
+    "expected head, last:K, norm, bias, all, bitfit, surgical:first|middle|last, lisa:K, channels:FRACTION, "
+    "lora:R, lora-fa:R, or a glob on parameter names such as 'layer4.*', joined by '+'"
 )
 _THIRDS = ("first", "middle", "last")
 _NAMED = 3  # how many layers a note names
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Blocks to be drawn for an epoch: the same ones in every run with the same seed.
+
+    Attributes:
+        count: how many train.
+        seed: of the draw.
+        blocks: names of the blocks, and of the parameters of each.
+    """
+
+    count: int
+    seed: int
+    blocks: tuple[tuple[str, frozenset[str]], ...]
+
+    def at(self, epoch: int) -> list[tuple[str, frozenset[str]]]:
+        """Those that train in an epoch."""
+        return sorted(random.Random(f"{self.seed}:{epoch}").sample(self.blocks, self.count))
 
 
 @dataclass
@@ -63,6 +85,7 @@ class Plan:
         channels: the channels that train, by the name of the layer.
         lora: the adapters, by the name of the layer.
         notes: what the policy does not reach, in words.
+        draws: what else trains, by epoch.
     """
 
     words: str
@@ -70,6 +93,16 @@ class Plan:
     channels: dict[str, Choice] = field(default_factory=dict)
     lora: dict[str, Lora] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    draws: list[Draw] = field(default_factory=list)
+
+    def at(self, epoch: int) -> Plan:
+        """The plan of an epoch, in which nothing is left to draw; what trains whole is not extended."""
+        drawn = [block for draw in self.draws for block in draw.at(epoch)]
+        names = self.names.union(*(own for _, own in drawn))
+        words = [f"drawn for epoch {epoch}: {', '.join(name for name, _ in drawn)}"] if drawn else []
+        channels = {name: how for name, how in self.channels.items() if f"{name}.weight" not in names}
+        lora = {name: how for name, how in self.lora.items() if f"{name}.weight" not in names}
+        return replace(self, names=names, channels=channels, lora=lora, notes=self.notes + words, draws=[])
 
 
 def make_plan(model: nn.Module, train: Policy) -> Plan:
@@ -104,7 +137,7 @@ def make_plan(model: nn.Module, train: Policy) -> Plan:
         raise ThawkitError(
             f"train: {plan.words!r} asks for channels and adapters of {min(both)!r}: choose one"
         )
-    if not (plan.names or plan.channels or plan.lora):
+    if not (plan.names or plan.channels or plan.lora or plan.draws):
         names = parameter_names(model)
         raise ThawkitError(
             f"train: {plan.words!r} selects none of the {len(names)} parameters"
@@ -114,8 +147,8 @@ def make_plan(model: nn.Module, train: Policy) -> Plan:
 
 
 def trainable_names(model: nn.Module, train: Policy) -> set[str]:
-    """Names of the parameters that train whole under a policy; errors as :func:`make_plan`."""
-    return make_plan(model, train).names
+    """Names of the parameters that train whole at the start; errors as :func:`make_plan`."""
+    return make_plan(model, train).at(0).names
 
 
 def parameter_names(model: nn.Module) -> list[str]:
@@ -151,6 +184,8 @@ def _resolve(model: nn.Module, part: str, train: Policy, plan: Plan) -> None:
         plan.names |= _head(model, names) | _last(model, part, names)
     elif colon and word == "surgical":
         plan.names |= _head(model, names) | _third(model, part, argument, names)
+    elif colon and word == "lisa":
+        _lisa(model, part, argument, names, plan)
     elif colon and word == "channels":
         plan.names |= _head(model, names)
         _extend(model, _parse_channels(part, argument), plan)
@@ -207,6 +242,20 @@ def _third(model: nn.Module, part: str, which: str, names: list[str]) -> set[str
     index = _THIRDS.index(which)
     chosen = blocks[index * len(blocks) // 3 : (index + 1) * len(blocks) // 3]
     return {name for name in names if within(name, chosen)}
+
+
+def _lisa(model: nn.Module, part: str, argument: str, names: list[str], plan: Plan) -> None:
+    blocks = find_blocks(model)
+    count, colon, seed = argument.partition(":")
+    numbers = count.isdecimal() and (seed.isdecimal() or not colon)
+    if not numbers or not 1 <= int(count) <= len(blocks):
+        raise ThawkitError(
+            f"train: expected lisa:K or lisa:K:SEED with K from 1 to {len(blocks)} and an integer SEED, got "
+            f"{part!r} ({_listing(model, blocks)})"
+        )
+    plan.names |= _head(model, names) | {name for name in names if not within(name, blocks)}
+    own = tuple((block, frozenset(name for name in names if within(name, [block]))) for block in blocks)
+    plan.draws.append(Draw(int(count), int(seed or 0), own))
 
 
 def _listing(model: nn.Module, blocks: list[str]) -> str:

@@ -13,7 +13,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from thawkit.errors import ThawkitError, ThawkitWarning
-from thawkit.frozen import activation_layers, channels, functional, lora, pool_layers, transformer_layers
+from thawkit.frozen import (
+    activation_layers,
+    channels,
+    functional,
+    lora,
+    pool_layers,
+    transformer_layers,
+    transposed_layers,
+)
 from thawkit.frozen.extension import (
     Extended,
     in_stock_form,
@@ -30,7 +38,7 @@ from thawkit.frozen.schedule import Schedule, Stages, make_stages
 from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
 
 _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every parameter as it was
-_STAGES = "_thawkit_stages"  # set on a model frozen by a schedule
+_STAGES = "_thawkit_stages"  # set on a model of which other parts train by epoch
 
 
 def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | None = None) -> FreezeReport:
@@ -50,10 +58,10 @@ def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | Non
     Args:
         model: trained elsewhere, with its new head in place.
         train: what trains, see :mod:`thawkit.frozen.policy`: ``head``, ``last:K``, ``norm``, ``bias``,
-            ``all``, ``surgical:first``, ``channels:0.25``, ``lora:8``, globs on parameter names, joined by
-            ``+``; a function of a parameter's name and itself; :class:`Lora` or :class:`Channels`; a list of
-            these; or a schedule of policies by epoch, ``{0: "head", 3: "last:2"}`` or ``head@0,last:2@3``, of
-            which the first applies and :func:`set_epoch` the others.
+            ``all``, ``surgical:first``, ``lisa:2``, ``channels:0.25``, ``lora:8``, globs on parameter names,
+            joined by ``+``; a function of a parameter's name and itself; :class:`Lora` or :class:`Channels`;
+            a list of these; or a schedule of policies by epoch, ``{0: "head", 3: "last:2"}`` or
+            ``head@0,last:2@3``, of which the first applies and :func:`set_epoch` the others.
         example: a batch to measure the saved bytes on, as the model takes it: a tensor, a tuple of
             arguments, or a mapping of keyword arguments. Without one, a model that starts with a 2-d
             convolution is measured on one blank image of the size it was built for.
@@ -76,17 +84,17 @@ def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | Non
         raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
     setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
     try:
-        report = _apply(model, stages.plans[0], example)
+        report = _apply(model, stages.plan(0), example)
     except Exception:
         unfreeze(model)
         raise
-    if len(stages.plans) > 1:
+    if stages.varied:
         setattr(model, _STAGES, stages)
     return report
 
 
 def set_epoch(model: nn.Module, epoch: int, *, example: Example | None = None) -> FreezeReport | None:
-    """Move a model frozen by a schedule to the stage of an epoch; call it before each epoch.
+    """Move a model frozen by a schedule, or by ``lisa:K``, to the stage of an epoch; call it before each.
 
     A stage that begins gives what freezing with its policy would; adapters of the stage that ends are merged
     into their weights, and gradients of parameters that train no longer are dropped. Then give the optimizer
@@ -115,7 +123,7 @@ def set_epoch(model: nn.Module, epoch: int, *, example: Example | None = None) -
     unfreeze(model)
     setattr(model, _RECORD, flags)
     setattr(model, _STAGES, Stages(stages.plans, stages.at(epoch)))
-    report = _apply(model, stages.plans[stages.at(epoch)], example)
+    report = _apply(model, stages.plan(epoch), example)
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.grad = None
@@ -264,8 +272,9 @@ def _measure(
 
 
 def _classes() -> dict[type[nn.Module], type[Rewritten]]:
-    """The rewritten form of each stock class; timm's layers are there once something has imported timm."""
-    classes = CLASSES | activation_layers.CLASSES | pool_layers.CLASSES | transformer_layers.CLASSES
+    """The rewritten form of each stock class; those of a library are there once something has imported it."""
+    classes = CLASSES | transposed_layers.CLASSES | activation_layers.CLASSES | pool_layers.CLASSES
+    classes |= _decided_at_each_forward()
     if "timm.layers" in sys.modules:
         from thawkit.frozen import timm_layers
 
@@ -273,9 +282,18 @@ def _classes() -> dict[type[nn.Module], type[Rewritten]]:
     return classes
 
 
+def _decided_at_each_forward() -> dict[type[nn.Module], type[Rewritten]]:
+    """The classes that are worth their rewriting whatever trains."""
+    if "transformers.pytorch_utils" not in sys.modules:
+        return transformer_layers.CLASSES
+    from thawkit.frozen import huggingface_layers
+
+    return transformer_layers.CLASSES | huggingface_layers.CLASSES
+
+
 def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
     """Swap the classes of the modules that then save less or keep their statistics; return their names."""
-    classes = _classes()
+    classes, always = _classes(), _decided_at_each_forward()
     rewritten = set()
     leaves = [
         (name, m) for name, m in model.named_modules() if is_leaf(m) or m in fixed or type(m) in classes
@@ -291,8 +309,8 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
             worthwhile = module in fixed
         elif type(module) in pool_layers.CLASSES:
             worthwhile = pool_layers.saves_less(module)
-        elif isinstance(module, nn.Dropout) or type(module) in transformer_layers.CLASSES:
-            worthwhile = True  # decided at each forward, by what then needs a gradient
+        elif isinstance(module, nn.Dropout) or type(module) in always:
+            worthwhile = True
         else:
             kept = _keeps_input(after for _, after in leaves[index + 1 :])
             # one that saves its result can still be computed with what comes before it

@@ -2,7 +2,7 @@
 
 A schedule is a mapping from the epoch at which a stage begins, counted from 0, to its policy, or one string:
 ``{0: "head", 3: "last:2", 6: "all"}`` is ``head@0,last:2@3,all@6``. :func:`set_epoch` moves a frozen model to
-the stage of an epoch.
+the stage of an epoch. A stage whose policy draws blocks (``lisa:K``) is another one at each epoch.
 
 Every stage is what freezing a stock model with its policy would give. Adapters of a stage that ends are
 merged into their weights. Which channels train is settled for all stages when the model is frozen, so that a
@@ -28,14 +28,27 @@ class Stages:
 
     Attributes:
         plans: by the epoch at which each begins, in ascending order, the first 0.
-        current: the one that the model is at.
+        current: the one that the model is at, as :meth:`at` says.
     """
 
     plans: dict[int, Plan]
     current: int = 0
 
+    @property
+    def varied(self) -> bool:
+        """Whether what trains depends on the epoch."""
+        return len(self.plans) > 1 or bool(self.plans[0].draws)
+
     def at(self, epoch: int) -> int:
-        """The beginning of the stage that ``epoch`` belongs to."""
+        """The beginning of the stage that ``epoch`` belongs to; ``epoch`` itself where blocks are drawn."""
+        start = self._start(epoch)
+        return epoch if self.plans[start].draws else start
+
+    def plan(self, epoch: int) -> Plan:
+        """What trains in an epoch."""
+        return self.plans[self._start(epoch)].at(epoch)
+
+    def _start(self, epoch: int) -> int:
         return max(start for start in self.plans if start <= epoch)
 
 

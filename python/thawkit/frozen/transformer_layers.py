@@ -19,7 +19,7 @@ from thawkit.frozen.deferred import plain
 from thawkit.frozen.layers import Rewritten, can_replace, is_scripting, recording
 from thawkit.ops.frozen.linear import linear
 from thawkit.ops.frozen.packed import Packed
-from thawkit.ops.frozen.recompute import with_recipe
+from thawkit.ops.frozen.recompute import apply_again, with_recipe
 
 # Beside the modules, so that no copy or pickle of one takes them along.
 _PACKED: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
@@ -29,6 +29,12 @@ def recomputable(function: Any, x: Tensor, *parameters: Tensor | None) -> Tensor
     """``function(x, *parameters)``, of which later layers know that it is that where a backward may come."""
     y = function(x, *parameters)
     return with_recipe(y, function, x, *parameters) if recording(x) and y.requires_grad else y
+
+
+def composed(function: Any, x: Tensor) -> Tensor:
+    """``function(x)``, elementwise and of several operators, saving ``x`` alone."""
+    acts = recording(x) and x.requires_grad and not torch.is_autocast_enabled(x.device.type)
+    return apply_again(function, x) if acts else function(x)
 
 
 class RecomputableLayerNorm(Rewritten, nn.LayerNorm):
@@ -120,16 +126,18 @@ class FrozenMultiheadAttention(Rewritten, nn.MultiheadAttention):
 _OPTIONS = ("key_padding_mask", "need_weights", "attn_mask", "average_attn_weights", "is_causal")
 
 
-def product(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``x @ weight.T + bias`` with a weight of ``module``."""
+def product(
+    module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False
+) -> Tensor:
+    """``x @ weight.T + bias`` with a weight of ``module``, which is (in, out) if ``transposed``."""
     if not can_replace(x) or torch.is_autocast_enabled(x.device.type):
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight.t() if transposed else weight, bias)
     packed = None
     if not weight.requires_grad:
         packed = _PACKED.get(module)
         if packed is None:
             packed = _PACKED[module] = Packed()
-    return linear(x, weight, bias, packed)
+    return linear(x, weight, bias, packed, transposed=transposed)
 
 
 def forget(module: nn.Module) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +22,7 @@ from thawkit.ops.frozen.masks import (
     pack_bits,
 )
 from thawkit.ops.frozen.overrides import overridable
+from thawkit.ops.frozen.recompute import recipe_of, with_recipe
 
 
 @overridable
@@ -53,12 +56,27 @@ def packed_dropout(x: Tensor, p: float = 0.5, training: bool = True, *, inplace:
         or choose("packed_dropout", KERNELS, x) == "reference"
     ):
         return F.dropout(x, p, training, inplace)
-    return _Dropout.apply(x, p, inplace)
+    recipe = recipe_of(x)  # before x is overwritten
+    y, mask, factor = _Dropout.apply(x, p, inplace)
+    if recipe is not None:
+        again = partial(_dropped, recipe.function, y.stride(), factor)
+        with_recipe(y, again, mask, *recipe.inputs)
+    return y
+
+
+def _dropped(
+    function: Callable[..., Tensor],
+    strides: tuple[int, ...],
+    factor: float,
+    mask: Tensor,
+    *inputs: Tensor | None,
+) -> Tensor:
+    return MaskedGradient.apply(function(*inputs), mask, strides, "two", factor, 0.0)
 
 
 class _Dropout(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, p: float, inplace: bool) -> Tensor:
+    def forward(ctx: Any, x: Tensor, p: float, inplace: bool) -> tuple[Tensor, Tensor, float]:
         if x.is_cuda:
             y, kept = torch.native_dropout(x, p, True)
             factor = 1 / (1 - p)
@@ -75,10 +93,12 @@ class _Dropout(torch.autograd.Function):
             else:
                 y = masked_op(dense_like(x, kept), mask, "two", factor, 0.0)
         ctx.save_for_backward(mask)
+        ctx.mark_non_differentiable(mask)
+        ctx.set_materialize_grads(False)
         ctx.rest = y.stride(), "two", factor, 0.0
-        return y
+        return y, mask, factor
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor, *_: None) -> tuple[Tensor | None, ...]:
         (mask,) = ctx.saved_tensors
         return MaskedGradient.apply(g, mask, *ctx.rest), None, None

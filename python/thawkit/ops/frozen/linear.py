@@ -13,7 +13,14 @@ from thawkit.ops.frozen.packed import Packed
 from thawkit.ops.frozen.recompute import recipe_of
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Packed | None = None) -> Tensor:
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    packed: Packed | None = None,
+    *,
+    transposed: bool = False,
+) -> Tensor:
     """``x @ weight.T + bias``, as :func:`torch.nn.functional.linear`.
 
     Where the weight trains and ``x`` has a recipe (:mod:`thawkit.ops.frozen.recompute`), saves the recipe's
@@ -24,18 +31,23 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None, packed: Packed
         weight: ``(O, I)``.
         bias: ``(O,)``.
         packed: where kernels may keep a frozen weight in their own layout.
+        transposed: the weight is ``(I, O)``.
     """
     recipe = recipe_of(x) if weight.requires_grad else None
-    if weight.requires_grad or not onednn.takes(x, weight):
+    if weight.requires_grad or not onednn.takes(x, weight) or (packed is not None and packed.given_up):
         packed = None
     if not torch.is_grad_enabled() or (recipe is None and packed is None):
-        return _product(x, weight, bias, packed)
+        return _product(x, weight, bias, packed, transposed)
     function, inputs = (recipe.function, recipe.inputs) if recipe else (None, ())
-    return _Linear.apply(x, weight, bias, packed, function, *inputs)
+    return _Linear.apply(x, weight, bias, packed, transposed, function, *inputs)
 
 
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None) -> Tensor:
-    return F.linear(x, weight, bias) if packed is None else onednn.linear(x, weight, bias, packed)
+def _product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None, transposed: bool
+) -> Tensor:
+    if packed is None:
+        return F.linear(x, weight.t() if transposed else weight, bias)
+    return onednn.linear(x, weight, bias, packed, transposed)
 
 
 class _Linear(torch.autograd.Function):
@@ -46,15 +58,16 @@ class _Linear(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         packed: Packed | None,
+        transposed: bool,
         function: Any,
         *recipe_inputs: Tensor | None,
     ) -> Tensor:
         needs_x, needs_weight, _ = ctx.needs_input_grad[:3]
-        ctx.packed, ctx.function = packed, function
+        ctx.packed, ctx.transposed, ctx.function = packed, transposed, function
         ctx.bias_dtype = None if bias is None else bias.dtype
         again = recipe_inputs if function else (x,)
         ctx.save_for_backward(weight if needs_x else None, *(again if needs_weight else ()))
-        return _product(x, weight, bias, packed)
+        return _product(x, weight, bias, packed, transposed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -64,12 +77,13 @@ class _Linear(torch.autograd.Function):
         rows = grad.reshape(-1, grad.shape[-1])
         if needs_x:
             if ctx.packed is not None and not torch.is_grad_enabled():
-                grad_x = onednn.linear_input_gradient(grad, weight, ctx.packed)
+                grad_x = onednn.linear_input_gradient(grad, weight, ctx.packed, ctx.transposed)
             else:
-                grad_x = grad @ weight.to(grad.dtype)
+                grad_x = grad @ (weight.t() if ctx.transposed else weight).to(grad.dtype)
         if needs_weight:
             x = ctx.function(*saved) if ctx.function else saved[0]
-            grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]).to(grad.dtype)
+            x = x.reshape(-1, x.shape[-1]).to(grad.dtype)
+            grad_weight = x.t() @ rows if ctx.transposed else rows.t() @ x
         if needs_bias:
             grad_bias = rows.sum(0, dtype=ctx.bias_dtype)
         return grad_x, grad_weight, grad_bias, *(None,) * (len(ctx.needs_input_grad) - 3)

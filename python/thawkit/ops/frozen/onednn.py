@@ -40,24 +40,25 @@ def takes(x: Tensor, weight: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in _DTYPES and available()
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed) -> Tensor:
-    """``x @ weight.T + bias`` for ``x``, ``(*, I)``."""
+def linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed, transposed: bool = False
+) -> Tensor:
+    """``x @ weight.T + bias`` for ``x``, ``(*, I)``; with a ``transposed`` weight ``x @ weight + bias``."""
     rows = x.numel() // x.shape[-1]
-    layout = packed.get(
-        weight, ("linear", rows), lambda: _op("_reorder_linear_weight")(weight.detach(), rows)
-    )
+    layout = packed.get(weight, ("linear", rows), lambda: _laid_out(weight, rows, transposed))
     return _op("_linear_pointwise")(x, layout, bias, "none", [], "")
 
 
-def linear_input_gradient(grad: Tensor, weight: Tensor, packed: Packed) -> Tensor:
-    """``grad @ weight`` for ``grad``, ``(*, O)``."""
+def linear_input_gradient(grad: Tensor, weight: Tensor, packed: Packed, transposed: bool = False) -> Tensor:
+    """``grad @ weight`` for ``grad``, ``(*, O)``; with a ``transposed`` weight ``grad @ weight.T``."""
     rows = grad.numel() // grad.shape[-1]
-    layout = packed.get(
-        weight,
-        ("linear input", rows),
-        lambda: _op("_reorder_linear_weight")(weight.detach().t().contiguous(), rows),
-    )
+    layout = packed.get(weight, ("linear input", rows), lambda: _laid_out(weight, rows, not transposed))
     return _op("_linear_pointwise")(grad, layout, None, "none", [], "")
+
+
+def _laid_out(weight: Tensor, rows: int, transpose: bool) -> Tensor:
+    weight = weight.detach()
+    return _op("_reorder_linear_weight")(weight.t().contiguous() if transpose else weight, rows)
 
 
 def convolution(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 _SAMPLES = 64
+_FEW_USES = 8  # of a layout: what it took to make is not won back
+_PATIENCE = 3  # layouts in a row of few uses before no more are made
 
 
 def version_of(x: Tensor) -> int:
@@ -38,16 +40,32 @@ def _sample(x: Tensor) -> Tensor:
 
 
 class Packed:
-    """The layouts of one weight, made when first used and dropped when the weight changes."""
+    """The layouts of one weight, made when first used and dropped when the weight changes.
+
+    Attributes:
+        given_up: the weight changed again and again after few uses, as where it is gathered anew for each
+            forward: plain operators are cheaper, and nothing is kept any more.
+    """
 
     def __init__(self) -> None:
+        self.given_up = False
         self._made_of: Fingerprint | None = None
         self._layouts: dict[Hashable, Tensor] = {}
+        self._uses = self._in_a_row = 0
 
     def get(self, weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """Return the layout ``key`` of ``weight``, by ``make()`` if there is none yet."""
+        if self.given_up:
+            return make()
         if self._made_of is None or not self._made_of.matches(weight):
-            self._made_of, self._layouts = Fingerprint(weight), {}
+            if self._made_of is not None:
+                self._in_a_row = self._in_a_row + 1 if self._uses < _FEW_USES else 0
+            self._layouts, self._uses = {}, 0
+            if self._in_a_row == _PATIENCE:
+                self.given_up, self._made_of = True, None
+                return make()
+            self._made_of = Fingerprint(weight)
+        self._uses += 1
         if key not in self._layouts:
             self._layouts[key] = make()
         return self._layouts[key]

@@ -10,8 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction
 
 from thawkit.ops.frozen.packed import version_of
 
@@ -39,8 +43,65 @@ def with_recipe(y: Tensor, function: Callable[..., Tensor], *inputs: Tensor | No
 
 
 def recipe_of(y: Tensor) -> Recipe | None:
-    """The recipe of ``y``; None if it has none, or if it or an input was written to since."""
+    """The recipe of ``y``, or of what it is a view of; None if it, or an input, was written to since."""
+    recipe, base = _own_recipe(y), y._base
+    if recipe is not None or base is None:
+        return recipe
+    recipe = _own_recipe(base) if base.dtype == y.dtype else None
+    if recipe is None or not _only_views_between(y, base):
+        return None
+    view = y.shape, y.stride(), y.storage_offset()
+    return Recipe(partial(_view_again, recipe.function, base.stride(), view), recipe.inputs)
+
+
+def _own_recipe(y: Tensor) -> Recipe | None:
     recipe, versions = getattr(y, _RECIPE, (None, None))
     if recipe is None or versions != [None if x is None else version_of(x) for x in (y, *recipe.inputs)]:
         return None
     return recipe
+
+
+def _only_views_between(y: Tensor, base: Tensor) -> bool:
+    """Whether the gradient of ``y`` goes to ``base`` and through no Function of Python's on its way."""
+    node: Any = y.grad_fn
+    while node is not base.grad_fn:
+        if node is None or isinstance(node, BackwardCFunction) or len(node.next_functions) != 1:
+            return False
+        node = node.next_functions[0][0]
+    return node is not None
+
+
+def _view_again(
+    function: Callable[..., Tensor], strides: tuple[int, ...], view: tuple[Any, ...], *inputs: Tensor | None
+) -> Tensor:
+    base = function(*inputs)
+    if base.stride() != strides:
+        base = base.new_empty_strided(base.shape, strides).copy_(base)
+    return base.as_strided(*view)
+
+
+def apply_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """``function(x)``, for the backward pass of which only ``x`` is saved, and which has a recipe.
+
+    Args:
+        function: elementwise, of several operators that would each save something.
+        x: any shape; needs a gradient.
+    """
+    return with_recipe(_Again.apply(x, function), function, x)
+
+
+class _Again(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.function = function
+        return function(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        further = torch.is_grad_enabled()
+        with torch.enable_grad():
+            x = x if further else x.detach().requires_grad_()
+            y = ctx.function(x)
+        return torch.autograd.grad(y, x, grad, create_graph=further)[0], None
