@@ -1,7 +1,8 @@
 """Training part of a model, at the cost of that part.
 
 :func:`freeze` says what trains and rewrites the rest in place so that it saves no more than needed for the
-backward pass; :func:`unfreeze` undoes it. Exact: values and gradients are the stock model's.
+backward pass; :func:`unfreeze` undoes it. Exact: values and gradients are the stock model's. :func:`waste`
+measures a model as it is.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ from thawkit.frozen.optimizer import parameter_groups, trainable_parameters, upd
 from thawkit.frozen.report import FreezeReport, Row
 from thawkit.frozen.rewrite import freeze, set_epoch, unfreeze
 from thawkit.frozen.structure import find_blocks, find_head
+from thawkit.frozen.waste import Holders, WasteReport, WasteRow, waste
 
 __all__ = [
     "Channels",
     "FreezeReport",
+    "Holders",
     "Lora",
     "Row",
+    "WasteReport",
+    "WasteRow",
     "find_blocks",
     "find_head",
     "freeze",
@@ -26,4 +31,5 @@ __all__ = [
     "trainable_parameters",
     "unfreeze",
     "update_optimizer",
+    "waste",
 ]
