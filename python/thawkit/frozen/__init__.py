@@ -8,8 +8,15 @@ measures a model as it is.
 from __future__ import annotations
 
 from thawkit.frozen.channels import Channels
+from thawkit.frozen.forecast import Forecast
 from thawkit.frozen.lora import Lora
-from thawkit.frozen.optimizer import parameter_groups, trainable_parameters, update_optimizer
+from thawkit.frozen.optimizer import (
+    check_optimizer,
+    parameter_groups,
+    trainable_parameters,
+    update_optimizer,
+)
+from thawkit.frozen.packs import packed_bytes
 from thawkit.frozen.report import FreezeReport, Row
 from thawkit.frozen.rewrite import freeze, set_epoch, unfreeze
 from thawkit.frozen.structure import find_blocks, find_head
@@ -17,15 +24,18 @@ from thawkit.frozen.waste import Holders, WasteReport, WasteRow, waste
 
 __all__ = [
     "Channels",
+    "Forecast",
     "FreezeReport",
     "Holders",
     "Lora",
     "Row",
     "WasteReport",
     "WasteRow",
+    "check_optimizer",
     "find_blocks",
     "find_head",
     "freeze",
+    "packed_bytes",
     "parameter_groups",
     "set_epoch",
     "trainable_parameters",

@@ -70,7 +70,7 @@ def train_except(model: nn.Module, evaluating: Set[nn.Module]) -> None:
 
 def existing(model: nn.Module, example: Example) -> set[int]:
     """Keys of the storages that exist without any forward: parameters, buffers and the example."""
-    return {storage_key(t) for t in (*model.parameters(), *model.buffers(), *_tensors(example))}
+    return {storage_key(t) for t in (*model.parameters(), *model.buffers(), *tensors_of(example))}
 
 
 def guess_example(model: nn.Module) -> Tensor | None:
@@ -89,7 +89,8 @@ def guess_example(model: nn.Module) -> Tensor | None:
     return stem.weight.new_zeros(1, stem.in_channels, height, width)
 
 
-def _tensors(example: Example) -> list[Tensor]:
+def tensors_of(example: Example) -> list[Tensor]:
+    """The tensors of an example, in order."""
     inputs = dict(example) if isinstance(example, Mapping) else example  # 🤗's BatchEncoding is no dict
     return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def size_in_words(size: int | None) -> str:
+def in_words(size: int | None) -> str:
     """``12.3 MiB``; an empty string for None."""
     if size is None:
         return ""

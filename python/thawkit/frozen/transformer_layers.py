@@ -131,6 +131,12 @@ def product(module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None) -
     return linear(x, weight, bias, packed)
 
 
+def laid_out_bytes(module: nn.Module) -> int:
+    """Bytes that the layouts of a module's frozen weight take."""
+    packed = _PACKED.get(module)
+    return 0 if packed is None else packed.nbytes()
+
+
 def forget(module: nn.Module) -> None:
     """Drop the packed weight of a module."""
     _PACKED.pop(module, None)

@@ -20,11 +20,12 @@ from thawkit.frozen.measure import (
     call_eagerly,
     existing,
     running,
+    saved_by_module,
     storage_key,
     train_except,
     undisturbed,
 )
-from thawkit.frozen.table import aligned, size_in_words
+from thawkit.frozen.table import aligned, in_words
 
 _SHOWN = 12  # rows of each table that are printed
 
@@ -115,9 +116,9 @@ class WasteReport:
     def __str__(self) -> str:
         ratio = f" ({self.saved_bytes / self.minimum_bytes:.1f}x)" if self.minimum_bytes else ""
         lines = [
-            f"thawkit.waste: {size_in_words(self.saved_bytes)} saved for backward, "
-            f"{size_in_words(self.minimum_bytes)} needed{ratio}, {size_in_words(self.wasted_bytes)} wasted; "
-            f"{size_in_words(self.recompute_bytes)} needed with elementwise recompute"
+            f"thawkit.waste: {in_words(self.saved_bytes)} saved for backward, "
+            f"{in_words(self.minimum_bytes)} needed{ratio}, {in_words(self.wasted_bytes)} wasted; "
+            f"{in_words(self.recompute_bytes)} needed with elementwise recompute"
         ]
         sizes = ("saved", "needed", "recompute", "wasted")
         held = [(" + ".join(h.operators), f"{h.storages}", *_sizes(h)) for h in self.holders[:_SHOWN]]
@@ -131,7 +132,7 @@ class WasteReport:
 
 def _sizes(row: WasteRow | Holders) -> tuple[str, ...]:
     sizes = row.saved_bytes, row.minimum_bytes, row.recompute_bytes, row.wasted_bytes
-    return tuple(size_in_words(size) for size in sizes)
+    return tuple(in_words(size) for size in sizes)
 
 
 def waste(model: nn.Module, example: Example) -> WasteReport:
@@ -140,7 +141,7 @@ def waste(model: nn.Module, example: Example) -> WasteReport:
     The model is measured as it is, with its ``requires_grad`` flags and in its modes, and is not rewritten;
     modes, buffers and random state are as before. Functional calls count like modules: what is needed goes
     by the operators in the graph. A model and an example on the meta device, or in ``FakeTensorMode``, are
-    measured without computing anything.
+    measured without computing anything; attention counts there as torch runs it there, which is not fused.
 
     Args:
         model: any; the loss is not part of it unless its ``forward`` computes it.
@@ -169,14 +170,16 @@ class Measured:
 
     Attributes:
         saved: bytes by the dotted name of the module that saved them first.
-        minimum_bytes: bytes that the gradients need, see :class:`WasteReport`.
-        activation_bytes: those of them that something else than the gradient of a weight matrix needs.
+        minimum_bytes: bytes that the gradients need, see :class:`WasteReport`; None where the output holds no
+            tensor to follow.
+        inexact_bytes: those of them that something else than the gradient of a weight matrix needs, which
+            could be kept in fewer bits.
         outputs: the leaves of the model's output.
     """
 
     saved: Counter[str]
-    minimum_bytes: int
-    activation_bytes: int
+    minimum_bytes: int | None
+    inexact_bytes: int
     outputs: list[Any]
 
 
@@ -185,6 +188,8 @@ def measure(model: nn.Module, example: Example, evaluating: Set[nn.Module]) -> M
     with undisturbed(model):
         train_except(model, evaluating)
         storages, outputs = _held(model, example)
+    if not any(isinstance(output, Tensor) for output in outputs):
+        return Measured(saved_by_module(model, example, evaluating), None, 0, outputs)
     saved: Counter[str] = Counter()
     for storage in storages:
         saved[storage.module] += storage.nbytes
