@@ -280,6 +280,25 @@ def test_the_report_says_what_the_minimum_is(build) -> None:
     assert channels.minimum_bytes is None
 
 
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3", "lite0"])
+def test_what_is_saved_is_within_5_percent_of_the_minimum(name: str) -> None:
+    make, batch, _ = _FORECASTS[name]
+    model = make()
+    for policy in ("bias", "norm", "last:2", "all"):
+        report = thawkit.freeze(model, policy, example=batch(2))
+        assert report.minimum_bytes <= report.saved_bytes <= 1.05 * report.minimum_bytes, policy
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardsigmoid])
+def test_activations_between_trainable_layers_save_next_to_nothing(kind: Any, inplace: bool) -> None:
+    """A mask is worth its bits where the stock layer saves its input and the next layer the result."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), kind(inplace=inplace), nn.Conv2d(4, 4, 1), nn.Flatten())
+    report = thawkit.freeze(model, "*.weight", example=torch.randn(2, 3, 8, 8))
+    assert report.minimum_bytes == 2 * 4 * 64 * 4
+    assert report.saved_bytes <= report.minimum_bytes * 33 / 32
+
+
 def test_no_exact_saving_is_said_plainly() -> None:
     for policy in ("bias", "norm"):
         report = thawkit.freeze(_vit(), policy, example=_images(2))

@@ -312,7 +312,8 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
         elif isinstance(module, nn.Dropout) or type(module) in transformer_layers.CLASSES:
             worthwhile = True  # decided at each forward, by what then needs a gradient
         else:
-            worthwhile = not _keeps_input(after for _, after in leaves[index + 1 :])
+            kept = _saves_result(module) and _keeps_input(after for _, after in leaves[index + 1 :])
+            worthwhile = not kept
         if worthwhile:
             rewritten.add(name)
             module.__class__ = new
@@ -322,6 +323,13 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
                 following = leaves[index + 1][1] if index + 1 < len(leaves) else None
                 module.folds = following in fixed and following.num_features == module.out_channels
     return rewritten
+
+
+def _saves_result(module: nn.Module) -> bool:
+    """Whether the stock form of an activation saves its result; a ReLU6 keeps its input, in place a copy."""
+    return isinstance(module, nn.ReLU) or (
+        isinstance(module, (nn.LeakyReLU, nn.RReLU, nn.Threshold)) and module.inplace
+    )
 
 
 def _keeps_input(following: Iterable[nn.Module]) -> bool:
