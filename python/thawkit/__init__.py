@@ -12,11 +12,17 @@ if TYPE_CHECKING:
     from thawkit import adapt, data, deploy, drift, frozen, losses, ops, recipes, select, tune
     from thawkit.errors import ThawkitError
     from thawkit.frozen import freeze, unfreeze
+    from thawkit.frozen.waste import waste
 
 __version__ = "0.1.0"
 
 _SUBMODULES = ("adapt", "data", "deploy", "drift", "frozen", "losses", "ops", "recipes", "select", "tune")
-_NAMES = {"freeze": "thawkit.frozen", "unfreeze": "thawkit.frozen", "ThawkitError": "thawkit.errors"}
+_NAMES = {
+    "freeze": "thawkit.frozen",
+    "unfreeze": "thawkit.frozen",
+    "waste": "thawkit.frozen",
+    "ThawkitError": "thawkit.errors",
+}
 
 __all__ = [
     "ThawkitError",
@@ -33,6 +39,7 @@ __all__ = [
     "select",
     "tune",
     "unfreeze",
+    "waste",
 ]
 
 

@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+import copy
+import pickle
+from collections.abc import Callable
+from typing import Any
+
 import pytest
+import timm
 import torch
+import torchvision
 import transformers
 from torch import Tensor, nn
 
 import thawkit
+from thawkit.errors import ThawkitError
+from thawkit.frozen.layers import FrozenBatchNorm
 from thawkit.frozen.measure import saved_by_module
+from thawkit.ops.frozen import onednn
 
 MIB = 2**20
 
@@ -107,7 +117,7 @@ def test_measuring_changes_nothing(build, training: bool, policy: str) -> None:
 
 def test_what_is_not_given_is_guessed_or_left_out(build) -> None:
     report = thawkit.freeze(build("lite0"), "bias")
-    assert report.example == "one blank 3x224x224 image"
+    assert report.example == "measured on one blank 3x224x224 image"
     assert report.example in str(report)
 
     for model in (
@@ -149,3 +159,203 @@ def test_table(build) -> None:
     assert lines[-1].startswith("Linear")
     table = [line for line in lines if line.startswith(("layer", "Conv2d", "ReLU", "Linear", "BatchNorm2d"))]
     assert len({len(line) for line in table}) == 1
+
+
+def _bert() -> nn.Module:
+    config = transformers.BertConfig(
+        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, vocab_size=20
+    )
+    return transformers.BertForSequenceClassification(config)
+
+
+def _vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(
+        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5
+    )
+
+
+def _images(count: int) -> Tensor:
+    return torch.zeros(count, 3, 32, 32)
+
+
+def _tokens(count: int) -> dict[str, Tensor]:
+    return {"input_ids": torch.arange(6).repeat(count, 1), "attention_mask": torch.ones(count, 6)}
+
+
+_FORECASTS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Any], tuple[str, ...]]] = {
+    "resnet50": (torchvision.models.resnet50, _images, ("bias", "channels:0.5")),
+    "mobilenet_v3": (torchvision.models.mobilenet_v3_small, _images, ("bias", "norm", "all")),
+    "lite0": (lambda: timm.create_model("tf_efficientnet_lite0"), _images, ("bias", "last:2")),
+    "vit": (_vit, _images, ("all", "bias", "lora:2")),
+    "bert": (_bert, _tokens, ("all", "head", "lora-fa:2")),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"), [(name, policy) for name, (_, _, some) in _FORECASTS.items() for policy in some]
+)
+def test_forecasts_are_what_a_step_saves(name: str, policy: str) -> None:
+    """Layer by layer, for batches smaller and larger than the example."""
+    make, batch, _ = _FORECASTS[name]
+    model = make()
+    report = thawkit.freeze(model, policy, example=batch(4))
+    assert report.forecast(4).saved_bytes == pytest.approx(report.saved_bytes, abs=64)
+    fixed = {module for module in model.modules() if isinstance(module, FrozenBatchNorm)}
+    for size in (3, 9):
+        forecast = report.forecast(size)
+        saved = saved_by_module(model, batch(size), fixed)
+        assert forecast.saved_bytes == pytest.approx(saved.total(), rel=0.02)
+        assert sum(forecast.by_module.values()) == forecast.saved_bytes
+        assert {name for name, nbytes in saved.items() if nbytes} <= forecast.by_module.keys()
+        for layer, nbytes in forecast.by_module.items():
+            assert nbytes == pytest.approx(saved[layer], rel=0.02, abs=16), layer
+
+
+def test_the_largest_batch(build) -> None:
+    model = build("resnet18")
+    report = thawkit.freeze(model, "bias", example=torch.zeros(1, 3, 64, 64))
+    resident = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    assert report.packed_bytes is not None
+    fixed = resident + 2 * report.packed_bytes + 3 * 4 * report.trainable
+    for size in (1, 7, 300):
+        room = fixed + report.forecast(size).saved_bytes
+        assert report.largest_batch(room + 1000) == size
+        assert report.largest_batch(room - 1000) == size - 1
+        assert report.largest_batch(room + 1000 - 2 * 4 * report.trainable, optimizer_states=0) == size
+    assert report.largest_batch(0) == 0
+
+
+def test_forecasts_outlive_copies_but_not_another_policy(build) -> None:
+    model = build("small_cnn")
+    images = torch.randn(4, 3, 8, 8)
+    report = thawkit.freeze(model, "bias", example=images)
+    unasked = copy.deepcopy(report)
+    expected = report.forecast(16)
+    for same in (copy.deepcopy(report), pickle.loads(pickle.dumps(report))):
+        assert same == report
+        assert same.forecast(16) == expected
+    with pytest.raises(ThawkitError, match="its model is gone or not as it was"):
+        unasked.forecast(16)
+    later = thawkit.freeze(model, "bias", example=images)
+    thawkit.unfreeze(model)
+    with pytest.raises(ThawkitError, match="its model is gone or not as it was"):
+        later.forecast(16)
+    assert report.forecast(16) == expected
+
+
+def test_forecasts_that_cannot_be() -> None:
+    layers = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Linear(4, 2))
+    with pytest.raises(ThawkitError, match="nothing was measured; freeze with example="):
+        thawkit.freeze(layers, "bias").forecast(2)
+    report = thawkit.freeze(layers, "bias", example=torch.zeros(5, 4))
+    for wrong in (0, 1.5):
+        with pytest.raises(ThawkitError, match="batch_size: expected an integer of at least 1"):
+            report.forecast(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ThawkitError, match="memory_bytes: expected 0 or more, got -1"):
+        report.largest_batch(-1)
+
+    class Pairs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+            self.head = nn.Linear(1, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = x * self.scale
+            return self.head((z @ z.t()).exp().sum((0, 1)).view(1, 1))
+
+    pairs = Pairs()
+    with pytest.raises(ThawkitError, match="does not grow with it"):
+        thawkit.freeze(pairs, "all", example=torch.zeros(200, 4)).forecast(2)
+
+
+def test_the_report_says_what_the_minimum_is(build) -> None:
+    report = thawkit.freeze(build("resnet18"), "norm", example=torch.zeros(2, 3, 64, 64))
+    assert report.minimum_bytes is not None
+    assert report.minimum_bytes <= report.saved_bytes <= 1.05 * report.minimum_bytes
+    assert not report.saves_nothing
+    assert "exact minimum without recomputation: " in str(report)
+    assert "act_bits" not in str(report)
+    channels = thawkit.freeze(build("resnet18"), "channels:0.5", example=torch.zeros(2, 3, 64, 64))
+    assert channels.minimum_bytes is None
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v3", "lite0"])
+def test_what_is_saved_is_within_5_percent_of_the_minimum(name: str) -> None:
+    make, batch, _ = _FORECASTS[name]
+    model = make()
+    for policy in ("bias", "norm", "last:2", "all"):
+        report = thawkit.freeze(model, policy, example=batch(2))
+        assert report.minimum_bytes <= report.saved_bytes <= 1.05 * report.minimum_bytes, policy
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("kind", [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Hardsigmoid])
+def test_activations_between_trainable_layers_save_next_to_nothing(kind: Any, inplace: bool) -> None:
+    """A mask is worth its bits where the stock layer saves its input and the next layer the result."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), kind(inplace=inplace), nn.Conv2d(4, 4, 1), nn.Flatten())
+    report = thawkit.freeze(model, "*.weight", example=torch.randn(2, 3, 8, 8))
+    assert report.minimum_bytes == 2 * 4 * 64 * 4
+    assert report.saved_bytes <= report.minimum_bytes * 33 / 32
+
+
+def test_no_exact_saving_is_said_plainly() -> None:
+    for policy in ("bias", "norm"):
+        report = thawkit.freeze(_vit(), policy, example=_images(2))
+        assert report.saves_nothing
+        assert report.saved_bytes == report.saved_bytes_before == report.minimum_bytes
+        assert "there is no exact saving for this recipe" in str(report)
+        assert "act_bits=8, 4 or 2" in str(report)
+    report = thawkit.freeze(_vit(), "all", example=_images(2))
+    assert not report.saves_nothing
+    assert "act_bits" not in str(report)
+    head = thawkit.freeze(_vit(), "head", example=_images(2))
+    assert "act_bits" not in str(head)  # only what the head's own gradient needs is saved
+
+
+@pytest.mark.skipif(not onednn.available(), reason="torch's oneDNN operators do not run here")
+def test_copies_of_frozen_weights_are_counted_and_dropped() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(16 * 36, 64),
+        nn.Linear(64, 2),
+    )
+    images = torch.randn(2, 3, 8, 8)
+    report = thawkit.freeze(model, "bias", example=images)
+    weights = 4 * (model[0].weight.numel() + model[4].weight.numel())
+    assert report.packed_bytes >= weights
+    assert "second copies of frozen weights, for speed: " in str(report)
+    assert thawkit.frozen.packed_bytes(model) == 0  # made when first needed
+    model(images)
+    assert thawkit.frozen.packed_bytes(model) == report.packed_bytes
+    model(images).sum().backward()
+    assert report.packed_bytes < thawkit.frozen.packed_bytes(model) <= 2 * report.packed_bytes
+    thawkit.unfreeze(model)
+    assert thawkit.frozen.packed_bytes(model) == 0
+    assert thawkit.freeze(model, "all", example=images).packed_bytes == 0
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # the switch itself says that
+def test_where_nothing_is_laid_out_anew_the_report_says_so() -> None:
+    onednn.available.cache_clear()
+    try:
+        with torch.backends.mkldnn.flags(enabled=False):
+            model = _vit()
+            report = thawkit.freeze(model, "bias", example=_images(2))
+            assert report.packed_bytes is None
+            assert "oneDNN operators do not run here" in str(report)
+            assert report.largest_batch(2**30) > 0
+            assert thawkit.freeze(model, "all", example=_images(2)).packed_bytes == 0
+    finally:
+        onednn.available.cache_clear()
+
+
+def test_batch_normalizations_that_move_are_noted(build) -> None:
+    images = torch.zeros(2, 3, 8, 8)
+    (note,) = thawkit.freeze(build("small_cnn"), "all", example=images).notes
+    assert note.startswith("2 batch normalizations go by the batch in training")
+    assert note.endswith(": 1, 4")
+    assert thawkit.freeze(build("small_cnn"), "norm", example=images).notes == ()

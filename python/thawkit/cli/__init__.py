@@ -15,7 +15,7 @@ from typing import NoReturn
 from thawkit import __version__
 from thawkit.errors import ThawkitError
 
-COMMANDS = ("demo", "train", "adapt", "export", "verify", "drift", "doctor")
+COMMANDS = ("demo", "train", "adapt", "export", "verify", "drift", "freeze-report", "doctor")
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"thawkit {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        module = importlib.import_module(f"thawkit.cli.{name}")
+        module = importlib.import_module(f"thawkit.cli.{name.replace('-', '_')}")
         sub = commands.add_parser(
             name,
             help=module.HELP,

@@ -72,6 +72,16 @@ def forget(module: nn.Module) -> None:
     _PACKED.pop(module, None)
 
 
+def folded_bytes(module: nn.Module) -> int:
+    """Bytes that the folded weight of a module takes, in all its layouts."""
+    fold = _FOLDS.get(module)
+    if fold is None:
+        return 0
+    return sum(t.numel() * t.element_size() for t in (fold.weight, fold.scale, fold.offset)) + (
+        fold.packed.nbytes()
+    )
+
+
 def put_off(conv: Any, x: Tensor) -> PendingConvolution | None:
     """What stands for ``conv(x)``; None where that will fail, which it should do where it is called."""
     if x.dim() != 4 or x.shape[1] != conv.in_channels:

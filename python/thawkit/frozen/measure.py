@@ -33,19 +33,19 @@ def saved_by_module(
     Returns:
         Bytes by the dotted name of the innermost module running at the time.
     """
-    known = {_address(t) for t in (*model.parameters(), *model.buffers(), *_tensors(example))}
+    known = existing(model, example)
     held: dict[int, tuple[str, torch.UntypedStorage]] = {}  # a kept storage's address is not used again
-    with _training(model, evaluating), running(model) as stack:
+    with undisturbed(model), running(model) as stack:
+        train_except(model, evaluating)
 
         def pack(tensor: Tensor) -> Tensor:
-            address = _address(tensor)
+            address = storage_key(tensor)
             if address not in known and address not in held:
                 held[address] = (stack[-1], tensor.untyped_storage())
             return tensor
 
-        hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
-        with _uncompiled(), torch.enable_grad(), hooks:
-            output = _call(model, example)
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = call_eagerly(model, example)
     if outputs is not None:
         outputs += tree_leaves(output)
     saved: Counter[str] = Counter()
@@ -54,10 +54,23 @@ def saved_by_module(
     return saved
 
 
-def _call(model: nn.Module, example: Example) -> Any:
-    if isinstance(example, Mapping):
-        return model(**example)
-    return model(*example) if isinstance(example, (tuple, list)) else model(example)
+def call_eagerly(model: nn.Module, example: Example) -> Any:
+    """Call the model with gradients recorded, also where it was compiled."""
+    with _uncompiled(), torch.enable_grad():
+        if isinstance(example, Mapping):
+            return model(**example)
+        return model(*example) if isinstance(example, (tuple, list)) else model(example)
+
+
+def train_except(model: nn.Module, evaluating: Set[nn.Module]) -> None:
+    """Put all modules but ``evaluating`` in training mode, and those in evaluation mode."""
+    for module in model.modules():
+        module.training = module not in evaluating  # not train(): overridden ones have side effects
+
+
+def existing(model: nn.Module, example: Example) -> set[int]:
+    """Keys of the storages that exist without any forward: parameters, buffers and the example."""
+    return {storage_key(t) for t in (*model.parameters(), *model.buffers(), *tensors_of(example))}
 
 
 def guess_example(model: nn.Module) -> Tensor | None:
@@ -76,13 +89,15 @@ def guess_example(model: nn.Module) -> Tensor | None:
     return stem.weight.new_zeros(1, stem.in_channels, height, width)
 
 
-def _tensors(example: Example) -> list[Tensor]:
+def tensors_of(example: Example) -> list[Tensor]:
+    """The tensors of an example, in order."""
     inputs = dict(example) if isinstance(example, Mapping) else example  # 🤗's BatchEncoding is no dict
     return [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
-def _address(tensor: Tensor) -> int:
-    return tensor.untyped_storage().data_ptr()
+def storage_key(tensor: Tensor) -> int:
+    """What tells a tensor's storage apart while it lives; fake and meta tensors have no address."""
+    return tensor.untyped_storage()._cdata
 
 
 def _uncompiled() -> AbstractContextManager[None]:
@@ -111,15 +126,13 @@ def running(model: nn.Module) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _training(model: nn.Module, evaluating: Set[nn.Module]) -> Iterator[None]:
-    """Put the modules in training mode, and put back modes, buffers and random state at the end."""
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Put back modes, buffers and random state at the end."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(list(devices)):
-            for module, _ in modes:
-                module.training = module not in evaluating  # not train(): overridden ones have side effects
             yield
     finally:
         for module, mode in modes:

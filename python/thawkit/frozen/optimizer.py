@@ -2,18 +2,19 @@
 
 An optimizer with weight decay that was given all parameters leaves the frozen ones alone only while their
 gradient is None; with a gradient left over from before freezing, or after ``zero_grad(set_to_none=False)``,
-it decays them. Give it the trainable ones.
+it decays them. Give it the trainable ones; :func:`check_optimizer` says where that was forgotten.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from thawkit.errors import ThawkitError
+from thawkit.errors import ThawkitError, ThawkitWarning
 
 
 def trainable_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -57,3 +58,38 @@ def update_optimizer(optimizer: torch.optim.Optimizer, groups: Iterable[Mapping[
     kept = {id(parameter) for now in parameters for parameter in now}
     for parameter in [p for p in optimizer.state if id(p) not in kept]:
         del optimizer.state[parameter]
+
+
+def check_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Warn where an optimizer moves what a frozen model holds fixed, or does not move what trains.
+
+    Frozen tensors move if a gradient is left over from before and the optimizer decays them or steps on it:
+    with ``channels:0.5`` that is the whole weight, also the entries that do not train. What trains is not
+    moved by an optimizer made before :func:`thawkit.freeze`, which has never seen adapters and channels.
+
+    Args:
+        model: frozen.
+        optimizer: made for it.
+    """
+    decays = {
+        id(p): group.get("weight_decay", 0) for group in optimizer.param_groups for p in group["params"]
+    }
+    named = dict(model.named_parameters())
+    moved = [n for n, p in named.items() if not p.requires_grad and p.grad is not None and id(p) in decays]
+    if moved:
+        decayed = sum(decays[id(named[name])] != 0 for name in moved)
+        _warn(
+            f"optimizer: {len(moved)} tensors that do not train have a gradient left over and would move"
+            f"{f', {decayed} of them by weight decay as well' if decayed else ''}, as {moved[0]!r}"
+        )
+    missed = [name for name, p in named.items() if p.requires_grad and id(p) not in decays]
+    if missed:
+        _warn(f"optimizer: {len(missed)} tensors that train are not in it, as {missed[0]!r}")
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(
+        f"{problem}; give it thawkit.frozen.parameter_groups(model, weight_decay)",
+        ThawkitWarning,
+        stacklevel=3,
+    )

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
 
 from torch import nn
 
+from thawkit.errors import ThawkitError
+from thawkit.frozen.forecast import Forecast, Forecaster
 from thawkit.frozen.layers import Rewritten
 from thawkit.frozen.structure import is_leaf, is_norm_layer
+from thawkit.frozen.table import aligned, in_words
 
 _NAMED = 6  # how many of the modules left as they were the table names
+_SAME = 0.98  # what is not less than that share of the bytes is no saving
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,16 @@ class FreezeReport:
         saved_bytes: the same, rewritten.
         eager: names and bytes of the modules left in stock form that save something although nothing of
             their own trains, largest first; empty if not measured.
-        notes: layers that the policy means and cannot reach, in words.
+        notes: in words, layers that the policy means and cannot reach, parameters that no gradient reaches,
+            and what else costs without being asked for.
+        minimum_bytes: bytes that the gradients need without recomputation, see
+            :class:`thawkit.frozen.WasteReport`; None if not measured, and where channels of weights train.
+        inexact_bytes: those of them that something else than the gradient of a weight matrix needs:
+            normalizations, GELU, attention. Fewer bits an element would be inexact.
+        packed_bytes: bytes of the second copies of frozen weights, folded and laid out for speed, after a
+            forward of the example; a backward pass at most doubles them. They are made when first needed and
+            dropped by ``unfreeze``; :func:`thawkit.frozen.packed_bytes` says what they take at the moment.
+            None on machines where this gains nothing, and where nothing is laid out therefore.
     """
 
     train: str
@@ -65,6 +79,58 @@ class FreezeReport:
     saved_bytes: int | None
     eager: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = ()
+    minimum_bytes: int | None = None
+    inexact_bytes: int = 0
+    packed_bytes: int | None = 0
+    _forecaster: Forecaster | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def saves_nothing(self) -> bool:
+        """Whether the recipe needs what the stock model saves, so that there is nothing to save exactly."""
+        if None in (self.saved_bytes, self.saved_bytes_before, self.minimum_bytes):
+            return False
+        needed = min(self.saved_bytes or 0, self.minimum_bytes or 0)
+        return needed >= _SAME * (self.saved_bytes_before or 0) > 0
+
+    def forecast(self, batch_size: int) -> Forecast:
+        """Forecast what a training step with a batch of another size saves, module by module.
+
+        The first call runs the model on the example cut down, or repeated, to batches of 2 and 3; every
+        tensor with the example's batch in its first dimension counts as part of the batch. The lines through
+        the bytes are held against the report's own measurement.
+
+        Raises:
+            ThawkitError: nothing was measured, the model is gone or frozen otherwise by now, or the bytes do
+                not grow with the batch, as where the batch is not the first dimension.
+        """
+        return self._source().forecast(batch_size)
+
+    def largest_batch(self, memory_bytes: int, *, optimizer_states: int = 2) -> int:
+        """Size of the largest batch whose training step fits in so much memory; 0 if none does.
+
+        Counts parameters and buffers, second copies of frozen weights, gradients and optimizer states of what
+        trains, and what autograd saves. Buffers that live only while one layer runs, the batch itself and
+        the program do not count: leave room for them.
+
+        Args:
+            memory_bytes: for the model and a step.
+            optimizer_states: numbers that the optimizer keeps for each one that trains: 2 for Adam, 1 for SGD
+                with momentum.
+
+        Raises:
+            ThawkitError: as :meth:`forecast`, or nothing that is saved grows with the batch.
+        """
+        return self._source().largest_batch(memory_bytes, optimizer_states)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything measured, JSON-able."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
+        return {**values, "rows": [asdict(row) for row in self.rows], "saves_nothing": self.saves_nothing}
+
+    def _source(self) -> Forecaster:
+        if self._forecaster is None:
+            raise ThawkitError("report: nothing was measured; freeze with example= to forecast")
+        return self._forecaster
 
     def __str__(self) -> str:
         lines = [
@@ -77,15 +143,35 @@ class FreezeReport:
             lines.append("bytes saved for backward: not measured; pass example= to measure")
         else:
             lines.append(
-                f"saved for backward: {_size(self.saved_bytes_before)} -> {_size(self.saved_bytes)}"
-                f"{_ratio(self.saved_bytes_before, self.saved_bytes)}, measured on {self.example}"
+                f"saved for backward: {in_words(self.saved_bytes_before)} -> {in_words(self.saved_bytes)}"
+                f"{_ratio(self.saved_bytes_before, self.saved_bytes)}, {self.example}"
             )
+        lines += self._remarks()
         lines += ["", *self._table()]
         if self.eager and self.trainable < self.total:
-            named = ", ".join(f"{name} ({_size(size)})" for name, size in self.eager[:_NAMED])
+            named = ", ".join(f"{name} ({in_words(size)})" for name, size in self.eager[:_NAMED])
             more = len(self.eager) - _NAMED
             lines += ["", f"left as eager: {named}" + (f" and {more} more" if more > 0 else "")]
         return "\n".join([*lines, *self.notes])
+
+    def _remarks(self) -> list[str]:
+        lines = []
+        if self.minimum_bytes is not None:
+            lines.append(f"exact minimum without recomputation: {in_words(self.minimum_bytes)}")
+        if self.saves_nothing and self.inexact_bytes > (self.minimum_bytes or 0) / 2:
+            lines.append(
+                "there is no exact saving for this recipe: its normalizations, activations and attention "
+                f"need {in_words(self.inexact_bytes)} as they are; act_bits=8, 4 or 2 keeps that in fewer "
+                "bits, with gradients that are no longer exact"
+            )
+        if self.packed_bytes is None:
+            lines.append("frozen weights are not laid out anew: torch's oneDNN operators do not run here")
+        elif self.packed_bytes:
+            lines.append(
+                f"second copies of frozen weights, for speed: {in_words(self.packed_bytes)} in a forward, at "
+                "most twice that in training"
+            )
+        return lines
 
     def _table(self) -> list[str]:
         header = ("layer", "count", "rewritten", "trainable", "before", "now")
@@ -95,24 +181,40 @@ class FreezeReport:
                 f"{row.modules}",
                 f"{row.rewritten or ''}",
                 f"{row.trainable:,}" if row.trainable else "",
-                _size(row.saved_bytes_before),
-                _size(row.saved_bytes),
+                in_words(row.saved_bytes_before),
+                in_words(row.saved_bytes),
             )
             for row in self.rows
         ]
-        widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
-        aligned = "  ".join([f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])])
-        return [aligned.format(*line) for line in [header, *cells]]
-
-
-def _size(size: int | None) -> str:
-    if size is None:
-        return ""
-    return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB" if size else "0"
+        return aligned([header, *cells], left=1)
 
 
 def _ratio(before: int, after: int) -> str:
     return f" ({before / after:.1f}x less)" if 0 < after < before else ""
+
+
+def extrapolated(reports: Sequence[FreezeReport], sizes: Sequence[int], size: int) -> FreezeReport:
+    """The report for a batch of ``size``, from two of one model and policy for batches of two ``sizes``."""
+    first, second = reports
+
+    def at(a: int | None, b: int | None) -> int | None:
+        if a is None or b is None:
+            return None
+        return max(0, round(a + (b - a) / (sizes[1] - sizes[0]) * (size - sizes[0])))
+
+    def both(a: object, b: object, *names: str) -> dict[str, Any]:
+        return {name: at(getattr(a, name), getattr(b, name)) for name in names}
+
+    rows = {row.kind: row for row in second.rows}
+    named = dict(second.eager)
+    counted = ("saved_bytes_before", "saved_bytes")
+    return replace(
+        first,
+        rows=tuple(replace(row, **both(row, rows.get(row.kind, row), *counted)) for row in first.rows),
+        eager=tuple((name, at(nbytes, named.get(name, nbytes)) or 0) for name, nbytes in first.eager),
+        example=f"forecast for a batch of {size}",
+        **both(first, second, *counted, "minimum_bytes", "inexact_bytes"),
+    )
 
 
 def make_report(
@@ -124,8 +226,12 @@ def make_report(
     before: Counter[str] | None,
     after: Counter[str] | None,
     notes: Sequence[str] = (),
+    **others: Any,
 ) -> FreezeReport:
-    """Gather the report from a frozen model and the saved bytes by module name, None where not measured."""
+    """Gather the report from a frozen model and the saved bytes by module name, None where not measured.
+
+    ``others`` are attributes of the report as they are.
+    """
     counts: dict[str, Counter[str]] = {}
     eager: Counter[str] = Counter()
     for name, module in model.named_modules():
@@ -160,6 +266,7 @@ def make_report(
         saved_bytes=None if after is None else after.total(),
         eager=tuple(eager.most_common()),
         notes=tuple(notes),
+        **others,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from thawkit.frozen import (
     channels,
     functional,
     lora,
+    packs,
     pool_layers,
     transformer_layers,
     transposed_layers,
@@ -28,7 +28,7 @@ from thawkit.frozen.extension import (
     leave_fast_paths,
     restore_fast_path,
 )
-from thawkit.frozen.folded import forget
+from thawkit.frozen.forecast import Forecaster
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
 from thawkit.frozen.measure import Example, guess_example, saved_by_module
 from thawkit.frozen.policy import Plan, parameter_names
@@ -36,6 +36,7 @@ from thawkit.frozen.reach import unreached
 from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.schedule import Schedule, Stages, make_stages
 from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
+from thawkit.frozen.waste import Measured, measure
 
 _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every parameter as it was
 _STAGES = "_thawkit_stages"  # set on a model of which other parts train by epoch
@@ -138,20 +139,38 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeRepor
     fixed = set() if everything else _fixed_statistics(model)
     for name, settings in plan.lora.items():
         lora.attach(model.get_submodule(name), name, settings)
-    outputs: list[Any] = []
-    with in_stock_form(), functional.callers(model) as callers:
-        before, words = _measure(model, example, fixed, outputs)
+    batch, words = (example, "measured on the example") if example is not None else _guess(model)
+    before: Measured | None = None
+    callers = {""}  # without an example, any function that the model calls
+    try:
+        if batch is not None:
+            with in_stock_form(), functional.callers(model) as seen:
+                before = measure(model, batch, fixed)
+            callers = seen
+    except Exception:  # the model takes something else: whatever it raises, the guess was wrong and not it
+        if example is not None:
+            raise
+        batch, words = None, ""
     for name, choice in plan.channels.items():
         channels.attach(model.get_submodule(name), choice)
     leave_fast_paths(model)
     rewritten = _rewrite(model, fixed) | plan.channels.keys() | plan.lora.keys()
     if not everything:
-        for name in callers if words else {""}:
+        for name in callers:
             functional.watch(model.get_submodule(name))
-    outputs = []
-    after = _measure(model, example, fixed, outputs)[0]
-    notes = [*plan.notes, *_unreached(model, outputs)]
-    return make_report(model, plan.words, len(fixed), rewritten, words, before, after, notes)
+    outputs: list[Any] = []
+    after = None if batch is None else saved_by_module(model, batch, fixed, outputs)
+    notes = [*plan.notes, *_unreached(model, outputs), *_by_the_batch(model)]
+    packed = packs.packed_bytes(model)
+    others: dict[str, Any] = {"packed_bytes": None if packs.unavailable(model) else packed}
+    if before is not None and batch is not None and after is not None:
+        others["minimum_bytes"] = None if plan.channels else before.minimum_bytes
+        others["inexact_bytes"] = before.inexact_bytes
+        others["_forecaster"] = Forecaster(model, batch, after, packed)
+    for module in model.modules():
+        packs.forget(module)  # their layouts may suit the example only
+    saved = None if before is None else before.saved
+    return make_report(model, plan.words, len(fixed), rewritten, words, saved, after, notes, **others)
 
 
 def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
@@ -177,8 +196,7 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
                 module.training = vars(module).pop("thawed_training")
             vars(module).pop("folds", None)
             vars(module).pop("kept", None)
-            forget(module)
-            transformer_layers.forget(module)
+            packs.forget(module)
             functional.release(module)
             if isinstance(module, Extended):
                 module.detach(merge)
@@ -255,20 +273,30 @@ def _unreached(model: nn.Module, outputs: list[Any]) -> list[str]:
     return [f"no gradient reaches {', '.join(names[:3])}{more}"]
 
 
-def _measure(
-    model: nn.Module, example: Example | None, fixed: set[nn.Module], outputs: list[Any]
-) -> tuple[Counter[str] | None, str]:
-    """Bytes saved by module and what they were measured on; ``(None, "")`` where no example can be made."""
-    if example is not None:
-        return saved_by_module(model, example, fixed, outputs), "the example"
+def _guess(model: nn.Module) -> tuple[Example | None, str]:
+    """A batch to measure on and what it is; ``(None, "")`` where none can be made."""
     guess = guess_example(model)
     if guess is None:
         return None, ""
-    try:
-        saved = saved_by_module(model, guess, fixed, outputs)
-    except Exception:  # the model takes something else: whatever it raises, the guess was wrong and not it
-        return None, ""
-    return saved, f"one blank {'x'.join(map(str, guess.shape[1:]))} image"
+    return guess, f"measured on one blank {'x'.join(map(str, guess.shape[1:]))} image"
+
+
+def _by_the_batch(model: nn.Module) -> list[str]:
+    """Say which batch normalizations among what trains go by the batch in training."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is not None
+        and not isinstance(module, FrozenBatchNorm)
+    ]
+    if not names:
+        return []
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return [
+        f"{len(names)} batch normalizations go by the batch in training, which saves their input and moves "
+        f"their statistics: {', '.join(names[:3])}{more}"
+    ]
 
 
 def _classes() -> dict[type[nn.Module], type[Rewritten]]:
@@ -312,7 +340,7 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
         elif isinstance(module, nn.Dropout) or type(module) in always:
             worthwhile = True
         else:
-            kept = _keeps_input(after for _, after in leaves[index + 1 :])
+            kept = _saves_result(module) and _keeps_input(after for _, after in leaves[index + 1 :])
             # one that saves its result can still be computed with what comes before it
             worthwhile = not kept or hasattr(new, "kept")
         if worthwhile:
@@ -327,6 +355,13 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
                 following = leaves[index + 1][1] if index + 1 < len(leaves) else None
                 module.folds = following in fixed and following.num_features == module.out_channels
     return rewritten
+
+
+def _saves_result(module: nn.Module) -> bool:
+    """Whether the stock form of an activation saves its result; a ReLU6 keeps its input, in place a copy."""
+    return isinstance(module, nn.ReLU) or (
+        isinstance(module, (nn.LeakyReLU, nn.RReLU, nn.Threshold)) and module.inplace
+    )
 
 
 def _keeps_input(following: Iterable[nn.Module]) -> bool:

@@ -140,6 +140,12 @@ def product(
     return linear(x, weight, bias, packed, transposed=transposed)
 
 
+def laid_out_bytes(module: nn.Module) -> int:
+    """Bytes that the layouts of a module's frozen weight take."""
+    packed = _PACKED.get(module)
+    return 0 if packed is None else packed.nbytes()
+
+
 def forget(module: nn.Module) -> None:
     """Drop the packed weight of a module."""
     _PACKED.pop(module, None)
