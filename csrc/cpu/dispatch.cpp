@@ -14,7 +14,8 @@ namespace {
         isa::permutation_workspace, isa::permutation_sums, isa::subsets, isa::top_k_workspace, isa::top_k,  \
         isa::margin_workspace, isa::margin, isa::sigmoid_focal, isa::softmax_focal_workspace,               \
         isa::softmax_focal, isa::pack, isa::masked, isa::channel_sum_workspace, isa::channel_sum,           \
-        isa::max_pool_workspace, isa::max_pool, isa::max_pool_backward, isa::fma_peak                       \
+        isa::max_pool_workspace, isa::max_pool, isa::max_pool_backward, isa::quantize, isa::dequantize,     \
+        isa::fma_peak                                                                                       \
   }
 
 const char* problem = "";

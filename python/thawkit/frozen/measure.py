@@ -54,6 +54,13 @@ def saved_by_module(
     return saved
 
 
+@contextmanager
+def trial(model: nn.Module, example: Example, evaluating: Set[nn.Module]) -> Iterator[Any]:
+    """Run the same forward and yield its output, for a backward pass inside the block."""
+    with _training(model, evaluating), _uncompiled(), torch.enable_grad():
+        yield _call(model, example)
+
+
 def _call(model: nn.Module, example: Example) -> Any:
     if isinstance(example, Mapping):
         return model(**example)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from thawkit.frozen.fidelity import Fidelity
 from thawkit.frozen.layers import Rewritten
 from thawkit.frozen.structure import is_leaf, is_norm_layer
 
@@ -53,6 +54,7 @@ class FreezeReport:
         eager: names and bytes of the modules left in stock form that save something although nothing of
             their own trains, largest first; empty if not measured.
         notes: layers that the policy means and cannot reach, in words.
+        fidelity: of a lossy freeze (``act_bits``), how near its gradient is to the exact one; else None.
     """
 
     train: str
@@ -65,6 +67,7 @@ class FreezeReport:
     saved_bytes: int | None
     eager: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = ()
+    fidelity: Fidelity | None = None
 
     def __str__(self) -> str:
         lines = [
@@ -80,6 +83,8 @@ class FreezeReport:
                 f"saved for backward: {_size(self.saved_bytes_before)} -> {_size(self.saved_bytes)}"
                 f"{_ratio(self.saved_bytes_before, self.saved_bytes)}, measured on {self.example}"
             )
+        if self.fidelity is not None:
+            lines += str(self.fidelity).splitlines()
         lines += ["", *self._table()]
         if self.eager and self.trainable < self.total:
             named = ", ".join(f"{name} ({_size(size)})" for name, size in self.eager[:_NAMED])
@@ -124,6 +129,7 @@ def make_report(
     before: Counter[str] | None,
     after: Counter[str] | None,
     notes: Sequence[str] = (),
+    fidelity: Fidelity | None = None,
 ) -> FreezeReport:
     """Gather the report from a frozen model and the saved bytes by module name, None where not measured."""
     counts: dict[str, Counter[str]] = {}
@@ -160,6 +166,7 @@ def make_report(
         saved_bytes=None if after is None else after.total(),
         eager=tuple(eager.most_common()),
         notes=tuple(notes),
+        fidelity=fidelity,
     )
 
 
