@@ -43,5 +43,5 @@ __all__ = [
 ]
 
 BACKENDS = dict.fromkeys(
-    ("packed_relu", "masked_channel_sums", "packed_max_pool", "packed_dropout"), tuple(KERNELS)
+    ("packed_relu", "masked_channel_sums", "packed_max_pool", "packed_dropout", "quantize"), tuple(KERNELS)
 )
