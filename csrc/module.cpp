@@ -355,6 +355,24 @@ MaxPoolArgs max_pool_args(Pointer x, Pointer y, Pointer codes, int64_t batch, in
           threads};
 }
 
+QuantizeArgs quantize_args(Pointer x, Pointer codes, Pointer numbers, int64_t n, int bits, int dtype,
+                           int threads) {
+  return {
+      as<const void>(x), as<uint8_t>(codes), as<float>(numbers), n, bits, static_cast<Dtype>(dtype), threads};
+}
+
+DequantizeArgs dequantize_args(Pointer codes, Pointer numbers, Pointer g, Pointer y, int64_t n, int bits,
+                               int dtype, int threads) {
+  return {as<const uint8_t>(codes),
+          as<const float>(numbers),
+          as<const void>(g),
+          as<void>(y),
+          n,
+          bits,
+          static_cast<Dtype>(dtype),
+          threads};
+}
+
 // Python sees the fields of the struct that `make` fills, in order; on CUDA a stream follows them.
 template <class Args, class... Fields, class Call>
 void define(py::module_& m, const char* name, Args (*make)(Fields...), Call call) {
@@ -454,6 +472,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define(m, "max_pool_workspace", max_pool_args,
          [](const MaxPoolArgs& a) { return kernels().max_pool_workspace(a); });
   define(m, "max_pool_backward", max_pool_args, [](const MaxPoolArgs& a) { kernels().max_pool_backward(a); });
+  define(m, "quantize", quantize_args, [](const QuantizeArgs& a) { kernels().quantize(a); });
+  define(m, "dequantize", dequantize_args, [](const DequantizeArgs& a) { kernels().dequantize(a); });
 
 #ifdef THAWKIT_HAS_CUDA
   m.attr("has_cuda") = true;
@@ -468,6 +488,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define_cuda(m, "channel_affine_backward_cuda", channel_affine_args, cuda::channel_affine_backward);
   define_cuda(m, "max_pool_cuda", max_pool_args, cuda::max_pool);
   define_cuda(m, "max_pool_backward_cuda", max_pool_args, cuda::max_pool_backward);
+  define_cuda(m, "quantize_cuda", quantize_args, cuda::quantize);
+  define_cuda(m, "dequantize_cuda", dequantize_args, cuda::dequantize);
 #else
   m.attr("has_cuda") = false;
 #endif

@@ -15,7 +15,8 @@ namespace {
         isa::margin_workspace, isa::margin, isa::sigmoid_focal, isa::softmax_focal_workspace,               \
         isa::softmax_focal, isa::pack, isa::masked, isa::channel_sum_workspace, isa::channel_sum,           \
         isa::channel_affine_workspace, isa::channel_affine, isa::channel_affine_backward,                   \
-        isa::max_pool_workspace, isa::max_pool, isa::max_pool_backward, isa::fma_peak                       \
+        isa::max_pool_workspace, isa::max_pool, isa::max_pool_backward, isa::quantize, isa::dequantize,     \
+        isa::fma_peak                                                                                       \
   }
 
 const char* problem = "";

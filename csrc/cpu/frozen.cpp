@@ -3,6 +3,7 @@
 #include "cpu/channel_sum.h"
 #include "cpu/max_pool.h"
 #include "cpu/pack.h"
+#include "cpu/quantize.h"
 
 namespace thawkit {
 namespace THAWKIT_ISA {
@@ -92,6 +93,28 @@ void max_pool_backward(const MaxPoolArgs& a) {
       return unpool<bfloat16>(a);
     case Dtype::kFloat16:
       return unpool<float16>(a);
+  }
+}
+
+void quantize(const QuantizeArgs& a) {
+  switch (a.dtype) {
+    case Dtype::kFloat32:
+      return quantize_by_bits<float>(a);
+    case Dtype::kBFloat16:
+      return quantize_by_bits<bfloat16>(a);
+    case Dtype::kFloat16:
+      return quantize_by_bits<float16>(a);
+  }
+}
+
+void dequantize(const DequantizeArgs& a) {
+  switch (a.dtype) {
+    case Dtype::kFloat32:
+      return dequantize_by_bits<float>(a);
+    case Dtype::kBFloat16:
+      return dequantize_by_bits<bfloat16>(a);
+    case Dtype::kFloat16:
+      return dequantize_by_bits<float16>(a);
   }
 }
 

@@ -401,6 +401,29 @@ struct MaxPoolArgs {
   int threads;
 };
 
+// Values rounded to 8, 4 or 2 bits in groups of neighbours, code i in the bits from i * bits on; what they
+// stand for, see common/quantize.h. A group that holds a number that is not finite comes back as NaN.
+struct QuantizeArgs {
+  const void* x;
+  uint8_t* codes;  // [ceil(n * bits / 8)]
+  float* numbers;  // of each group: lowest level and step, or (2 bits) four levels
+  int64_t n;
+  int bits;
+  Dtype dtype;
+  int threads;
+};
+
+struct DequantizeArgs {
+  const uint8_t* codes;
+  const float* numbers;
+  const void* g;  // null, or what the values are to be multiplied by
+  void* y;        // may be g
+  int64_t n;
+  int bits;
+  Dtype dtype;
+  int threads;
+};
+
 struct Kernels {
   const char* isa;
   int lanes;
@@ -433,6 +456,8 @@ struct Kernels {
   int64_t (*max_pool_workspace)(const MaxPoolArgs&);  // bytes
   void (*max_pool)(const MaxPoolArgs&);
   void (*max_pool_backward)(const MaxPoolArgs&);
+  void (*quantize)(const QuantizeArgs&);
+  void (*dequantize)(const DequantizeArgs&);
   double (*fma_peak)(int threads, double seconds, Operands operand);  // FLOP/s of multiply-adds in registers
 };
 
@@ -468,6 +493,8 @@ struct Kernels {
   int64_t max_pool_workspace(const MaxPoolArgs&);                 \
   void max_pool(const MaxPoolArgs&);                              \
   void max_pool_backward(const MaxPoolArgs&);                     \
+  void quantize(const QuantizeArgs&);                             \
+  void dequantize(const DequantizeArgs&);                         \
   double fma_peak(int threads, double seconds, Operands operand); \
   }
 

@@ -31,6 +31,8 @@ const char* channel_affine(const ChannelAffineArgs& args, void* stream);
 const char* channel_affine_backward(const ChannelAffineArgs& args, void* stream);
 const char* max_pool(const MaxPoolArgs& args, void* stream);
 const char* max_pool_backward(const MaxPoolArgs& args, void* stream);
+const char* quantize(const QuantizeArgs& args, void* stream);
+const char* dequantize(const DequantizeArgs& args, void* stream);
 int runtime_version();
 int device_count();  // -1 where the driver says no
 

@@ -1,8 +1,8 @@
 """Training part of a model, at the cost of that part.
 
 :func:`freeze` says what trains and rewrites the rest in place so that it saves no more than needed for the
-backward pass; :func:`unfreeze` undoes it. Exact: values and gradients are the stock model's. :func:`waste`
-measures a model as it is.
+backward pass; :func:`unfreeze` undoes it. Exact: values and gradients are the stock model's, unless
+``act_bits`` asks for lossy saving. :func:`waste` measures a model as it is.
 """
 
 from __future__ import annotations

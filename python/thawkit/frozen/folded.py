@@ -73,13 +73,13 @@ def forget(module: nn.Module) -> None:
 
 
 def folded_bytes(module: nn.Module) -> int:
-    """Bytes that the folded weight of a module takes, in all its layouts."""
-    fold = _FOLDS.get(module)
-    if fold is None:
-        return 0
-    return sum(t.numel() * t.element_size() for t in (fold.weight, fold.scale, fold.offset)) + (
-        fold.packed.nbytes()
-    )
+    """Bytes that the folded and packed weights of a module take, in all their layouts."""
+    alone, fold = _PACKED.get(module), _FOLDS.get(module)
+    size = 0 if alone is None else alone.nbytes()
+    if fold is not None:
+        folded = fold.weight, fold.scale, fold.offset
+        size += fold.packed.nbytes() + sum(t.numel() * t.element_size() for t in folded)
+    return size
 
 
 def put_off(conv: Any, x: Tensor) -> PendingConvolution | None:

@@ -73,6 +73,14 @@ def existing(model: nn.Module, example: Example) -> set[int]:
     return {storage_key(t) for t in (*model.parameters(), *model.buffers(), *tensors_of(example))}
 
 
+@contextmanager
+def trial(model: nn.Module, example: Example, evaluating: Set[nn.Module]) -> Iterator[Any]:
+    """Run the same forward and yield its output, for a backward pass inside the block."""
+    with undisturbed(model):
+        train_except(model, evaluating)
+        yield call_eagerly(model, example)
+
+
 def guess_example(model: nn.Module) -> Tensor | None:
     """Make one blank image for a model whose first convolution is 2-d; None for any other.
 

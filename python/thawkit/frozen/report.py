@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from thawkit.errors import ThawkitError
+from thawkit.frozen.fidelity import Fidelity
 from thawkit.frozen.forecast import Forecast, Forecaster
 from thawkit.frozen.layers import Rewritten
 from thawkit.frozen.structure import is_leaf, is_norm_layer
@@ -67,6 +68,7 @@ class FreezeReport:
             forward of the example; a backward pass at most doubles them. They are made when first needed and
             dropped by ``unfreeze``; :func:`thawkit.frozen.packed_bytes` says what they take at the moment.
             None on machines where this gains nothing, and where nothing is laid out therefore.
+        fidelity: of a lossy freeze (``act_bits``), how near its gradient is to the exact one; else None.
     """
 
     train: str
@@ -82,6 +84,7 @@ class FreezeReport:
     minimum_bytes: int | None = None
     inexact_bytes: int = 0
     packed_bytes: int | None = 0
+    fidelity: Fidelity | None = None
     _forecaster: Forecaster | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -147,6 +150,8 @@ class FreezeReport:
                 f"{_ratio(self.saved_bytes_before, self.saved_bytes)}, {self.example}"
             )
         lines += self._remarks()
+        if self.fidelity is not None:
+            lines += str(self.fidelity).splitlines()
         lines += ["", *self._table()]
         if self.eager and self.trainable < self.total:
             named = ", ".join(f"{name} ({in_words(size)})" for name, size in self.eager[:_NAMED])

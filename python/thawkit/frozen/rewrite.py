@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -17,6 +17,7 @@ from thawkit.frozen import (
     channels,
     functional,
     lora,
+    lossy_layers,
     packs,
     pool_layers,
     transformer_layers,
@@ -28,6 +29,7 @@ from thawkit.frozen.extension import (
     leave_fast_paths,
     restore_fast_path,
 )
+from thawkit.frozen.fidelity import measure_fidelity
 from thawkit.frozen.forecast import Forecaster
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
 from thawkit.frozen.measure import Example, guess_example, saved_by_module
@@ -37,12 +39,19 @@ from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.schedule import Schedule, Stages, make_stages
 from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
 from thawkit.frozen.waste import Measured, measure
+from thawkit.ops.frozen.lossy import bits_of
 
 _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every parameter as it was
 _STAGES = "_thawkit_stages"  # set on a model of which other parts train by epoch
 
 
-def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | None = None) -> FreezeReport:
+def freeze(
+    model: nn.Module,
+    train: Schedule = "head",
+    *,
+    example: Example | None = None,
+    act_bits: int | None = None,
+) -> FreezeReport:
     """Let only part of a model train, and save no more for the backward pass than that part needs.
 
     Sets ``requires_grad`` on every parameter and swaps the classes of convolutions, batch normalizations,
@@ -66,15 +75,22 @@ def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | Non
         example: a batch to measure the saved bytes on, as the model takes it: a tensor, a tuple of
             arguments, or a mapping of keyword arguments. Without one, a model that starts with a 2-d
             convolution is measured on one blank image of the size it was built for.
+        act_bits: lossy, if given: what must still be saved is rounded. Derivatives of smooth activations
+            take 8, 4 or 2 bits, inputs of trainable convolutions and linear layers and of normalizations
+            twice as many, at most 8. Values stay as they were; gradients come near them, and the report says
+            how near on ``example``, at the cost of two backward passes.
 
     Returns:
         The report; print it.
 
     Raises:
-        ThawkitError: ``train`` is no policy or selects nothing, or ``model`` is part of a frozen model.
+        ThawkitError: ``train`` is no policy or selects nothing, ``act_bits`` is not 8, 4 or 2, or ``model``
+            is part of a frozen model.
     """
     if not isinstance(model, nn.Module):
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if act_bits is not None:
+        bits_of(act_bits)
     model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
     stages = make_stages(model, train)
     if any(isinstance(module, Extended) for module in model.modules()):
@@ -85,7 +101,7 @@ def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | Non
         raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
     setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
     try:
-        report = _apply(model, stages.plan(0), example)
+        report = _apply(model, stages.plan(0), example, act_bits)
     except Exception:
         unfreeze(model)
         raise
@@ -120,18 +136,18 @@ def set_epoch(model: nn.Module, epoch: int, *, example: Example | None = None) -
     stages: Stages | None = vars(model).get(_STAGES)
     if stages is None or stages.at(epoch) == stages.current:
         return None
-    flags = vars(model)[_RECORD]
+    flags, act_bits = vars(model)[_RECORD], vars(model).get(lossy_layers.BITS)
     unfreeze(model)
     setattr(model, _RECORD, flags)
     setattr(model, _STAGES, Stages(stages.plans, stages.at(epoch)))
-    report = _apply(model, stages.plan(epoch), example)
+    report = _apply(model, stages.plan(epoch), example, act_bits)
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.grad = None
     return report
 
 
-def _apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeReport:
+def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int | None) -> FreezeReport:
     """Carry out a plan on a model whose flags are on record and that is in stock form otherwise."""
     everything = plan.names == set(parameter_names(model))
     sliced = {f"{name}.weight" if name else "weight" for name in plan.channels}
@@ -154,7 +170,7 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeRepor
     for name, choice in plan.channels.items():
         channels.attach(model.get_submodule(name), choice)
     leave_fast_paths(model)
-    rewritten = _rewrite(model, fixed) | plan.channels.keys() | plan.lora.keys()
+    rewritten = _rewrite(model, fixed, act_bits) | plan.channels.keys() | plan.lora.keys()
     if not everything:
         for name in callers:
             functional.watch(model.get_submodule(name))
@@ -167,6 +183,9 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None) -> FreezeRepor
         others["minimum_bytes"] = None if plan.channels else before.minimum_bytes
         others["inexact_bytes"] = before.inexact_bytes
         others["_forecaster"] = Forecaster(model, batch, after, packed)
+    if act_bits is not None:
+        setattr(model, lossy_layers.BITS, act_bits)
+        others["fidelity"] = measure_fidelity(model, act_bits, example, fixed)
     for module in model.modules():
         packs.forget(module)  # their layouts may suit the example only
     saved = None if before is None else before.saved
@@ -196,6 +215,7 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
                 module.training = vars(module).pop("thawed_training")
             vars(module).pop("folds", None)
             vars(module).pop("kept", None)
+            vars(module).pop(lossy_layers.BITS, None)
             packs.forget(module)
             functional.release(module)
             if isinstance(module, Extended):
@@ -319,19 +339,42 @@ def _decided_at_each_forward() -> dict[type[nn.Module], type[Rewritten]]:
     return transformer_layers.CLASSES | huggingface_layers.CLASSES
 
 
-def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
+def _lossy_classes() -> tuple[dict[type[nn.Module], type[Rewritten]], dict[type[nn.Module], type[Rewritten]]]:
+    """The lossy form of each stock class, and of the batch normalizations with fixed statistics."""
+    lossy: dict[type[nn.Module], type[Rewritten]] = {**lossy_layers.CLASSES}
+    fixed: dict[type[nn.Module], type[Rewritten]] = {**lossy_layers.FIXED}
+    if "timm.layers" in sys.modules:
+        from thawkit.frozen import timm_layers
+
+        lossy |= timm_layers.LOSSY
+        fixed |= timm_layers.FIXED
+    return lossy, fixed
+
+
+def _rewrite(model: nn.Module, fixed: set[nn.Module], act_bits: int | None) -> set[str]:
     """Swap the classes of the modules that then save less or keep their statistics; return their names."""
     classes, always = _classes(), _decided_at_each_forward()
+    lossy, lossy_fixed = ({}, {}) if act_bits is None else _lossy_classes()
     rewritten = set()
     leaves = [
-        (name, m) for name, m in model.named_modules() if is_leaf(m) or m in fixed or type(m) in classes
+        (name, m)
+        for name, m in model.named_modules()
+        if is_leaf(m) or m in fixed or type(m) in classes or type(m) in lossy
     ]
+    # What the first weight multiplies is the model's input, which is there anyway.
+    stem = next((m for _, m in leaves if next(m.parameters(), None) is not None), None)
     for index, (name, module) in enumerate(leaves):
         kept = False
         new = classes.get(type(module))
-        if new is None or "forward" in vars(module):
+        rounds = (lossy_fixed if module in fixed else lossy).get(type(module))
+        if "forward" in vars(module) or (new is None and rounds is None):
             continue
-        if isinstance(module, _ConvNd):
+        if rounds is not None and not (module is stem and is_weight_layer(stem)):
+            new, worthwhile = rounds, True
+            setattr(module, lossy_layers.BITS, act_bits)
+        elif new is None:
+            continue
+        elif isinstance(module, _ConvNd):
             worthwhile = module.weight.is_floating_point() and not module.weight.requires_grad
         elif isinstance(module, _BatchNorm):
             worthwhile = module in fixed
@@ -340,7 +383,7 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module]) -> set[str]:
         elif isinstance(module, nn.Dropout) or type(module) in always:
             worthwhile = True
         else:
-            kept = _saves_result(module) and _keeps_input(after for _, after in leaves[index + 1 :])
+            kept = _saves_result(module) and _keeps_input((after for _, after in leaves[index + 1 :]), lossy)
             # one that saves its result can still be computed with what comes before it
             worthwhile = not kept or hasattr(new, "kept")
         if worthwhile:
@@ -364,13 +407,15 @@ def _saves_result(module: nn.Module) -> bool:
     )
 
 
-def _keeps_input(following: Iterable[nn.Module]) -> bool:
+def _keeps_input(following: Iterable[nn.Module], rounding: Container[type[nn.Module]] = ()) -> bool:
     """Whether the first of the layers after an activation saves its input, which is that activation's output.
 
     Then the stock activation, which saves the same storage, costs nothing, and a mask would be extra. Told
     from registration order; where that misleads, a few bytes are lost and nothing else.
     """
     layer = next((m for m in following if not isinstance(m, (nn.Identity, nn.Flatten))), None)
+    if type(layer) in rounding:
+        return False
     if isinstance(layer, Extended):
         return layer.keeps_input()
     if isinstance(layer, _BatchNorm) or (layer is not None and is_weight_layer(layer)):

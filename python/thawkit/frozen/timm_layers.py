@@ -6,11 +6,20 @@ from typing import Any
 
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm import LayerNorm
 from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
+from thawkit.frozen.deferred import plain
 from thawkit.frozen.layers import FrozenBatchNorm, Rewritten, frozen_convolution, is_scripting
+from thawkit.frozen.lossy_layers import (
+    Lossy,
+    LossyFixedBatchNorm,
+    lossy_convolution,
+    lossy_layer_norm,
+    normalized_by_batch,
+)
 
 
 class FrozenConv2dSame(Rewritten, Conv2dSame):
@@ -43,7 +52,67 @@ class FrozenBatchNormAct2d(FrozenBatchNorm, BatchNormAct2d):
         return self.act(self.drop(y))
 
 
+class LossyConv2dSame(Lossy, FrozenConv2dSame):
+    """timm's TensorFlow-padded convolution that saves its rounded input while its weight trains."""
+
+    stock = Conv2dSame
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Pad ``x``, ``(N, C, H, W)``, and convolve it."""
+        padded = pad_same(x, self.kernel_size, self.stride, self.dilation)
+        if is_scripting():
+            return self._conv_forward(padded, self.weight, self.bias)
+        else:
+            return (
+                lossy_convolution(self, padded, (0, 0)) if self.weight.requires_grad else super().forward(x)
+            )
+
+
+class LossyFixedBatchNormAct2d(LossyFixedBatchNorm, FrozenBatchNormAct2d):
+    """timm's, of fixed statistics, that saves its rounded normalized input if its scale trains."""
+
+    stock = BatchNormAct2d
+
+
+class LossyBatchNormAct2d(Lossy, BatchNormAct2d):
+    """timm's that saves its rounded normalized input while it goes by the batch."""
+
+    stock = BatchNormAct2d
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Normalize ``x``, ``(N, C, H, W)``, and apply the activation."""
+        if is_scripting():
+            mean, variance = self.running_mean, self.running_var
+            y = F.batch_norm(x, mean, variance, self.weight, self.bias, self.training, 0.0, self.eps)
+            return self.act(self.drop(y))
+        else:
+            normalized = normalized_by_batch(self, plain(x)) if x.dim() == 4 else None
+            if normalized is None:
+                return self.stock.forward(self, x)
+            return self.act(self.drop(normalized))
+
+
+class LossyTimmLayerNorm(Lossy, LayerNorm):
+    """timm's layer normalization that saves its rounded normalized input."""
+
+    stock = LayerNorm
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Normalize ``x``, ``(*, *normalized_shape)``."""
+        if is_scripting():
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        else:
+            y = None if self._fast_norm else lossy_layer_norm(self, plain(x))
+            return self.stock.forward(self, x) if y is None else y
+
+
 CLASSES: dict[type[nn.Module], type[Rewritten]] = {
     Conv2dSame: FrozenConv2dSame,
     BatchNormAct2d: FrozenBatchNormAct2d,
 }
+LOSSY: dict[type[nn.Module], type[Lossy]] = {
+    Conv2dSame: LossyConv2dSame,
+    BatchNormAct2d: LossyBatchNormAct2d,
+    LayerNorm: LossyTimmLayerNorm,
+}
+FIXED: dict[type[nn.Module], type[Lossy]] = {BatchNormAct2d: LossyFixedBatchNormAct2d}

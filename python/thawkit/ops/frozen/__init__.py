@@ -45,6 +45,13 @@ __all__ = [
 ]
 
 BACKENDS = dict.fromkeys(
-    ("packed_relu", "masked_channel_sums", "packed_max_pool", "packed_dropout", "fixed_batch_norm"),
+    (
+        "packed_relu",
+        "masked_channel_sums",
+        "packed_max_pool",
+        "packed_dropout",
+        "fixed_batch_norm",
+        "quantize",
+    ),
     tuple(KERNELS),
 )

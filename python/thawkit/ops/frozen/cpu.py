@@ -115,3 +115,15 @@ def max_pool_backward(g: Tensor, dx: Tensor, codes: Tensor, geometry: tuple) -> 
     """Write the gradient of the input."""
     memory = pointer(g), pointer(dx), pointer(codes)
     cpu_kernels().max_pool_backward(*memory, *geometry, 0, DTYPES[g.dtype], threads())
+
+
+def quantize(x: Tensor, codes: Tensor, numbers: Tensor, bits: int) -> None:
+    """Write the codes of dense ``x`` and each group's numbers."""
+    memory = pointer(x), pointer(codes), pointer(numbers)
+    cpu_kernels().quantize(*memory, x.numel(), bits, DTYPES[x.dtype], threads())
+
+
+def dequantize(codes: Tensor, numbers: Tensor, g: Tensor | None, y: Tensor, bits: int) -> None:
+    """Write the values, times ``g`` if given; all dense in one order."""
+    memory = pointer(codes), pointer(numbers), pointer(g), pointer(y)
+    cpu_kernels().dequantize(*memory, y.numel(), bits, DTYPES[y.dtype], threads())

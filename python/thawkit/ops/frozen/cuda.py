@@ -86,3 +86,14 @@ def max_pool(x: Tensor, y: Tensor, codes: Tensor, geometry: tuple) -> None:
 def max_pool_backward(g: Tensor, dx: Tensor, codes: Tensor, geometry: tuple) -> None:
     """Write the gradient of the input."""
     _launch("max_pool_backward_cuda", g, pointer(g), pointer(dx), pointer(codes), *geometry, 0)
+
+
+def quantize(x: Tensor, codes: Tensor, numbers: Tensor, bits: int) -> None:
+    """Write the codes of dense ``x`` and each group's numbers."""
+    _launch("quantize_cuda", x, pointer(x), pointer(codes), pointer(numbers), x.numel(), bits)
+
+
+def dequantize(codes: Tensor, numbers: Tensor, g: Tensor | None, y: Tensor, bits: int) -> None:
+    """Write the values, times ``g`` if given; all dense in one order."""
+    memory = pointer(codes), pointer(numbers), pointer(g), pointer(y)
+    _launch("dequantize_cuda", y, *memory, y.numel(), bits)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _SAMPLES = 64
+_LAYOUTS = 8  # kept at once: inputs of many lengths each have their own
 _FEW_USES = 8  # of a layout: what it took to make is not won back
 _PATIENCE = 3  # layouts in a row of few uses before no more are made
 
@@ -40,7 +41,7 @@ def _sample(x: Tensor) -> Tensor:
 
 
 class Packed:
-    """The layouts of one weight, made when first used and dropped when the weight changes.
+    """The layouts of one weight, made when first used and dropped when the weight changes, or others are.
 
     Attributes:
         given_up: the weight changed again and again after few uses, as where it is gathered anew for each
@@ -66,9 +67,13 @@ class Packed:
                 return make()
             self._made_of = Fingerprint(weight)
         self._uses += 1
-        if key not in self._layouts:
-            self._layouts[key] = make()
-        return self._layouts[key]
+        layout = self._layouts.pop(key, None)
+        if layout is None:
+            while len(self._layouts) >= _LAYOUTS:
+                del self._layouts[next(iter(self._layouts))]
+            layout = make()
+        self._layouts[key] = layout  # the last of them in order: the one used last
+        return layout
 
     def nbytes(self) -> int:
         """Bytes that the layouts take."""

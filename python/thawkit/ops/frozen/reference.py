@@ -82,3 +82,51 @@ def channel_affine_gradient(
         product = torch.where(unpack(mask, g.shape, g.stride()), product, 0)
     sums = [d.sum(others, dtype=wide), product.sum(others if x is not None else 0).expand(g.shape[1])]
     return (d * scale).to(g.dtype), d, torch.stack(sums)
+
+
+GROUP = {8: 64, 4: 64, 2: 256}  # values that are rounded together, as csrc/common/quantize.h has it
+
+
+def quantize(flat: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+    """Round ``(n,)`` values in groups of neighbours; return the packed codes and each group's numbers.
+
+    8 and 4 bits: the lowest of levels at even distances between the group's least and greatest value, and
+    the distance. 2 bits: four levels, the means of the parts into which the group falls at its mean and at
+    1.2304 mean deviations to both sides. NaN for a group with a number that is not finite.
+    """
+    n, size = flat.numel(), GROUP[bits]
+    dtype = torch.promote_types(flat.dtype, torch.float32)
+    there = (torch.arange(-(-n // size) * size, device=flat.device) < n).view(-1, size)
+    x = F.pad(flat.to(dtype), (0, there.numel() - n)).view(-1, size)
+    strange = torch.where(there, x * 0, 0).sum(1, keepdim=True)
+    if bits == 2:
+        each = there / there.sum(1, keepdim=True)
+        mean = (x * each).sum(1, keepdim=True)
+        width = 1.2304 * ((x - mean).abs() * each).sum(1, keepdim=True)
+        codes = (x > mean - width).int() + (x > mean) + (x > mean + width)
+        part = codes.unsqueeze(2) == torch.arange(4, device=x.device)
+        weight = part * each.unsqueeze(2)
+        count = weight.sum(1)
+        numbers = torch.where(count > 0, (weight * x.unsqueeze(2)).sum(1) / count, mean) + strange
+    else:
+        last = 2**bits - 1
+        lowest = x.masked_fill(~there, torch.inf).amin(1, keepdim=True)
+        highest = x.masked_fill(~there, -torch.inf).amax(1, keepdim=True)
+        step = (highest - lowest) / last
+        at = (x - lowest) * torch.where(step < torch.finfo(torch.float32).tiny, 0, 1 / step)
+        codes = at.round().nan_to_num(0).clamp(0, last).int()
+        numbers = torch.cat([lowest, step], 1) + strange
+    whole = -(-n * bits // 8) * (8 // bits)
+    codes = torch.where(there, codes, 0).flatten()[:whole].view(-1, 8 // bits)
+    codes = codes << torch.arange(0, 8, bits, device=x.device)
+    return codes.sum(1).to(torch.uint8), numbers.flatten()
+
+
+def dequantize(codes: Tensor, numbers: Tensor, bits: int, n: int) -> Tensor:
+    """Return the ``(n,)`` values, in the dtype of ``numbers``, that :func:`quantize` made of others."""
+    shifts = torch.arange(0, 8, bits, dtype=torch.uint8, device=codes.device)
+    codes = (codes.unsqueeze(1) >> shifts & 2**bits - 1).flatten()[:n].long()
+    group = torch.arange(n, device=codes.device) // GROUP[bits]
+    if bits == 2:
+        return numbers.view(-1, 4)[group, codes]
+    return numbers.view(-1, 2)[group, 0] + codes * numbers.view(-1, 2)[group, 1]
