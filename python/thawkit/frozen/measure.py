@@ -35,7 +35,7 @@ def saved_by_module(
     """
     known = {_address(t) for t in (*model.parameters(), *model.buffers(), *_tensors(example))}
     held: dict[int, tuple[str, torch.UntypedStorage]] = {}  # a kept storage's address is not used again
-    with _training(model, evaluating), _running(model) as stack:
+    with training_modes(model, evaluating), _running(model) as stack:
 
         def pack(tensor: Tensor) -> Tensor:
             address = _address(tensor)
@@ -111,7 +111,7 @@ def _running(model: nn.Module) -> Iterator[list[str]]:
 
 
 @contextmanager
-def _training(model: nn.Module, evaluating: Set[nn.Module]) -> Iterator[None]:
+def training_modes(model: nn.Module, evaluating: Set[nn.Module]) -> Iterator[None]:
     """Put the modules in training mode, and put back modes, buffers and random state at the end."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
