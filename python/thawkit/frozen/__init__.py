@@ -6,6 +6,7 @@ backward pass; :func:`unfreeze` undoes it. Exact: values and gradients are the s
 
 from __future__ import annotations
 
+from thawkit.frozen.cache import CachedDataset, FeatureCache
 from thawkit.frozen.channels import Channels
 from thawkit.frozen.lora import Lora
 from thawkit.frozen.optimizer import parameter_groups, trainable_parameters, update_optimizer
@@ -14,7 +15,9 @@ from thawkit.frozen.rewrite import freeze, set_epoch, unfreeze
 from thawkit.frozen.structure import find_blocks, find_head
 
 __all__ = [
+    "CachedDataset",
     "Channels",
+    "FeatureCache",
     "FreezeReport",
     "Lora",
     "Row",

@@ -32,7 +32,9 @@ from thawkit.frozen.layers import FrozenBatchNorm, Rewritten
 from thawkit.frozen.measure import Example, training_modes
 from thawkit.frozen.structure import is_leaf
 from thawkit.frozen.trace import METADATA, PLAIN, Call, Recorder, Step, Value, name_of, unfolded
+from thawkit.ops.frozen.packed import version_of
 
+_MODES = {"training", "thawed_training", "folds"}
 _ROUNDS = 50  # of moving the cut to where its values have one row a sample
 _MIXING = 1e-3  # of the largest magnitude: rounding differs with the size of a batch, by far less
 
@@ -167,6 +169,9 @@ class Cut:
         self.at = _place(first) if first else ""
         self.own: list[nn.Module] = []
         self._skipped: list[nn.Module] = []
+        self._moving = {  # tensors that train or that the forward writes to: not the prefix's
+            id(v.tensor) for s in self._root.steps() for v in (*s.operands, *s.changes) if v.tainted
+        } | {id(p) for p in self.model.parameters() if p.requires_grad}
         for step in self._uses(self._root):
             for value in step.operands:
                 keep(value)
@@ -396,24 +401,37 @@ class Cut:
         return found
 
     def state(self) -> Iterator[tuple[str, Any]]:
-        """Everything of the model that the features depend on: names with tensors, settings and classes."""
-        names = {module: name for name, module in self.model.named_modules()}
-        tainted = {id(v.tensor) for s in self._root.steps() for v in (*s.operands, *s.changes) if v.tainted}
-        whole = {id(m): m for module in self._skipped for m in module.modules()}
-        own = {id(m): m for m in self.own if id(m) not in whole}
-        for module in (*whole.values(), *own.values()):
-            name = names.get(module, "?")
+        """Everything of the model that the features depend on: names with classes, settings and tensors."""
+        for name, module, whole in self._prefix_modules():
             yield name, type(module)
-            if id(module) in whole:
-                yield name, module.extra_repr()
-            for kind in (module._parameters, module._buffers, vars(module)):
-                for key, tensor in kind.items():
-                    if isinstance(tensor, Tensor) and id(tensor) not in tainted and not tensor.requires_grad:
-                        yield f"{name}.{key}", tensor
+            yield name, module.extra_repr() if whole else ""
+            yield name, sorted((k, repr(v)) for k, v in vars(module).items() if _is_setting(k, v))
+        for name, holder, key in self._prefix_tensors():
+            yield name, holder[key]
 
-    def prefix_modules(self) -> list[nn.Module]:
-        """The modules of the prefix, submodules included."""
-        return list({id(m): m for module in self._skipped for m in module.modules()}.values())
+    def marks(self) -> list[tuple[dict[str, Any], str, Tensor, int, int]]:
+        """Where each tensor of the prefix is held, by which name, itself, its version and its address."""
+        return [
+            (holder, key, holder[key], version_of(holder[key]), holder[key].data_ptr())
+            for _, holder, key in self._prefix_tensors()
+        ]
+
+    def _prefix_modules(self) -> Iterator[tuple[str, nn.Module, bool]]:
+        """Modules with a name, and whether all of the module is the prefix's."""
+        names = {module: name for name, module in self.model.named_modules()}
+        whole = {id(m): m for module in self._skipped for m in module.modules()}
+        for module in whole.values():
+            yield names.get(module, "?"), module, True
+        for module in self.own:
+            if id(module) not in whole:
+                yield names.get(module, "?"), module, False
+
+    def _prefix_tensors(self) -> Iterator[tuple[str, dict[str, Any], str]]:
+        for name, module, _ in self._prefix_modules():
+            for holder in (module._parameters, module._buffers, vars(module)):
+                for key, tensor in holder.items():
+                    if isinstance(tensor, Tensor) and id(tensor) not in self._moving:
+                        yield f"{name}.{key}", holder, key
 
     def verify(self, first: list[Tensor], second: list[Tensor]) -> None:
         """Compare the whole model with prefix and rest.
@@ -443,6 +461,16 @@ class Cut:
                 rest = tree_leaves(self.rest(features))
             if not _equal(whole, rest):
                 raise NoCutError("in evaluation mode the rest of the model does not give the same")
+
+    def release(self) -> None:
+        """Let go of the values that were recorded; the plan needs only what they were."""
+        nothing = torch.empty(0)
+        for step in self._root.steps():
+            for value in (*step.operands, *step.leaves, *step.changes):
+                if isinstance(value, Value):
+                    value.tensor = nothing
+        for value in (*self._values, *self.subjects):
+            value.tensor = nothing
 
     def _args(self, inputs: list[Tensor]) -> Any:
         return self._call_of([t.clone() for t in inputs])
@@ -593,6 +621,7 @@ def find_cut(model: nn.Module, example: Example) -> Cut:
         if not cut._parameters or not cut.features:
             raise NoCutError(_nothing_before(cut, recorder))
         cut.verify(first, second)
+        cut.release()
     except ThawkitError:
         raise
     except Exception as error:  # whatever a model raises when its forward is run in parts
@@ -735,21 +764,34 @@ def _leaves(example: Example) -> list[Any]:
     return tree_leaves(_as_call(example))
 
 
+def _is_setting(name: str, value: Any) -> bool:
+    """Whether an attribute of a module is one that its result may depend on; the mode is not."""
+    parts = value if isinstance(value, (tuple, list)) else (value,)
+    return name not in _MODES and not name.startswith("_") and all(isinstance(part, PLAIN) for part in parts)
+
+
 def _order(x: Tensor) -> tuple[int, ...]:
     """Dimensions from the widest stride to the narrowest; as they are for what is expanded."""
     if any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True)):
         return tuple(range(x.dim()))
-    return tuple(sorted(range(x.dim()), key=lambda i: (-x.stride()[i] if x.shape[i] > 1 else -math.inf, i)))
+    strides = x.stride()
+    return tuple(sorted(range(x.dim()), key=lambda i: (-strides[i], i)))
 
 
 def _restored(x: Tensor, feature: Feature, copy: bool) -> Tensor:
+    """``x`` with the dtype and the strides of the value: kernels choose by them, even where a size is 1."""
     if x.shape[1:] != feature.shape:
-        raise ThawkitError(
-            f"features: expected (N, {', '.join(map(str, feature.shape))}), got {tuple(x.shape)}"
-        )
-    order = feature.order
-    inverse = sorted(range(len(order)), key=order.__getitem__)
-    result = x.to(feature.dtype).permute(order).contiguous().permute(inverse)
+        expected = ", ".join(["N", *map(str, feature.shape)])
+        raise ThawkitError(f"features: expected ({expected}), got {tuple(x.shape)}")
+    strides, step = [0] * x.dim(), 1
+    for i in reversed(feature.order):
+        strides[i] = step
+        step *= x.shape[i]
+    result = x.to(feature.dtype)
+    if result.permute(feature.order).is_contiguous():
+        result = result.as_strided(result.shape, strides)
+    else:
+        result = torch.empty_strided(result.shape, strides, dtype=result.dtype, device=x.device).copy_(result)
     return result.clone() if copy and result.data_ptr() == x.data_ptr() else result
 
 

@@ -126,4 +126,5 @@ def training_modes(model: nn.Module, evaluating: Set[nn.Module]) -> Iterator[Non
             module.training = mode
         with torch.no_grad():
             for buffer, value in buffers:
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):  # a write would look like a change to who counts them
+                    buffer.copy_(value)

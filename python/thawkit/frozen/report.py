@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from thawkit.frozen.cache import FeatureCache
 from thawkit.frozen.layers import Rewritten
 from thawkit.frozen.structure import is_leaf, is_norm_layer
 
@@ -52,7 +53,8 @@ class FreezeReport:
         saved_bytes: the same, rewritten.
         eager: names and bytes of the modules left in stock form that save something although nothing of
             their own trains, largest first; empty if not measured.
-        notes: layers that the policy means and cannot reach, in words.
+        notes: layers that the policy means and cannot reach, and where the feature cache cuts, in words.
+        cache: makes of a data set one of features; None where none was asked for.
     """
 
     train: str
@@ -65,6 +67,7 @@ class FreezeReport:
     saved_bytes: int | None
     eager: tuple[tuple[str, int], ...]
     notes: tuple[str, ...] = ()
+    cache: FeatureCache | None = None
 
     def __str__(self) -> str:
         lines = [

@@ -6,6 +6,8 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -14,6 +16,8 @@ from torch.nn.modules.conv import _ConvNd
 
 from thawkit.errors import ThawkitError, ThawkitWarning
 from thawkit.frozen import activation_layers, channels, lora, pool_layers, transformer_layers
+from thawkit.frozen.cache import FeatureCache
+from thawkit.frozen.cut import NoCutError, find_cut
 from thawkit.frozen.extension import (
     Extended,
     in_stock_form,
@@ -33,7 +37,13 @@ _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every p
 _STAGES = "_thawkit_stages"  # set on a model frozen by a schedule
 
 
-def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | None = None) -> FreezeReport:
+def freeze(
+    model: nn.Module,
+    train: Schedule = "head",
+    *,
+    example: Example | None = None,
+    cache: FeatureCache | str | Path | None = None,
+) -> FreezeReport:
     """Let only part of a model train, and save no more for the backward pass than that part needs.
 
     Sets ``requires_grad`` on every parameter and swaps the classes of convolutions, batch normalizations,
@@ -57,6 +67,9 @@ def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | Non
         example: a batch to measure the saved bytes on, as the model takes it: a tensor, a tuple of
             arguments, or a mapping of keyword arguments. Without one, a model that starts with a 2-d
             convolution is measured on one blank image of the size it was built for.
+        cache: a folder, or settings with one, for the outputs of what comes before everything that trains.
+            The report says where that ends, or why there is no such place, and ``report.cache`` makes of a
+            data set one of features: ``report.cache.dataset(model, dataset)``.
 
     Returns:
         The report; print it.
@@ -77,6 +90,10 @@ def freeze(model: nn.Module, train: Schedule = "head", *, example: Example | Non
     setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
     try:
         report = _apply(model, stages.plans[0], example)
+        if cache is not None:
+            settings = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+            note = _cut_note(model, example)
+            report = replace(report, cache=settings, notes=(*report.notes, note))
     except Exception:
         unfreeze(model)
         raise
@@ -240,6 +257,20 @@ def _unreached(model: nn.Module, outputs: list[Any]) -> list[str]:
         )
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [f"no gradient reaches {', '.join(names[:3])}{more}"]
+
+
+def _cut_note(model: nn.Module, example: Example | None) -> str:
+    """Where the part that need not run again ends, in words."""
+    example = guess_example(model) if example is None else example
+    if example is None:
+        return "feature cache: pass example= to learn where the model can be cut"
+    try:
+        cut = find_cut(model, example)
+    except NoCutError as error:
+        return f"feature cache: none, training goes on as usual: {error}"
+    shapes = " and ".join("x".join(map(str, feature.shape)) or "1" for feature in cut.features)
+    size = sum(feature.nbytes for feature in cut.features)
+    return f"feature cache: keeps {shapes} a sample ({size:,} bytes), before {cut.at}"
 
 
 def _measure(
