@@ -83,7 +83,9 @@ POLICIES: dict[str, dict[str, bool]] = {
     "vit_b_16": {"head": False, "bias": True, "norm": False, "all": False},
     "bert_base": {"head": False, "bias": True, "norm": False, "all": False},
 }
+PROCESSES = {"resnet50": "bias", "vit_b_16": "all"}  # of which a process of its own is measured
 BUDGETS = (0.5, 0.2, 0.05)
+PARTS = ("steps", "processes", "trade-off")
 
 
 def batch_for(name: str, batch: int, size: int) -> tuple[Tensor, Tensor]:
@@ -365,7 +367,10 @@ def main() -> None:
     if "--child" in sys.argv:
         name, policy, variant, *numbers = sys.argv[sys.argv.index("--child") + 1 :]
         return child(name, policy, variant, *map(int, numbers))
-    options: argparse.Namespace = parser(__doc__.splitlines()[0]).parse_args()
+    arguments = parser(__doc__.splitlines()[0])
+    arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    arguments.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    options: argparse.Namespace = arguments.parse_args()
     torch.manual_seed(0)
     bandwidth = copy_bandwidth()
     report = Report("frozen", options, notes={"copy_bandwidth_gb_s": bandwidth / 1e9})
@@ -374,14 +379,14 @@ def main() -> None:
         for count in (1 << 20, 1 << 26):
             relu(report, count, dtype, bandwidth)
     batch, size = (2, 64) if options.quick else (8, 224)
-    if not options.quick:
-        for name, policy in (("resnet50", "bias"), ("resnet50", "norm"), ("vit_b_16", "all")):
-            peak_rss(report, name, policy, batch, size)
     try:
-        for name, policies in POLICIES.items():
-            for policy, compiles in policies.items():
+        for name in options.models:
+            for policy, compiles in POLICIES[name].items() if "steps" in options.parts else ():
                 freezing(report, name, policy, compiles, batch, 224 if name == "vit_b_16" else size)
-        if not options.quick:
+        for name, policy in PROCESSES.items():
+            if name in options.models and "processes" in options.parts and not options.quick:
+                peak_rss(report, name, policy, batch, size)
+        if "resnet50" in options.models and "trade-off" in options.parts and not options.quick:
             trade_off(report, "resnet50", "bias", batch, size)
     finally:
         report.write()

@@ -1,4 +1,8 @@
-"""Draw bench/results/contrastive-*.json: how much faster than the fastest peer, and the share of the peak."""
+"""Draw bench/results as pictures.
+
+contrastive-*.json: how much faster than the fastest peer, and the share of the peak.
+frozen-*.json: saved bytes and backward FLOPs of a step, where others trade one for the other.
+"""
 
 from __future__ import annotations
 
@@ -43,6 +47,48 @@ def draw(path: Path) -> None:
     print(f"wrote {path.with_suffix('.svg')}")
 
 
+def draw_trade_off(path: Path) -> None:
+    document = json.loads(path.read_text())
+    points = [row for row in document["rows"] if "trade_off" in row]
+    if not points:
+        return
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    compiled = sorted(
+        (p for p in points if p["variant"].startswith("compile")), key=lambda p: p["backward_gflop"]
+    )
+    axes.plot(
+        [p["saved_mib"] for p in compiled], [p["backward_gflop"] for p in compiled], color="#3b6ea5", zorder=1
+    )
+    for point in points:
+        ours = point["variant"] == "thawkit"
+        axes.scatter(
+            point["saved_mib"],
+            point["backward_gflop"],
+            s=60,
+            color="#c0504d" if ours else "#3b6ea5",
+            zorder=2,
+        )
+        axes.annotate(
+            f"{point['variant']}, {point['ms']:.0f} ms",
+            (point["saved_mib"], point["backward_gflop"]),
+            xytext=(6, 6),
+            textcoords="offset points",
+            fontsize=8,
+        )
+    axes.set_xscale("log")
+    axes.margins(0.15)
+    axes.set_xlabel("saved for the backward pass, MiB")
+    axes.set_ylabel("backward GFLOP")
+    row = points[0]
+    axes.set_title(
+        f"{row['trade_off']}, {row['policy']}: {document['cpu']}, torch {document['torch']}", fontsize=9
+    )
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+    print(f"wrote {path.with_suffix('.svg')}")
+
+
 if __name__ == "__main__":
     for result in sorted(RESULTS.glob("contrastive-*.json")):
         draw(result)
+    for result in sorted(RESULTS.glob("frozen-*.json")):
+        draw_trade_off(result)

@@ -85,22 +85,48 @@ def mib(memory: dict[str, float], name: str) -> str:
 def frozen() -> str:
     parts = []
     for document in results("frozen"):
+        rows = document["rows"]
         lines = [
-            "| model | trains | saved a step, stock → thawkit | peak, stock → thawkit | "
-            "step: stock | torch.compile | thawkit |",
-            "|---|---|---|---|---|---|---|",
+            "| model | trains | saved a step, stock → thawkit | peak, stock → thawkit | step: stock | "
+            "FrozenBatchNorm2d | checkpoints | torch.compile | thawkit | forward: stock | inductor, frozen | "
+            "thawkit |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
-        for row in document["rows"]:
+        for row in rows:
             if "model" not in row:
                 continue
-            saved, peak, ms = row["saved_mib"], row["peak_mib"], row["ms"]
+            saved, peak = row["saved_mib"], row["peak_mib"]
+            steps = ("stock", "frozen_bn", "checkpoint", "compile", "thawkit")
+            forwards = ("stock", "freezing", "thawkit")
+            times = [milliseconds(row["ms"], name) for name in steps]
+            times += [milliseconds(row.get("forward_ms", {}), name) for name in forwards]
             lines.append(
                 f"| {row['model']} | {row['policy']} | {saved['stock']:.1f} → {saved['thawkit']:.1f} MiB | "
-                f"{peak['stock']:.0f} → {peak['thawkit']:.0f} MiB | {ms['stock']:.0f} ms | "
-                f"{ms['compile']:.0f} ms | {ms['thawkit']:.0f} ms |"
+                f"{peak['stock']:.0f} → {peak['thawkit']:.0f} MiB | {' | '.join(times)} |"
             )
+        for row in rows:
+            if "process" in row:
+                peak, batch = row["peak_rss_mib"], row["largest_batch_in_8_gb_by_extrapolation"]
+                lines += [
+                    "",
+                    f"A process that trains {row['process']}, {row['policy']}, needs {peak['stock']:.0f} MiB "
+                    f"for its steps with the stock model, {peak['thawkit']:.0f} MiB with thawkit's; by two "
+                    f"batch sizes, 8 GB would do for batches of {batch['stock']} and {batch['thawkit']}.",
+                ]
+        points = [
+            f"{row['variant']}: {row['saved_mib']:.1f} MiB, {row['backward_gflop']:.1f} GFLOP, "
+            f"{row['ms']:.0f} ms"
+            for row in rows
+            if "trade_off" in row
+        ]
+        if points:
+            lines += ["", f"What is saved, the FLOPs of the backward pass, the step: {'; '.join(points)}."]
         parts.append("\n".join([*lines, "", source(document)]))
     return "\n\n".join(parts)
+
+
+def milliseconds(times: dict[str, float], name: str) -> str:
+    return f"{times[name]:.0f} ms" if name in times else "–"
 
 
 TABLES = {
