@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,7 @@ def freeze_plan(splits: Splits, settings: Settings, seed: int) -> tuple[str, dic
     report = freeze(model.module, fixed.XRAY_POLICY, example=model.preprocess(torch.stack(images)))
     unfreeze(model.module)
     before, after = report.saved_bytes_before or 0, report.saved_bytes or 0
-    return str(report), {**asdict(report), "images": len(images), "ratio": before / max(1, after)}
+    return str(report), {**report.as_dict(), "images": len(images), "ratio": before / max(1, after)}
 
 
 def fine_tune(splits: Splits, settings: Settings, seed: int, output: Path, console: Console) -> RunResult:
