@@ -123,6 +123,16 @@ def test_a_model_that_fails_inside_leaves_no_mode_behind() -> None:
     assert model(x).requires_grad
 
 
+def test_an_interrupted_forward_is_over_at_the_next() -> None:
+    model, _, x = _pair(F.relu, torch.float32)
+    call, model.call = model.call, lambda x: (_ for _ in ()).throw(KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    model.call = call
+    assert model(x).requires_grad
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
 def test_copies_and_pickles_go_on_saving_less() -> None:
     model, stock, x = _pair(F.relu, torch.float32)
     file = io.BytesIO()

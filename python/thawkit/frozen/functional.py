@@ -272,6 +272,9 @@ def _enter(module: nn.Module, args: Any) -> None:
     if torch.compiler.is_compiling():
         return
     stack = vars(_active).setdefault("stack", [])
+    # an interrupt, which runs no hooks, may have left this very call behind
+    while any(entered is module for entered, _ in stack):
+        _pop(stack)
     mode = None if stack else _Calls()
     if mode is not None:
         mode.__enter__()
@@ -283,6 +286,10 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
     # also called where a hook before _enter has failed
     if torch.compiler.is_compiling() or not stack or stack[-1][0] is not module:
         return
+    _pop(stack)
+
+
+def _pop(stack: list[tuple[nn.Module, _Calls | None]]) -> None:
     _, mode = stack.pop()
     if mode is not None:
         mode.__exit__(None, None, None)
