@@ -151,7 +151,7 @@ class Input:
         if version_of(self._x) != self._version:
             raise ThawkitError(
                 "the model writes to the input of a frozen convolution between it and its normalization, "
-                "which were to run as one; freeze it with fuse=False"
+                "which run as one; let it write to a copy"
             )
         return self._x
 
