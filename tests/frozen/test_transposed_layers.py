@@ -70,6 +70,7 @@ def test_second_derivatives() -> None:
 
 
 def test_elsewhere_it_is_the_stock_layer() -> None:
+    torch._dynamo.reset()  # which may have given up on nn.Sequential in other tests
     model = _model(2, {"stride": 2}, torch.float32)
     stock = copy.deepcopy(model)
     thawkit.freeze(model, "0.*")
