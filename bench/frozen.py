@@ -228,6 +228,7 @@ def trade_off(report: Report, name: str, policy: str, batch: int, size: int) -> 
     seconds = timed({v: training_step(m, images, labels) for v, m in plain.items()}, report.options.rounds)
     for variant, model in plain.items():
         saved = saved_bytes(model, images)
+        # a copy of the checkpointed model would run the blocks of the original
         flops = backward_flops(
             with_checkpoints(copy.deepcopy(stock).double())
             if variant == "checkpoint"

@@ -11,9 +11,9 @@ import torchvision
 from torch import Tensor, nn
 
 import thawkit
-from thawkit.frozen import transformer_layers
 from thawkit.frozen.measure import saved_by_module
 from thawkit.frozen.transformer_layers import FrozenMultiheadAttention
+from thawkit.ops.frozen.packed import packed_of
 
 POLICIES = ["all", "bias", "norm", "head", "last:1", "*.mlp.*", "lora:2"]
 
@@ -175,7 +175,7 @@ def test_a_weight_that_never_stays_is_packed_no_more() -> None:
             (gradient,) = torch.autograd.grad(net(x).square().sum(), [x])
             gradients.append(gradient)
         torch.testing.assert_close(*gradients)
-        packed = transformer_layers._PACKED[model[0]]
+        packed = packed_of(model[0])
         assert packed.given_up is (changes >= 3)
         assert (packed.nbytes() > 0) is (changes < 3)
     thawkit.unfreeze(model)
@@ -184,4 +184,4 @@ def test_a_weight_that_never_stays_is_packed_no_more() -> None:
         for _ in range(10):
             model(x)
         model[0].weight.data.add_(0.01)
-    assert not transformer_layers._PACKED[model[0]].given_up
+    assert not packed_of(model[0]).given_up

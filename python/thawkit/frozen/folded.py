@@ -20,7 +20,7 @@ from thawkit.ops.frozen import onednn
 from thawkit.ops.frozen.convolution import folded_convolution, output_shape
 from thawkit.ops.frozen.geometry import Geometry
 from thawkit.ops.frozen.normalization import fixed_batch_norm
-from thawkit.ops.frozen.packed import Fingerprint, Packed
+from thawkit.ops.frozen.packed import Fingerprint, Packed, packed_of
 
 
 class Fold:
@@ -55,7 +55,6 @@ def _parts(conv: nn.Conv2d, norm: Any) -> list[Tensor]:
 
 
 _FOLDS: WeakKeyDictionary[nn.Module, Fold] = WeakKeyDictionary()
-_PACKED: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
 
 
 def fold_of(conv: nn.Conv2d, norm: Any) -> Fold:
@@ -67,19 +66,17 @@ def fold_of(conv: nn.Conv2d, norm: Any) -> Fold:
 
 
 def forget(module: nn.Module) -> None:
-    """Drop the folded and packed weights of a module."""
+    """Drop the folded weight of a module."""
     _FOLDS.pop(module, None)
-    _PACKED.pop(module, None)
 
 
 def folded_bytes(module: nn.Module) -> int:
-    """Bytes that the folded and packed weights of a module take, in all their layouts."""
-    alone, fold = _PACKED.get(module), _FOLDS.get(module)
-    size = 0 if alone is None else alone.nbytes()
-    if fold is not None:
-        folded = fold.weight, fold.scale, fold.offset
-        size += fold.packed.nbytes() + sum(t.numel() * t.element_size() for t in folded)
-    return size
+    """Bytes that the folded weight of a module takes, in all its layouts."""
+    fold = _FOLDS.get(module)
+    if fold is None:
+        return 0
+    folded = fold.weight, fold.scale, fold.offset
+    return fold.packed.nbytes() + sum(t.numel() * t.element_size() for t in folded)
 
 
 def put_off(conv: Any, x: Tensor) -> PendingConvolution | None:
@@ -134,12 +131,11 @@ class PendingConvolution:
 
     def _bare(self) -> Tensor:
         conv, x = self.conv, self._x.get()
-        packed = _PACKED.setdefault(conv, Packed())
         if conv.weight.requires_grad or not onednn.takes(x, conv.weight):
             return conv.convolve(x)
         zero, one = conv.weight.new_zeros(self.shape[1]), conv.weight.new_ones(self.shape[1])
         return folded_convolution(
-            x, conv.weight.detach(), one, zero, None, conv.bias, self.geometry, packed=packed
+            x, conv.weight.detach(), one, zero, None, conv.bias, self.geometry, packed=packed_of(conv)
         )
 
     def _run(self, lower: float, upper: float, keep: bool = False) -> Tensor:

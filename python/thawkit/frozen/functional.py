@@ -94,15 +94,12 @@ def _dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool
     return packed_dropout(input, p, training, inplace=inplace)
 
 
-def _clamp(stock: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _clamp(stock: Callable, input: Tensor, min: Any = None, max: Any = None, **more: Any) -> Tensor:
     input = plain(input)
-    bounds = [*args, *kwargs.values()]
-    if not packs_bits(input) or not kwargs.keys() <= {"min", "max"} or len(bounds) > 2:
-        return stock(input, *args, **kwargs)
-    if not any(isinstance(b, (int, float)) for b in bounds) or any(isinstance(b, Tensor) for b in bounds):
-        return stock(input, *args, **kwargs)
-    lower, upper = ([*args, None, None][i] for i in (0, 1))
-    return packed_clamp(input, kwargs.get("min", lower), kwargs.get("max", upper))
+    numbers = [bound for bound in (min, max) if bound is not None]
+    if more or not numbers or not all(isinstance(n, (int, float)) for n in numbers) or not packs_bits(input):
+        return stock(input, min, max, **more)
+    return packed_clamp(input, min, max)
 
 
 def _abs(stock: Callable, input: Tensor) -> Tensor:

@@ -112,14 +112,14 @@ def frozen_convolution(
         padding: zeros on each side of each size; None for what the module says.
     """
     weight, bias = module.weight, module.bias
-    if not _differentiated(x, weight, bias):
+    if not differentiated(x, weight, bias):
         return None
     if padding is None:
         x, padding = padded(module, x)
     return functional_convolution(x, weight, bias, module.stride, padding, module.dilation, module.groups)
 
 
-def _differentiated(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def differentiated(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether a convolution is differentiated and its weight is not."""
     bias_trains = bias is not None and bias.requires_grad
     return recording(x) and not weight.requires_grad and (x.requires_grad or bias_trains)
@@ -130,7 +130,7 @@ def functional_convolution(
 ) -> Tensor | None:
     """As :func:`frozen_convolution`, from the arguments of :func:`torch.nn.functional.conv2d`."""
     dims = weight.dim() - 2
-    if not _differentiated(x, weight, bias) or isinstance(padding, str) or dims not in (1, 2, 3):
+    if not differentiated(x, weight, bias) or isinstance(padding, str) or dims not in (1, 2, 3):
         return None
     geometry = [(n,) * dims if isinstance(n, int) else tuple(n) for n in (stride, padding, dilation)]
     if x.dim() == weight.dim():

@@ -6,7 +6,7 @@ from torch import nn
 
 from thawkit.frozen import folded, transformer_layers
 from thawkit.frozen.layers import FrozenConv2d
-from thawkit.ops.frozen import onednn
+from thawkit.ops.frozen import onednn, packed
 
 
 def packed_bytes(model: nn.Module) -> int:
@@ -15,13 +15,13 @@ def packed_bytes(model: nn.Module) -> int:
     A copy is made when a layer first needs it, one for the forward and one for the gradient of the input, and
     dropped when the weight changes and by :func:`thawkit.unfreeze`.
     """
-    return sum(folded.folded_bytes(m) + transformer_layers.laid_out_bytes(m) for m in model.modules())
+    return sum(folded.folded_bytes(m) + packed.packed_bytes(m) for m in model.modules())
 
 
 def forget(module: nn.Module) -> None:
     """Drop the copies of one module's weight."""
     folded.forget(module)
-    transformer_layers.forget(module)
+    packed.forget(module)
 
 
 def unavailable(model: nn.Module) -> bool:

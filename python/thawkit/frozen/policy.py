@@ -43,6 +43,7 @@ from thawkit.frozen.channels import Channels, Choice
 from thawkit.frozen.extension import extendable, extra_parameters, passed_over
 from thawkit.frozen.lora import Lora
 from thawkit.frozen.structure import find_blocks, find_head, head_parts, is_norm_layer, within
+from thawkit.frozen.table import listed
 
 Predicate = Callable[[str, nn.Parameter], bool]
 Part = str | Predicate | Lora | Channels
@@ -300,8 +301,7 @@ def _extend(model: nn.Module, settings: Lora | Channels, plan: Plan) -> None:
                 plan.channels[name] = choice
     left = passed_over(model, set(layers), settings.modules)
     if left:
-        more = f" and {len(left) - _NAMED} more" if len(left) > _NAMED else ""
-        plan.notes.append(f"{settings} does not reach {', '.join(left[:_NAMED])}{more}")
+        plan.notes.append(f"{settings} does not reach {listed(left, _NAMED)}")
 
 
 def _no_match(part: str, train: Policy, names: list[str]) -> ThawkitError:

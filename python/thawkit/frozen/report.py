@@ -14,7 +14,7 @@ from thawkit.frozen.fidelity import Fidelity
 from thawkit.frozen.forecast import Forecast, Forecaster
 from thawkit.frozen.layers import Rewritten
 from thawkit.frozen.structure import is_leaf, is_norm_layer
-from thawkit.frozen.table import aligned, in_words
+from thawkit.frozen.table import aligned, in_words, listed
 
 _NAMED = 6  # how many of the modules left as they were the table names
 _SAME = 0.98  # what is not less than that share of the bytes is no saving
@@ -154,9 +154,8 @@ class FreezeReport:
             lines += str(self.fidelity).splitlines()
         lines += ["", *self._table()]
         if self.eager and self.trainable < self.total:
-            named = ", ".join(f"{name} ({in_words(size)})" for name, size in self.eager[:_NAMED])
-            more = len(self.eager) - _NAMED
-            lines += ["", f"left as eager: {named}" + (f" and {more} more" if more > 0 else "")]
+            named = [f"{name} ({in_words(size)})" for name, size in self.eager]
+            lines += ["", f"left as eager: {listed(named, _NAMED)}"]
         return "\n".join([*lines, *self.notes])
 
     def _remarks(self) -> list[str]:

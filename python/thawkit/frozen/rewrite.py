@@ -38,6 +38,7 @@ from thawkit.frozen.reach import unreached
 from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.schedule import Schedule, Stages, make_stages
 from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
+from thawkit.frozen.table import listed
 from thawkit.frozen.waste import Measured, measure
 from thawkit.ops.frozen.lossy import bits_of
 
@@ -289,8 +290,7 @@ def _unreached(model: nn.Module, outputs: list[Any]) -> list[str]:
             ThawkitWarning,
             stacklevel=4,
         )
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"no gradient reaches {', '.join(names[:3])}{more}"]
+    return [f"no gradient reaches {listed(names, 3)}"]
 
 
 def _guess(model: nn.Module) -> tuple[Example | None, str]:
@@ -312,10 +312,9 @@ def _by_the_batch(model: nn.Module) -> list[str]:
     ]
     if not names:
         return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return [
         f"{len(names)} batch normalizations go by the batch in training, which saves their input and moves "
-        f"their statistics: {', '.join(names[:3])}{more}"
+        f"their statistics: {listed(names, 3)}"
     ]
 
 

@@ -12,6 +12,12 @@ def in_words(size: int | None) -> str:
     return f"{size / 2**20:.1f} MiB" if size >= 2**20 else f"{size / 2**10:.1f} KiB" if size else "0"
 
 
+def listed(names: Sequence[str], most: int) -> str:
+    """``a, b, c and 2 more``, at most ``most`` of them."""
+    left = len(names) - most
+    return ", ".join(names[:most]) + (f" and {left} more" if left > 0 else "")
+
+
 def aligned(lines: Sequence[Sequence[str]], left: int) -> list[str]:
     """Lines of equal length of the cells of a table, the first ``left`` columns flush left."""
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]

@@ -33,8 +33,12 @@ class FrozenConv2dSame(Rewritten, Conv2dSame):
         if is_scripting():
             return self._conv_forward(padded, self.weight, self.bias)
         else:
-            output = frozen_convolution(self, padded, (0, 0))
-            return self._conv_forward(padded, self.weight, self.bias) if output is None else output
+            return self.convolve_padded(padded)
+
+    def convolve_padded(self: Any, x: Tensor) -> Tensor:
+        """Convolve ``x``, which is padded already."""
+        output = frozen_convolution(self, x, (0, 0))
+        return self._conv_forward(x, self.weight, self.bias) if output is None else output
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm, BatchNormAct2d):
@@ -57,15 +61,11 @@ class LossyConv2dSame(Lossy, FrozenConv2dSame):
 
     stock = Conv2dSame
 
-    def forward(self: Any, x: Tensor) -> Tensor:
-        """Pad ``x``, ``(N, C, H, W)``, and convolve it."""
-        padded = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        if is_scripting():
-            return self._conv_forward(padded, self.weight, self.bias)
-        else:
-            return (
-                lossy_convolution(self, padded, (0, 0)) if self.weight.requires_grad else super().forward(x)
-            )
+    def convolve_padded(self: Any, x: Tensor) -> Tensor:
+        """Convolve ``x``, which is padded already."""
+        if self.weight.requires_grad:
+            return lossy_convolution(self, x, (0, 0))
+        return super().convolve_padded(x)
 
 
 class LossyFixedBatchNormAct2d(LossyFixedBatchNorm, FrozenBatchNormAct2d):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +17,8 @@ from torch import Tensor, nn
 from thawkit.frozen.deferred import plain
 from thawkit.frozen.layers import Rewritten, can_replace, is_scripting, recording
 from thawkit.ops.frozen.linear import linear
-from thawkit.ops.frozen.packed import Packed
+from thawkit.ops.frozen.packed import packed_of
 from thawkit.ops.frozen.recompute import apply_again, with_recipe
-
-# Beside the modules, so that no copy or pickle of one takes them along.
-_PACKED: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
 
 
 def recomputable(function: Any, x: Tensor, *parameters: Tensor | None) -> Tensor:
@@ -132,23 +128,8 @@ def product(
     """``x @ weight.T + bias`` with a weight of ``module``, which is (in, out) if ``transposed``."""
     if not can_replace(x) or torch.is_autocast_enabled(x.device.type):
         return F.linear(x, weight.t() if transposed else weight, bias)
-    packed = None
-    if not weight.requires_grad:
-        packed = _PACKED.get(module)
-        if packed is None:
-            packed = _PACKED[module] = Packed()
+    packed = None if weight.requires_grad else packed_of(module)
     return linear(x, weight, bias, packed, transposed=transposed)
-
-
-def laid_out_bytes(module: nn.Module) -> int:
-    """Bytes that the layouts of a module's frozen weight take."""
-    packed = _PACKED.get(module)
-    return 0 if packed is None else packed.nbytes()
-
-
-def forget(module: nn.Module) -> None:
-    """Drop the packed weight of a module."""
-    _PACKED.pop(module, None)
 
 
 CLASSES: dict[type[nn.Module], type[Rewritten]] = {

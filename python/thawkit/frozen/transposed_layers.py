@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from thawkit.frozen.deferred import plain
-from thawkit.frozen.layers import Rewritten, is_scripting, recording
+from thawkit.frozen.layers import Rewritten, differentiated, is_scripting
 from thawkit.ops.frozen.convolution import CONVOLUTION, bias_gradient
 
 TRANSPOSED = (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
@@ -49,8 +49,7 @@ class _Transposed(torch.autograd.Function):
 
 def _transposed(module: Any, x: Tensor, output_size: list[int] | None) -> Tensor:
     weight, bias = module.weight, module.bias
-    bias_trains = bias is not None and bias.requires_grad
-    if not recording(x) or weight.requires_grad or not (x.requires_grad or bias_trains):
+    if not differentiated(x, weight, bias):
         return module.stock.forward(module, x, output_size)
     dims = weight.dim() - 2
     extra = module._output_padding(

@@ -30,8 +30,18 @@ from thawkit.frozen.table import aligned, in_words
 _SHOWN = 12  # rows of each table that are printed
 
 
+class _Wasteful:
+    saved_bytes: int
+    minimum_bytes: int
+
+    @property
+    def wasted_bytes(self) -> int:
+        """Bytes that are saved and not needed."""
+        return self.saved_bytes - self.minimum_bytes
+
+
 @dataclass(frozen=True)
-class WasteRow:
+class WasteRow(_Wasteful):
     """What one module's own code saves.
 
     A storage that several operators hold is counted once, for the module that saved it first, and so is what
@@ -54,14 +64,9 @@ class WasteRow:
     minimum_bytes: int
     recompute_bytes: int
 
-    @property
-    def wasted_bytes(self) -> int:
-        """Bytes that are saved and not needed."""
-        return self.saved_bytes - self.minimum_bytes
-
 
 @dataclass(frozen=True)
-class Holders:
+class Holders(_Wasteful):
     """The storages that the same operators hold.
 
     Attributes:
@@ -76,14 +81,9 @@ class Holders:
     minimum_bytes: int
     recompute_bytes: int
 
-    @property
-    def wasted_bytes(self) -> int:
-        """Bytes that are saved and not needed."""
-        return self.saved_bytes - self.minimum_bytes
-
 
 @dataclass(frozen=True)
-class WasteReport:
+class WasteReport(_Wasteful):
     """What a forward of a model saves, needs and wastes. ``print(report)`` shows two tables.
 
     The minimum is exact and without recomputation: a convolution or linear layer needs its input for the
@@ -107,11 +107,6 @@ class WasteReport:
     saved_bytes: int
     minimum_bytes: int
     recompute_bytes: int
-
-    @property
-    def wasted_bytes(self) -> int:
-        """Bytes that are saved and not needed."""
-        return self.saved_bytes - self.minimum_bytes
 
     def __str__(self) -> str:
         ratio = f" ({self.saved_bytes / self.minimum_bytes:.1f}x)" if self.minimum_bytes else ""

@@ -13,6 +13,7 @@ from thawkit.ops import checks
 from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose
 from thawkit.ops.frozen import reference
+from thawkit.ops.frozen.convolution import bias_gradient
 from thawkit.ops.frozen.masks import (
     KERNELS,
     channel_layout,
@@ -104,8 +105,10 @@ class _FixedBatchNorm(torch.autograd.Function):
             gradients = (
                 wide * _by_channel(scale, grad) if needs_x else None,
                 grad if needs_other else None,
-                _sum((x - _by_channel(mean, x)) * wide) * inverse if needs_weight else None,
-                _sum(wide) if needs_bias else None,
+                bias_gradient((x - _by_channel(mean, x)) * wide, 1, wide.dtype) * inverse
+                if needs_weight
+                else None,
+                bias_gradient(wide, 1, wide.dtype) if needs_bias else None,
             )
         else:
             dx, dother, sums = _affine_gradient(
@@ -123,10 +126,6 @@ class _FixedBatchNorm(torch.autograd.Function):
 
 def _by_channel(numbers: Tensor, like: Tensor) -> Tensor:
     return numbers.view(-1, *[1] * (like.dim() - 2))
-
-
-def _sum(x: Tensor) -> Tensor:
-    return x.sum([d for d in range(x.dim()) if d != 1])
 
 
 def _affine(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _SAMPLES = 64
 _LAYOUTS = 8  # kept at once: inputs of many lengths each have their own
@@ -78,3 +79,25 @@ class Packed:
     def nbytes(self) -> int:
         """Bytes that the layouts take."""
         return sum(layout.numel() * layout.element_size() for layout in self._layouts.values())
+
+
+# Beside the modules, so that no copy or pickle of one takes them along.
+_PACKED: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
+
+
+def packed_of(module: nn.Module) -> Packed:
+    """The layouts of the frozen weight of ``module``, none at first."""
+    packed = _PACKED.get(module)
+    if packed is None:
+        packed = _PACKED[module] = Packed()
+    return packed
+
+
+def packed_bytes(module: nn.Module) -> int:
+    """Bytes that the layouts of a module's frozen weight take."""
+    return packed_of(module).nbytes() if module in _PACKED else 0
+
+
+def forget(module: nn.Module) -> None:
+    """Drop the layouts of a module's frozen weight."""
+    _PACKED.pop(module, None)

@@ -71,17 +71,16 @@ def channel_affine_gradient(
     g: Tensor, x: Tensor | None, mask: Tensor | None, scale: Tensor, mean: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients in x and other, and the sums by channel of d, that in other, and of ``d (x - mean)``."""
-    d = g
-    if mask is not None:
-        d = torch.where(unpack(mask, g.shape, g.stride()), g, torch.zeros((), dtype=g.dtype, device=g.device))
+    bits = None if mask is None else unpack(mask, g.shape, g.stride())
+    d, total = masked_channel_sums(g, bits, 1)
     scale, mean = (t.view(-1, *[1] * (g.dim() - 2)) for t in (scale, mean))
-    others = [i for i in range(g.dim()) if i != 1]
-    wide = torch.promote_types(g.dtype, torch.float32)
-    product = torch.zeros(1, dtype=wide) if x is None else (x.to(wide) - mean) * d
-    if x is not None and mask is not None:  # no 0 * inf where no gradient passes
-        product = torch.where(unpack(mask, g.shape, g.stride()), product, 0)
-    sums = [d.sum(others, dtype=wide), product.sum(others if x is not None else 0).expand(g.shape[1])]
-    return (d * scale).to(g.dtype), d, torch.stack(sums)
+    product = torch.zeros_like(total)
+    if x is not None:
+        apart = (x.to(total.dtype) - mean) * d
+        if bits is not None:  # no 0 * inf where no gradient passes
+            apart = torch.where(bits, apart, 0)
+        product = masked_channel_sums(apart, None, 1)[1]
+    return (d * scale).to(g.dtype), d, torch.stack([total, product])
 
 
 GROUP = {8: 64, 4: 64, 2: 256}  # values that are rounded together, as csrc/common/quantize.h has it
