@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import platform
@@ -125,17 +126,24 @@ def copy_bandwidth(nbytes: int = 256 << 20) -> float:
 
 def extra_bytes(function: Callable[[], Any]) -> int:
     """Return the most bytes that torch's CPU allocator held at once for ``function``, over the start."""
+    return max(_held(function), default=0)
+
+
+def kept_bytes(function: Callable[[], Any]) -> int:
+    """Return the bytes that the result of ``function``, and what hangs on it, hold in torch's allocator."""
+    return [0, *_held(function)][-1]
+
+
+def _held(function: Callable[[], Any]) -> list[int]:
+    """Bytes held after each allocation and release while ``function`` runs."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         keep = function()
-    held = peak = 0
-    for event in recorded.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+    events = recorded.profiler.kineto_results.events()
+    changes = [event.nbytes() for event in events if event.name() == "[memory]"]
     del keep
-    return peak
+    return list(itertools.accumulate(changes))
 
 
 def _command() -> str:

@@ -3,11 +3,14 @@
 Every row is a model and a policy. Its variants train the same parameters on the same batch, with batch
 normalization in evaluation mode, and their steps (forward, cross-entropy, backward) take turns:
 
-stock       ``requires_grad_(False)`` and evaluation-mode batch normalization, as one does by hand
+stock       ``requires_grad_(False)`` and evaluation-mode batch normalization, as one does by hand; with
+            adapters, 🤗 peft's on the same layers
 frozen_bn   stock with torchvision's FrozenBatchNorm2d wherever a batch normalization trains nothing; left out
             where every one trains something
 compile     stock under ``torch.compile``
 checkpoint  stock with every block under ``torch.utils.checkpoint``
+memsave     stock under memsave_torch (github.com/plutonium-239/memsave_torch), where that is installed; it
+            saves past autograd's hooks, so what its output holds in memory counts
 thawkit     ``thawkit.freeze``
 
 ``forward_ms`` is the forward pass without gradients, of which ``freezing`` is ``torch.compile`` with
@@ -36,14 +39,16 @@ from typing import Any
 import timm
 import torch
 import torchvision
-from common import Report, compiled, copy_bandwidth, extra_bytes, parser, timed
+from common import Report, compiled, copy_bandwidth, extra_bytes, kept_bytes, parser, timed
 from timm.layers import freeze_batch_norm_2d
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import thawkit
 from thawkit.frozen import find_blocks
+from thawkit.frozen.lora import LoraLayer
 from thawkit.ops.frozen import cpu
 
 CLASSES = 1000
@@ -77,11 +82,18 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 }
 # policy -> whether torch.compile, which takes a minute, is timed as well
 POLICIES: dict[str, dict[str, bool]] = {
-    "resnet50": {"head": False, "last:1": False, "bias": True, "norm": True, "channels:0.5": False},
+    "resnet50": {
+        "head": False,
+        "last:1": False,
+        "bias": True,
+        "norm": True,
+        "channels:0.5": False,
+        "lora:8": False,
+    },
     "tf_efficientnet_lite0": {"head": False, "bias": True, "norm": True},
     "mobilenet_v3_large": {"bias": True, "norm": False},
-    "vit_b_16": {"head": False, "bias": True, "norm": False, "all": False},
-    "bert_base": {"head": False, "bias": True, "norm": False, "all": False},
+    "vit_b_16": {"head": False, "bias": True, "norm": False, "lora:8": False, "all": False},
+    "bert_base": {"head": False, "bias": True, "norm": False, "lora:8": False, "all": False},
 }
 PROCESSES = {"resnet50": "bias", "vit_b_16": "all"}  # of which a process of its own is measured
 BUDGETS = (0.5, 0.2, 0.05)
@@ -104,6 +116,8 @@ def stock_and_frozen(name: str, policy: str, images: Tensor) -> tuple[nn.Module,
     thawkit.freeze(frozen, policy, example=images[:1])
     stock = copy.deepcopy(frozen)
     thawkit.unfreeze(stock)
+    if policy.startswith("lora:"):
+        return with_peft(stock, frozen), frozen
     trains = {n.removesuffix("_channels") for n, p in frozen.named_parameters() if p.requires_grad}
     modes = {n: m.training for n, m in frozen.named_modules()}
     for n, module in stock.named_modules():
@@ -111,6 +125,36 @@ def stock_and_frozen(name: str, policy: str, images: Tensor) -> tuple[nn.Module,
     for n, parameter in stock.named_parameters():
         parameter.requires_grad_(n in trains)
     return stock, frozen
+
+
+def with_peft(stock: nn.Module, frozen: nn.Module) -> nn.Module:
+    """Give the stock model 🤗 peft's adapters where the frozen one has thawkit's, with the same numbers."""
+    from peft import LoraConfig, get_peft_model
+
+    adapters = {name: m for name, m in frozen.named_modules() if isinstance(m, LoraLayer)}
+    rank = len(next(iter(adapters.values())).lora_A)
+    config = LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=list(adapters))
+    model = get_peft_model(stock, config)
+    for name, adapter in adapters.items():
+        layer = stock.get_submodule(name)
+        with torch.no_grad():
+            layer.lora_A["default"].weight.copy_(adapter.lora_A)
+    trains = {name for name, p in frozen.named_parameters() if p.requires_grad}
+    for name, parameter in stock.named_parameters():
+        parameter.requires_grad_("lora_" in name or name in trains)
+    for module in stock.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+    return model
+
+
+def with_memory_saving(model: nn.Module) -> nn.Module | None:
+    """Let memsave_torch rewrite a convolutional model; None where it is not installed."""
+    try:
+        from memsave_torch.nn import convert_to_memory_saving
+    except ImportError:
+        return None
+    return convert_to_memory_saving(model)
 
 
 def with_frozen_batch_norm(model: nn.Module) -> nn.Module | None:
@@ -169,8 +213,12 @@ def forward_only(model: nn.Module, images: Tensor) -> Callable[[], Any]:
 
 
 def gradients(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """All gradients but those of single channels, which the variants hold in different shapes."""
-    parameters = [p for n, p in model.named_parameters() if p.requires_grad and p.dim() == 1]
+    """All gradients but those of single channels, which the variants hold in different shapes.
+
+    Of adapters those of B: its names are sorted, for peft wraps layers in modules of its own.
+    """
+    named = sorted((n.removeprefix("base_model.model."), p) for n, p in model.named_parameters())
+    parameters = [p for n, p in named if p.requires_grad and (p.dim() == 1 or "lora_B" in n)]
     loss = nn.functional.cross_entropy(model(images), labels)
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)]).double()
 
@@ -181,11 +229,15 @@ def freezing(report: Report, name: str, policy: str, compiles: bool, batch: int,
     models = {"stock": stock, "thawkit": frozen, "frozen_bn": with_frozen_batch_norm(copy.deepcopy(stock))}
     if policy != "head":
         models["checkpoint"] = with_checkpoints(copy.deepcopy(stock))
+    if policy in ("bias", "norm") and name not in ("vit_b_16", "bert_base"):
+        models["memsave"] = with_memory_saving(copy.deepcopy(stock))
     if compiles and not report.options.quick:
         models["compile"] = compiled(copy.deepcopy(stock))
     variants = {variant: model for variant, model in models.items() if model is not None}
     steps = {variant: training_step(model, images, labels) for variant, model in variants.items()}
     saved = {variant: saved_bytes(model, images) for variant, model in variants.items()}
+    if "memsave" in variants:
+        saved["memsave"] = kept_bytes(lambda: variants["memsave"](images))
     seconds = timed(steps, report.options.rounds, limit_s=60)
     forwards = {v: forward_only(variants[v], images) for v in ("stock", "thawkit")}
     if policy == "head" and not report.options.quick:

@@ -73,6 +73,14 @@ const char* available_isas() {
   return available;
 }
 
+bool cpu_is_intel() {
+#if defined(__x86_64__)
+  return __builtin_cpu_is("intel") != 0;
+#else
+  return false;
+#endif
+}
+
 const char* kernels_problem() {
   kernels();
   return problem;

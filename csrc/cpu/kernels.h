@@ -508,6 +508,8 @@ THAWKIT_DECLARE_KERNELS(wide)  // sixteen lanes in AVX2 code, built for tests on
 const Kernels& kernels();
 // The instruction sets that this CPU has and the build carries, separated by spaces.
 const char* available_isas();
+// Whether the CPU is one that MKL has its fastest code for.
+bool cpu_is_intel();
 // Why the choice fell as it did: an empty string, or what was wrong with THAWKIT_CPU_ISA.
 const char* kernels_problem();
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import thawkit
 from thawkit.frozen.layers import FrozenBatchNorm
+from thawkit.ops.frozen import onednn
 
 
 def _small_cnn() -> nn.Module:
@@ -33,6 +34,12 @@ _MODELS: dict[str, Callable[[], nn.Module]] = {
     "mobilenet_v2": lambda: torchvision.models.mobilenet_v2(num_classes=5, width_mult=0.5),
     "lite0": lambda: timm.create_model("tf_efficientnet_lite0", num_classes=5),
 }
+
+
+@pytest.fixture(autouse=True)
+def _packs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay frozen matrices out anew on CPUs where that gains nothing, too."""
+    monkeypatch.setattr(onednn, "products_gain", lambda: True)
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from thawkit.errors import ThawkitError
 from thawkit.frozen import Lora
 from thawkit.frozen.extension import Extended
 from thawkit.frozen.lora import LoraLayer, attach
+from thawkit.ops.frozen import onednn
+from thawkit.ops.frozen.packed import packed_of
 
 LAYERS = [
     (nn.Linear(7, 5), (3, 4, 7)),
@@ -265,3 +267,21 @@ def test_a_name_that_is_taken(build) -> None:
         thawkit.freeze(model, "lora:2")
     assert type(model[0]) is nn.Conv2d
     assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.skipif(not onednn.available(), reason="torch's oneDNN operators do not run here")
+@pytest.mark.parametrize("layer", [nn.Linear(24, 40), transformers.pytorch_utils.Conv1D(40, 24)], ids=str)
+def test_the_frozen_product_runs_on_a_weight_laid_out_once(layer: nn.Module) -> None:
+    ours = _adapted(layer).float()
+    results = []
+    for run in (ours, lambda x: _plain(ours, x, ours.lora_A, ours.lora_B)):
+        x = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        y = run(x)
+        wanted = torch.autograd.grad(y.square().sum(), [x, ours.lora_A, ours.lora_B])
+        results.append((y, *wanted))
+    assert len(packed_of(ours)._layouts) == 2  # for the product and for its gradient
+    for mine, plain in zip(*results, strict=True):
+        torch.testing.assert_close(mine, plain, rtol=1e-5, atol=1e-4)
+    with torch.no_grad():
+        ours.weight.mul_(2)
+    torch.testing.assert_close(ours(x), _plain(ours, x, ours.lora_A, ours.lora_B), rtol=1e-5, atol=1e-5)

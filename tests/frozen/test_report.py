@@ -361,6 +361,17 @@ def test_where_nothing_is_laid_out_anew_the_report_says_so() -> None:
         onednn.available.cache_clear()
 
 
+def test_where_packed_products_are_no_faster_nothing_is_packed(monkeypatch) -> None:
+    monkeypatch.setattr(onednn, "products_gain", lambda: False)
+    model, images = _vit(), _images(2)
+    report = thawkit.freeze(model, "bias", example=images)
+    assert "torch's product is as fast on this CPU" in str(report)
+    model(images).sum().backward()
+    convolutions = thawkit.frozen.packed_bytes(model.conv_proj)
+    assert report.packed_bytes == thawkit.frozen.packed_bytes(model) == convolutions
+    assert "as fast" not in str(thawkit.freeze(model, "all", example=images))
+
+
 def test_batch_normalizations_that_move_are_noted(build) -> None:
     images = torch.zeros(2, 3, 8, 8)
     (note,) = thawkit.freeze(build("small_cnn"), "all", example=images).notes

@@ -30,12 +30,14 @@ from thawkit.frozen.extension import (
     is_linear_of_huggingface,
 )
 from thawkit.frozen.layers import is_scripting, padded
+from thawkit.ops.frozen import linear
 from thawkit.ops.frozen.convolution import (
     CONVOLUTION,
     bias_gradient,
     input_gradient,
     weight_gradient,
 )
+from thawkit.ops.frozen.packed import Packed, packed_of
 from thawkit.ops.frozen.recompute import recipe_of
 
 
@@ -83,11 +85,12 @@ class _LoraLinear(torch.autograd.Function):
         a: Tensor,
         b: Tensor,
         scale: float,
+        packed: Packed | None,
         function: Callable[..., Tensor] | None,
         *recipe_inputs: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         h = F.linear(x, a)
-        y = F.linear(x, weight, bias)
+        y = linear.product(x, weight, bias, packed)
         if y.is_contiguous():
             y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.to(h.dtype).t(), alpha=scale)
         else:
@@ -102,7 +105,7 @@ class _LoraLinear(torch.autograd.Function):
             b,
             *(again if for_a or for_weight else ()),
         )
-        ctx.scale, ctx.function = scale, function
+        ctx.scale, ctx.packed, ctx.function = scale, packed, function
         ctx.set_materialize_grads(False)
         return y, h
 
@@ -134,7 +137,8 @@ class _LoraLinear(torch.autograd.Function):
                 of_a = (low.t() @ x.reshape(-1, x.shape[-1]).to(dtype)).to(a.dtype)
             if for_x:
                 a = a.to(dtype)
-                flat = low @ a if rows is None else torch.addmm(rows @ weight.to(dtype), low, a)
+                whole = None if rows is None else linear.input_gradient(rows, weight, ctx.packed)
+                flat = low @ a if whole is None else torch.addmm(whole, low, a)
                 of_x = flat.view(*sizes, -1)
         return of_x, of_weight, of_bias, of_a, of_b, *nothing
 
@@ -254,9 +258,11 @@ def lora_linear(module: Any, x: Tensor) -> Tensor:
     a, b, scale = module.lora_A, module.lora_B, module.lora_scale
     if extended(x):
         weight = module.weight.t() if module.transposed else module.weight
-        recipe = None if torch.is_autocast_enabled(x.device.type) else recipe_of(x)
+        cast = torch.is_autocast_enabled(x.device.type)
+        recipe = None if cast else recipe_of(x)
+        packed = None if cast else linear.usable(packed_of(module), x, weight)
         function, inputs = (recipe.function, recipe.inputs) if recipe else (None, ())
-        return _LoraLinear.apply(x, weight, module.bias, a, b, scale, function, *inputs)[0]
+        return _LoraLinear.apply(x, weight, module.bias, a, b, scale, packed, function, *inputs)[0]
     return module.stock.forward(module, x) + scale * F.linear(F.linear(x, a), b)
 
 

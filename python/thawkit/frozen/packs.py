@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from thawkit.frozen import folded, transformer_layers
+from thawkit.frozen import folded, lora, transformer_layers
 from thawkit.frozen.layers import FrozenConv2d
 from thawkit.ops.frozen import onednn, packed
 
@@ -26,12 +26,25 @@ def forget(module: nn.Module) -> None:
 
 def unavailable(model: nn.Module) -> bool:
     """Whether the model has frozen weights that would be laid out for speed where oneDNN's operators run."""
-    kinds = (FrozenConv2d, transformer_layers.FrozenLinear, transformer_layers.FrozenMultiheadAttention)
-    frozen = (
-        p
+    return not onednn.available() and _has_frozen_weights(model, FrozenConv2d, *_PRODUCTS)
+
+
+def without_gain(model: nn.Module) -> bool:
+    """Whether the model has frozen matrices that are left as they are, since torch's product is as fast."""
+    return onednn.available() and not onednn.products_gain() and _has_frozen_weights(model, *_PRODUCTS)
+
+
+_PRODUCTS = (
+    transformer_layers.FrozenLinear,
+    transformer_layers.FrozenMultiheadAttention,
+    lora.LoraLinear,
+)
+
+
+def _has_frozen_weights(model: nn.Module, *kinds: type[nn.Module]) -> bool:
+    return any(
+        not p.requires_grad and p.dim() > 1 and p.device.type == "cpu"
         for module in model.modules()
         if isinstance(module, kinds)
         for p in module.parameters(recurse=False)
-        if not p.requires_grad and p.dim() > 1
     )
-    return not onednn.available() and any(p.device.type == "cpu" for p in frozen)

@@ -178,6 +178,8 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
     outputs: list[Any] = []
     after = None if batch is None else saved_by_module(model, batch, fixed, outputs)
     notes = [*plan.notes, *_unreached(model, outputs), *_by_the_batch(model)]
+    if packs.without_gain(model):
+        notes.append("frozen linear weights are not laid out anew: torch's product is as fast on this CPU")
     packed = packs.packed_bytes(model)
     others: dict[str, Any] = {"packed_bytes": None if packs.unavailable(model) else packed}
     if before is not None and batch is not None and after is not None:

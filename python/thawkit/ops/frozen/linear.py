@@ -34,20 +34,34 @@ def linear(
         transposed: the weight is ``(I, O)``.
     """
     recipe = recipe_of(x) if weight.requires_grad else None
-    if weight.requires_grad or not onednn.takes(x, weight) or (packed is not None and packed.given_up):
-        packed = None
+    packed = usable(packed, x, weight)
     if not torch.is_grad_enabled() or (recipe is None and packed is None):
-        return _product(x, weight, bias, packed, transposed)
+        return product(x, weight, bias, packed, transposed)
     function, inputs = (recipe.function, recipe.inputs) if recipe else (None, ())
     return _Linear.apply(x, weight, bias, packed, transposed, function, *inputs)
 
 
-def _product(
-    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None, transposed: bool
+def usable(packed: Packed | None, x: Tensor, weight: Tensor) -> Packed | None:
+    """``packed`` where products with a weight laid out in it are possible, and faster; else None."""
+    if packed is None or packed.given_up or weight.requires_grad:
+        return None
+    return packed if onednn.takes(x, weight) and onednn.products_gain() else None
+
+
+def product(
+    x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed | None, transposed: bool = False
 ) -> Tensor:
+    """As :func:`linear`, by kernels alone. ``packed`` is :func:`usable` or None."""
     if packed is None:
         return F.linear(x, weight.t() if transposed else weight, bias)
     return onednn.linear(x, weight, bias, packed, transposed)
+
+
+def input_gradient(grad: Tensor, weight: Tensor, packed: Packed | None, transposed: bool = False) -> Tensor:
+    """Gradient of :func:`linear` in ``x`` for ``grad``, ``(*, O)``."""
+    if packed is not None and not torch.is_grad_enabled():
+        return onednn.linear_input_gradient(grad, weight, packed, transposed)
+    return grad @ (weight.t() if transposed else weight).to(grad.dtype)
 
 
 class _Linear(torch.autograd.Function):
@@ -67,7 +81,7 @@ class _Linear(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
         again = recipe_inputs if function else (x,)
         ctx.save_for_backward(weight if needs_x else None, *(again if needs_weight else ()))
-        return _product(x, weight, bias, packed, transposed)
+        return product(x, weight, bias, packed, transposed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -76,10 +90,7 @@ class _Linear(torch.autograd.Function):
         grad_x = grad_weight = grad_bias = None
         rows = grad.reshape(-1, grad.shape[-1])
         if needs_x:
-            if ctx.packed is not None and not torch.is_grad_enabled():
-                grad_x = onednn.linear_input_gradient(grad, weight, ctx.packed, ctx.transposed)
-            else:
-                grad_x = grad @ (weight.t() if ctx.transposed else weight).to(grad.dtype)
+            grad_x = input_gradient(grad, weight, ctx.packed, ctx.transposed)
         if needs_weight:
             x = ctx.function(*saved) if ctx.function else saved[0]
             x = x.reshape(-1, x.shape[-1]).to(grad.dtype)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from thawkit import _C
 from thawkit.ops.frozen.geometry import Geometry
 from thawkit.ops.frozen.packed import Packed
 
@@ -36,8 +37,17 @@ def available() -> bool:
 
 
 def takes(x: Tensor, weight: Tensor) -> bool:
-    """Whether the packed operators take these."""
+    """Whether the packed operators take a tensor and a weight."""
     return x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in _DTYPES and available()
+
+
+@functools.cache
+def products_gain() -> bool:
+    """Whether oneDNN multiplies matrices faster than torch's own product does.
+
+    That is MKL, whose code for Intel's CPUs is as fast there; on others it takes the way of older ones.
+    """
+    return not (torch.backends.mkl.is_available() and _C.cpu_is_intel())
 
 
 def linear(
@@ -58,7 +68,7 @@ def linear_input_gradient(grad: Tensor, weight: Tensor, packed: Packed, transpos
 
 def _laid_out(weight: Tensor, rows: int, transpose: bool) -> Tensor:
     weight = weight.detach()
-    return _op("_reorder_linear_weight")(weight.t().contiguous() if transpose else weight, rows)
+    return _op("_reorder_linear_weight")((weight.t() if transpose else weight).contiguous(), rows)
 
 
 def convolution(
