@@ -353,6 +353,21 @@ def test_the_report_says_where_the_cut_is(build, tmp_path: Path) -> None:
     assert thawkit.freeze(build("resnet18"), "head").cache is None
 
 
+def test_of_a_compiled_model_the_eager_one_is_cut(tmp_path: Path) -> None:
+    model = _small()
+    cached = FeatureCache(tmp_path).dataset(torch.compile(model), Images())
+    assert cached.model.model is model
+    assert cached.cut is not None
+
+
+def test_channels_last_features_keep_their_layout(build, tmp_path: Path) -> None:
+    model = _frozen(build, "resnet18", "last:1").to(memory_format=torch.channels_last)
+    cached = FeatureCache(tmp_path, batch_size=BATCH).dataset(model, Images())
+    images = torch.stack([_Samples(Images(), 0).draw(0, i)[0] for i in range(BATCH)])
+    features = torch.stack([cached[i][0] for i in range(BATCH)])
+    assert torch.equal(cached.model(features), model(images))
+
+
 @pytest.mark.parametrize("how", ["thaw", "unfreeze", "train the prefix"])
 def test_features_of_a_prefix_that_trains_are_refused(build, tmp_path: Path, how: str) -> None:
     model = _frozen(build, "resnet18")

@@ -95,7 +95,7 @@ class FeatureCache:
         """Wrap a data set, so that it gives features; those of the first view are computed now.
 
         Args:
-            model: frozen, as it will be trained.
+            model: frozen, as it will be trained. Of a compiled one, the eager model inside is cut.
             dataset: of the map style. Its samples are tuples that begin with what the model takes, or
                 mappings of the model's keyword arguments; keys that begin with ``label`` are not given to the
                 model. What is beside must be numbers or tensors of one shape. A method ``draw(index, view)``,
@@ -116,6 +116,7 @@ class FeatureCache:
             ThawkitError: the data have no fingerprint, are no such samples, or the file is damaged, too large
                 or cannot be written.
         """
+        model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
         return CachedDataset(self, model, dataset, key, collate, split or _split, progress)
 
 

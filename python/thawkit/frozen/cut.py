@@ -530,7 +530,10 @@ class _Run(TorchFunctionMode):
         op = frame.ops[counts[0]]
         counts[0] += 1
         if op.step.name != name_of(func):
-            raise NoCutError(f"expected {op.step.name} of {op.step.call.name!r}, came {name_of(func)}")
+            raise NoCutError(
+                f"the model took another path than on the example: in {op.step.call.name!r} came "
+                f"{name_of(func)}, expected {op.step.name}"
+            )
         if not op.skip:
             return func(*args, **kwargs)
         if self._collects:
@@ -546,7 +549,10 @@ class _Run(TorchFunctionMode):
         sub = frame.subs[counts[1]] if counts[1] < len(frame.subs) else None
         counts[1] += 1
         if sub is not None and sub.call.module is not module:
-            raise NoCutError(f"expected a call of {sub.call.name!r}, came one of a {type(module).__name__}")
+            raise NoCutError(
+                f"the model took another path than on the example: a {type(module).__name__} was called, "
+                f"expected {sub.call.name!r}"
+            )
         if sub is not None and sub.outputs is not None and not self._collects:
             return self._give(sub.outputs)
         inner = None if sub is None or sub.frame is None else (sub.frame, [0, 0])
@@ -602,6 +608,7 @@ def find_cut(model: nn.Module, example: Example) -> Cut:
     leaves = _leaves(example)
     if not leaves or not leaves[0].dim() or not leaves[0].shape[0]:
         raise ThawkitError("example: expected a batch of at least one sample, with samples in dimension 0")
+    model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
     device = next((p.device for p in model.parameters()), leaves[0].device)
     spec = tree_flatten(_as_call(example))[1]
     first, second = _two_batches([t.detach().to(device) for t in leaves])
