@@ -23,15 +23,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, _pop_mode_temporarily
+from torch.overrides import _pop_mode_temporarily
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 from thawkit.errors import ThawkitError
-from thawkit.frozen.deferred import plain
+from thawkit.frozen.deferred import at_once, pending_of, plain
+from thawkit.frozen.functional import Watcher, settled
 from thawkit.frozen.layers import FrozenBatchNorm, Rewritten
 from thawkit.frozen.measure import Example, training_modes
 from thawkit.frozen.structure import is_leaf
-from thawkit.frozen.trace import METADATA, PLAIN, Call, Recorder, Step, Value, name_of, unfolded
+from thawkit.frozen.trace import METADATA, PLAIN, Call, Recorder, Step, Value, name_of
 from thawkit.ops.frozen.packed import version_of
 
 _MODES = {"training", "thawed_training", "folds"}
@@ -41,6 +42,10 @@ _MIXING = 1e-3  # of the largest magnitude: rounding differs with the size of a 
 
 class NoCutError(ThawkitError):
     """A model that cannot be cut; the message says why."""
+
+
+class _DiffersError(NoCutError):
+    """Prefix and rest do not give what the model gives, in training mode."""
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,15 @@ class _Op:
 
 @dataclass
 class _Sub:
-    """A module call in a frame: skipped, entered with a frame of its own, or run as it is."""
+    """A module call in a frame: skipped, entered with a frame of its own, or run as it is.
+
+    ``only_trains`` says that evaluation does without it, as without an auxiliary head.
+    """
 
     call: Call
     outputs: _Outputs | None
     frame: _Frame | None
+    only_trains: bool = False
 
 
 @dataclass
@@ -290,6 +299,7 @@ class Cut:
             NoCutError: that is an input.
         """
         runs = [self._observe(first), self._observe(second)]
+        self._waiting = runs[0].waiting
         sizes = [first[0].shape[0], second[0].shape[0]]
         self.constants = {}
         self.features: list[Feature] = []
@@ -331,6 +341,36 @@ class Cut:
             raise NoCutError("the rest needs an input that has no row for each sample")
         return False
 
+    def economize(self) -> bool:
+        """Let the rest compute what is a function, without parameters, of other values that are kept.
+
+        Returns:
+            False where there is such a value: the plan must be made anew.
+        """
+        for value in self.subjects:
+            step = value.producer
+            if (
+                isinstance(step, Step)
+                and not step.uses_parameter
+                and all(self._at_hand(v) or id(v) in self._numbers for v in step.operands if v.derived)
+            ):
+                self._forced.add(step)
+                return False
+        return True
+
+    def join(self) -> bool:
+        """Let the rest compute the kept values that the model's layers join to what comes after.
+
+        A convolution that runs as one with its normalization rounds otherwise than the two in turn.
+
+        Returns:
+            Whether there are any: the plan must then be made anew.
+        """
+        waiting = [value for number, value in enumerate(self.subjects) if number in self._waiting]
+        for value in waiting:
+            self._move(value)
+        return bool(waiting)
+
     def _hiding(self, producer: Step | Call | None) -> Call | None:
         """The skipped module call in or as which ``producer`` happens."""
         call = producer.call if isinstance(producer, Step) else producer
@@ -364,7 +404,7 @@ class Cut:
         return tree_unflatten(list(tensors), self._spec)
 
     def prefix(self, example: Example) -> list[Tensor]:
-        """Run the model as far as the features and return them, (N, \\*shape) each.
+        """Run the model, in training mode, as far as the features and return them, (N, \\*shape) each.
 
         Args:
             example: a batch of N samples, as the model takes it.
@@ -380,11 +420,15 @@ class Cut:
         Args:
             features: as :meth:`prefix` returns them, in any floating-point dtype.
         """
+        return self._rest(features)
+
+    def _rest(self, features: Sequence[Tensor], *, learn: bool = False) -> Any:
         n = features[0].shape[0]
         slots = dict(self.constants)
         for number, tensor, feature in zip(self._kept, features, self.features, strict=True):
             slots[number] = _restored(tensor, feature, self._writes)
-        return _Run(self, n, slots, stop=False)(self._call_of(self._stand_ins(n, slots)), [])
+        run = _Run(self, n, slots, stop=False, learn=learn)
+        return run(self._call_of(self._stand_ins(n, slots)), [])
 
     def _stand_ins(self, n: int, slots: Mapping[int, Tensor]) -> list[Tensor]:
         found = []
@@ -437,7 +481,8 @@ class Cut:
         """Compare the whole model with prefix and rest.
 
         Raises:
-            NoCutError: they differ in one bit of an output or gradient.
+            _DiffersError: they differ in one bit of an output or gradient.
+            NoCutError: in evaluation mode they differ by more than rounding.
         """
         for inputs in (first, second):
             args, kwargs = self._args(inputs)
@@ -451,16 +496,24 @@ class Cut:
                 self._writes = True
                 return self.verify(first, second)
             if not _equal(whole, rest):
-                raise NoCutError("the rest of the model, run from its features, does not give the same")
-            with training_modes(self.model, set(self.model.modules())), torch.no_grad():
-                args, kwargs = self._args(inputs)
-                torch.manual_seed(0)
-                whole = tree_leaves(self.model(*args, **kwargs))
-                features = self.prefix(_example_of(self._args(inputs)))
-                torch.manual_seed(0)
-                rest = tree_leaves(self.rest(features))
-            if not _equal(whole, rest):
-                raise NoCutError("in evaluation mode the rest of the model does not give the same")
+                raise _DiffersError("the rest of the model, run from its features, does not give the same")
+            self._verify_evaluation(inputs, features, learn=inputs is first)
+
+    def _verify_evaluation(self, inputs: list[Tensor], features: list[Tensor], *, learn: bool) -> None:
+        """The same in evaluation mode, in which a model may run other kernels, with the features of training.
+
+        Args:
+            inputs, features: of a batch.
+            learn: note which modules are not called in evaluation mode.
+        """
+        args, kwargs = self._args(inputs)
+        with training_modes(self.model, set(self.model.modules())), torch.no_grad():
+            torch.manual_seed(0)
+            whole = tree_leaves(self.model(*args, **kwargs))
+            torch.manual_seed(0)
+            rest = tree_leaves(self._rest(features, learn=learn))
+        if not _equal(whole, rest, rounding=True):
+            raise NoCutError("in evaluation mode the rest of the model does not give the same")
 
     def release(self) -> None:
         """Let go of the values that were recorded; the plan needs only what they were."""
@@ -488,7 +541,7 @@ class Cut:
         return [*leaves, *found]
 
 
-class _Run(TorchFunctionMode):
+class _Run(Watcher):
     """One forward pass in which prefix and rest are told apart.
 
     Args:
@@ -496,14 +549,19 @@ class _Run(TorchFunctionMode):
         n: samples in the batch.
         slots: features and constants by number; None to compute everything and collect them.
         stop: whether to end when all are collected.
+        learn: whether to take the modules that are not called for such as evaluation does without.
     """
 
-    def __init__(self, cut: Cut, n: int, slots: dict[int, Tensor] | None, *, stop: bool) -> None:
+    def __init__(
+        self, cut: Cut, n: int, slots: dict[int, Tensor] | None, *, stop: bool, learn: bool = False
+    ) -> None:
         super().__init__()
-        self._cut, self._n, self._stop = cut, n, stop
+        self._cut, self._n, self._stop, self._learn = cut, n, stop, learn
+        self._trains = cut.model.training
         self._collects = slots is None
         self.slots = slots or {}
         self.seen: dict[int, tuple[TreeSpec, list[Any]]] = {}
+        self.waiting: set[int] = set()  # slots of values that were not computed before they were collected
         self._stack: list[tuple[_Frame, list[int]] | None] = []
 
     def __call__(self, call: Any, inputs: list[Tensor]) -> Any:
@@ -513,7 +571,7 @@ class _Run(TorchFunctionMode):
             for value, tensor in zip(cut._values, inputs, strict=True):
                 self._keep(cut._numbers.get(id(value)), tensor)
         try:
-            with _watched(cut._patched, self._around), self:
+            with _watched(cut._patched, self._around), settled(), self:
                 self._stack.append((cut._frame, [0, 0]))
                 return cut.model(*args, **kwargs)
         except _Done:
@@ -545,14 +603,7 @@ class _Run(TorchFunctionMode):
         top = self._stack[-1]
         if top is None:
             return forward(*args, **kwargs)
-        frame, counts = top
-        sub = frame.subs[counts[1]] if counts[1] < len(frame.subs) else None
-        counts[1] += 1
-        if sub is not None and sub.call.module is not module:
-            raise NoCutError(
-                f"the model took another path than on the example: a {type(module).__name__} was called, "
-                f"expected {sub.call.name!r}"
-            )
+        sub = self._next(*top, module)
         if sub is not None and sub.outputs is not None and not self._collects:
             return self._give(sub.outputs)
         inner = None if sub is None or sub.frame is None else (sub.frame, [0, 0])
@@ -565,6 +616,26 @@ class _Run(TorchFunctionMode):
         finally:
             self._stack.pop()
         return result if sub is None or sub.outputs is None else self._collect(sub.outputs, result)
+
+    def _next(self, frame: _Frame, counts: list[int], module: nn.Module) -> _Sub | None:
+        """What the frame holds for the next call, which is one of ``module``; None past its last part."""
+        missed = None
+        while counts[1] < len(frame.subs):
+            sub = frame.subs[counts[1]]
+            counts[1] += 1
+            if sub.call.module is module:
+                return sub
+            if self._learn:
+                sub.only_trains = True
+            if self._trains or not sub.only_trains:
+                missed = sub
+                break
+        if missed is None:
+            return None
+        raise NoCutError(
+            f"the model took another path than on the example: a {type(module).__name__} was called, "
+            f"expected {missed.call.name!r}"
+        )
 
     def _give(self, outputs: _Outputs) -> Any:
         assert outputs.spec is not None
@@ -587,6 +658,8 @@ class _Run(TorchFunctionMode):
     def _keep(self, slot: int | None, tensor: Tensor) -> None:
         if slot is None or slot in self.slots:
             return
+        if pending_of(tensor) is not None:
+            self.waiting.add(slot)
         with torch._C.DisableTorchFunction():
             self.slots[slot] = plain(tensor).detach().clone()
         if self._stop and len(self.slots) == len(self._cut.subjects):
@@ -617,23 +690,34 @@ def find_cut(model: nn.Module, example: Example) -> Cut:
     recorder = _record(model, call, first)
     _mark_mixing(recorder, _record(model, tree_unflatten(list(second), spec), second), first, second)
     try:
-        for _ in range(_ROUNDS):
-            cut.plan(recorder)
-            if not cut._parameters:
-                break
-            if cut.settle(first, second):
-                break
-        else:
-            raise NoCutError("no values found that have one row for each sample")
-        if not cut._parameters or not cut.features:
-            raise NoCutError(_nothing_before(cut, recorder))
-        cut.verify(first, second)
+        _settle(cut, recorder, first, second)
+        try:
+            cut.verify(first, second)
+        except _DiffersError:
+            if not cut.join():
+                raise
+            _settle(cut, recorder, first, second)
+            cut.verify(first, second)
         cut.release()
     except ThawkitError:
         raise
     except Exception as error:  # whatever a model raises when its forward is run in parts
         raise NoCutError(f"the model cannot be run in parts: {type(error).__name__}: {error}") from error
     return cut
+
+
+def _settle(cut: Cut, recorder: Recorder, first: list[Tensor], second: list[Tensor]) -> None:
+    """Plan anew until what is kept has one row a sample, and nothing is kept that need not be."""
+    for _ in range(_ROUNDS):
+        cut.plan(recorder)
+        if not cut._parameters:
+            break
+        if cut.settle(first, second) and cut.economize():
+            break
+    else:
+        raise NoCutError("no values found that have one row for each sample")
+    if not cut._parameters or not cut.features:
+        raise NoCutError(_nothing_before(cut, recorder))
 
 
 def _nothing_before(cut: Cut, recorder: Recorder) -> str:
@@ -652,9 +736,9 @@ def _place(step: Step) -> str:
 
 def _record(model: nn.Module, call: Any, inputs: list[Tensor]) -> Recorder:
     args, kwargs = call
-    with unfolded(model), training(model), torch.enable_grad():
+    with at_once(), training(model), torch.enable_grad():
         before = [(buffer, buffer.clone()) for buffer in model.buffers()]
-        with Recorder(model, inputs) as recorder:
+        with settled(), Recorder(model, inputs) as recorder:
             model(*args, **kwargs)
         moved = {id(buffer) for buffer, value in before if not torch.equal(buffer, value)}
     for step in recorder.root.steps():  # some operators write to buffers without saying so
@@ -804,12 +888,14 @@ def _restored(x: Tensor, feature: Feature, copy: bool) -> Tensor:
 
 def _same_row(a: Tensor, b: Tensor) -> bool:
     """Whether the first sample's row is the same but for rounding."""
-    x, y = a.detach()[0], b.detach()[0]
+    return _near(a.detach()[0], b.detach()[0])
+
+
+def _near(x: Tensor, y: Tensor) -> bool:
     if not x.is_floating_point():
         return torch.equal(x, y)
-    x, y = x.double(), y.double()
-    limit = max(_MIXING, 4 * torch.finfo(a.dtype).eps) * x.abs().max().item() if x.numel() else 0.0
-    return bool(torch.allclose(x, y, rtol=0.0, atol=limit, equal_nan=True))
+    limit = max(_MIXING, 4 * torch.finfo(x.dtype).eps) * x.abs().max().item() if x.numel() else 0.0
+    return bool(torch.allclose(x.double(), y.double(), rtol=0.0, atol=limit, equal_nan=True))
 
 
 def _form(a: Any, b: Any, sizes: Sequence[int]) -> Any:
@@ -833,14 +919,14 @@ def _form(a: Any, b: Any, sizes: Sequence[int]) -> Any:
     return _Form(tuple(fixed), tuple(scaled), sizes[0], a.dtype, a.device)
 
 
-def _equal(a: Sequence[Any], b: Sequence[Any]) -> bool:
+def _equal(a: Sequence[Any], b: Sequence[Any], *, rounding: bool = False) -> bool:
+    """Whether tensors are equal, bit by bit or but for ``rounding``; what is none is not compared."""
+
     def same(x: Any, y: Any) -> bool:
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            return (
-                x.shape == y.shape
-                and torch.equal(x.isnan(), y.isnan())
-                and torch.equal(x.nan_to_num(), y.nan_to_num())
-            )
-        return isinstance(x, Tensor) == isinstance(y, Tensor)
+        if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+            return isinstance(x, Tensor) == isinstance(y, Tensor)
+        if x.shape != y.shape or not torch.equal(x.isnan(), y.isnan()):
+            return False
+        return _near(x, y) if rounding else torch.equal(x.nan_to_num(), y.nan_to_num())
 
     return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))

@@ -12,16 +12,14 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from thawkit.frozen.layers import FrozenConv2d
+from thawkit.frozen.functional import Watcher
 from thawkit.ops.frozen.packed import version_of
 
 PLAIN = (type(None), bool, int, float, str, torch.dtype, torch.device, torch.layout)
@@ -173,7 +171,7 @@ class Call:
                 yield from item.steps()
 
 
-class Recorder(TorchFunctionMode):
+class Recorder(Watcher):
     """Records the forward passes inside its ``with``; ``root`` is the model's own call."""
 
     def __init__(self, model: nn.Module, inputs: list[Tensor]) -> None:
@@ -276,16 +274,3 @@ def _other_random() -> tuple[Any, ...]:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
-@contextmanager
-def unfolded(model: nn.Module) -> Iterator[None]:
-    """Let rewritten convolutions return values, and not what stands for one."""
-    folding = [m for m in model.modules() if isinstance(m, FrozenConv2d) and vars(m).get("folds")]
-    for module in folding:
-        module.folds = False
-    try:
-        yield
-    finally:
-        for module in folding:
-            module.folds = True
