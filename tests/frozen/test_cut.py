@@ -11,6 +11,7 @@ import torchvision
 from torch import nn
 
 import thawkit
+from thawkit.errors import ThawkitError
 from thawkit.frozen.cut import NoCutError, find_cut
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,6 +36,10 @@ def _bert(dropout: float = 0.0) -> nn.Module:
     return transformers.BertForSequenceClassification(config)
 
 
+def _googlenet() -> nn.Module:
+    return torchvision.models.googlenet(num_classes=5, init_weights=False)
+
+
 def _images(size: int = 64) -> torch.Tensor:
     return torch.randn(4, 3, size, size)
 
@@ -49,6 +54,8 @@ CASES = {
     "resnet head": ("resnet18", "head", "fc", [(512,)]),
     "resnet block": ("resnet18", "last:1", "layer4.1.conv1", [(512, 2, 2)]),
     "resnet adapters": ("resnet18", "lora:2:layer4*", "layer4.0.conv1", [(256, 4, 4)]),
+    "resnet shift": ("resnet18", "layer4.1.bn1.bias", "layer4.1.bn1", [(512, 2, 2)]),
+    "auxiliary heads": (_googlenet, "head", "aux1.dropout", [(1024,)] * 3),
     "lite0 head": ("lite0", "head", "classifier", [(1280,)]),
     "vit head": (_vit, "head", "heads.head", [(32,)]),
     "vit block": (_vit, "last:1", "encoder.layers.encoder_layer_2.ln_1", [(17, 32)]),
@@ -86,6 +93,11 @@ def test_the_rest_gives_from_the_features_what_the_model_gives(build, case: str)
         strict=True,
     ):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    model.eval()
+    with torch.no_grad():
+        whole, rest = (model(**part) if isinstance(part, dict) else model(part)), cut.rest(features)
+    whole, rest = (out if isinstance(out, torch.Tensor) else out.logits for out in (whole, rest))
+    torch.testing.assert_close(rest, whole, rtol=1e-5, atol=1e-5)
 
 
 def test_no_module_of_the_prefix_runs(build) -> None:
@@ -138,6 +150,10 @@ class _Own(nn.Module):
         return self.head(self.middle(self, x, self.body(x)))
 
 
+def _used_twice(model, x, h):
+    return torch.cat([h + model.head(h).mean(1, keepdim=True), h.tanh()], 1)[:, 4:12]
+
+
 def _in_place(model, x, h):
     h += 1
     return nn.functional.relu_(h)
@@ -159,8 +175,19 @@ def _written(model, x, h):
         (lambda model, x, h: torch.from_numpy(h.numpy() * 2), [(8,)]),
         (_in_place, [(8,)]),
         (_written, [(8,)]),
+        (_used_twice, [(8,)]),
     ],
-    ids=["branch", "batch statistics", "random", "python's random", "cat", "numpy", "in place", "written to"],
+    ids=[
+        "branch",
+        "batch statistics",
+        "random",
+        "python's random",
+        "cat",
+        "numpy",
+        "in place",
+        "written to",
+        "used twice",
+    ],
 )
 def test_own_code_between_prefix_and_head(middle, shapes) -> None:
     torch.manual_seed(0)
@@ -206,6 +233,60 @@ def test_where_there_is_no_cut_the_reason_is_said(build) -> None:
     thawkit.freeze(model, "all")
     with pytest.raises(NoCutError, match="no frozen layer comes before 'conv1', which trains"):
         find_cut(model, _images())
+    thawkit.freeze(model, "bias")  # the first convolution runs as one with the shift after it
+    with pytest.raises(NoCutError, match="no frozen layer comes before 'bn1', which trains"):
+        find_cut(model, _images())
+    with pytest.raises(ThawkitError, match=r"example: expected tensors, got \['NoneType'\]"):
+        find_cut(model, None)
+    with pytest.raises(ThawkitError, match="at least one sample"):
+        find_cut(model, torch.zeros(0, 3, 64, 64))
+
+
+class _Functional(nn.Module):
+    """Calls functions itself, for which freezing puts a mode in force; ``between`` is called on the way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8 * 4, 3)
+        self.between = lambda: None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = nn.functional.max_pool2d(nn.functional.relu(self.norm(self.conv(x))), 3)
+        self.between()
+        return self.head(nn.functional.dropout(x.view(len(x), -1), 0.5, self.training))
+
+
+def test_functions_that_the_model_calls_itself() -> None:
+    torch.manual_seed(0)
+    model = _Functional().eval()
+    thawkit.freeze(model, "head", example=_images(8))
+    cut = find_cut(model, _images(8))
+    assert cut.at.startswith("the _Functional's own code, which is random")
+    assert [feature.shape for feature in cut.features] == [(32,)]
+    assert not model.training
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("calls", range(0, 8, 2))
+def test_whatever_stops_a_forward_leaves_no_trace(error: type[BaseException], calls: int) -> None:
+    """It may stop while a forward is recorded, run in part, or compared."""
+    model = _Functional().eval()
+    thawkit.freeze(model, "head", example=_images(8))
+    left = iter(range(calls))
+
+    def stop() -> None:
+        if next(left, None) is None:
+            raise error
+
+    model.between = stop
+    before = [(type(m), m.training, sorted(vars(m))) for m in model.modules()]
+    with pytest.raises((error, NoCutError)):
+        find_cut(model, _images(8))
+    assert before == [(type(m), m.training, sorted(vars(m))) for m in model.modules()]
+    assert torch.overrides._get_current_function_mode_stack() == []
+    model.between = lambda: None
+    assert model(_images(8)).requires_grad
 
 
 def test_a_timm_model_with_random_depth(build) -> None:

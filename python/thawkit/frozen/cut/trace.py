@@ -188,7 +188,7 @@ class Recorder(Watcher):
     def __enter__(self) -> Recorder:
         self._handles = (
             register_module_forward_pre_hook(self._begin),
-            register_module_forward_hook(self._end),
+            register_module_forward_hook(self._end, always_call=True),
         )
         super().__enter__()
         return self
@@ -274,3 +274,12 @@ def _other_random() -> tuple[Any, ...]:
 
 def _tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def spread_taint(root: Call) -> None:
+    """Taint what depends on a step that is tainted by itself."""
+    for step in root.steps():
+        if step.tainted:
+            for leaf in (*step.leaves, *step.changes):
+                if isinstance(leaf, Value) and leaf.producer is step:
+                    leaf.tainted = True
