@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from thawkit import adapt, data, deploy, drift, frozen, losses, ops, recipes, select, tune
     from thawkit.errors import ThawkitError
-    from thawkit.frozen import freeze, unfreeze
+    from thawkit.frozen import FeatureCache, freeze, unfreeze
     from thawkit.frozen.waste import waste
 
 __version__ = "0.1.0"
 
 _SUBMODULES = ("adapt", "data", "deploy", "drift", "frozen", "losses", "ops", "recipes", "select", "tune")
 _NAMES = {
+    "FeatureCache": "thawkit.frozen",
     "freeze": "thawkit.frozen",
     "unfreeze": "thawkit.frozen",
     "waste": "thawkit.frozen",
@@ -25,6 +26,7 @@ _NAMES = {
 }
 
 __all__ = [
+    "FeatureCache",
     "ThawkitError",
     "__version__",
     "adapt",

@@ -57,6 +57,16 @@ def test_train_prints_epochs_metrics_and_what_next(folder, tmp_path, capsys):
     assert (method["criterion"], method["class_weights"]) == ("focal", "balanced")
 
 
+def test_cached_features_are_taken_again(folder, tmp_path, capsys):
+    arguments = ["--train", "head", "--cache", str(tmp_path / "features"), "--cache-views", "2"]
+    assert main(command(folder, tmp_path / "run", *arguments)) == 0
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "features").glob("*.features")}
+    assert f"feature cache: {tmp_path / 'features'}" in capsys.readouterr().out
+    assert main(command(folder, tmp_path / "again", *arguments)) == 0
+    assert set((tmp_path / "features").glob("*.features")) == set(made)
+    assert len(made) == 2
+
+
 def test_names_that_rich_would_read_as_markup(folder, tmp_path, capsys):
     data = shutil.copytree(folder, tmp_path / "[bold]:dog:")
     run = tmp_path / "[x]"

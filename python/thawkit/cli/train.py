@@ -48,6 +48,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="validation metric that chooses the epoch",
     )
     training.add_argument(
+        "--cache",
+        metavar="DIR",
+        help="keep there what the network computes before all that trains: later epochs cost only the rest",
+    )
+    training.add_argument(
+        "--cache-views",
+        type=int,
+        default=4,
+        metavar="N",
+        help="with --cache, random forms of each image that the epochs take in turn",
+    )
+    training.add_argument(
         "--probe",
         action="store_true",
         help="also train a linear classifier on the unchanged network, to compare",
@@ -111,6 +123,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    from thawkit import FeatureCache
     from thawkit.data import load
     from thawkit.select import create_model
     from thawkit.tune import Supervised, check_start, fit, linear_probe
@@ -119,6 +132,7 @@ def run(args: argparse.Namespace) -> int:
     method = Supervised(**supervised_options(args))
     config = tune_config(args, train=args.train, patience=args.patience, monitor=args.monitor)
     check_start(config, args.output, resume=args.resume, overwrite=args.overwrite)
+    cache = FeatureCache(args.cache, views=args.cache_views) if args.cache else None
     splits = load(args.data, seed=args.seed, val=args.val, test=args.test)
     console.print(
         f"{splits.name}: {len(splits.train)} training, {len(splits.val)} validation and {len(splits.test)} "
@@ -137,6 +151,7 @@ def run(args: argparse.Namespace) -> int:
         output=args.output,
         resume=args.resume,
         overwrite=args.overwrite,
+        cache=cache,
         console=console,
     )
     rows = {title: result.metrics[name] for name, title in (("val", "validation"), ("test", "test"))}

@@ -7,6 +7,7 @@ backward pass; :func:`unfreeze` undoes it. Exact: values and gradients are the s
 
 from __future__ import annotations
 
+from thawkit.frozen.cache import CachedDataset, FeatureCache
 from thawkit.frozen.channels import Channels
 from thawkit.frozen.forecast import Forecast
 from thawkit.frozen.lora import Lora
@@ -23,7 +24,9 @@ from thawkit.frozen.structure import find_blocks, find_head
 from thawkit.frozen.waste import Holders, WasteReport, WasteRow, waste
 
 __all__ = [
+    "CachedDataset",
     "Channels",
+    "FeatureCache",
     "Forecast",
     "FreezeReport",
     "Holders",

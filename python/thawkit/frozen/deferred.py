@@ -12,7 +12,9 @@ Gradients follow however the tensor is used: it hangs in the graph by :class:`_A
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -81,9 +83,21 @@ class Deferred(Tensor):
         return func(*args, **kwargs)
 
 
-def defer(pending: Pending) -> Deferred:
-    """Make the tensor that stands for ``pending``."""
+def defer(pending: Pending) -> Tensor:
+    """Make the tensor that stands for ``pending``; inside :func:`at_once` its value."""
+    if _AT_ONCE.get():
+        return pending.compute()
     return _Anchor.apply(pending, None, *pending.inputs)
+
+
+@contextmanager
+def at_once() -> Iterator[None]:
+    """Let every layer return its value, for who is to see which layer computes what."""
+    before = _AT_ONCE.set(True)
+    try:
+        yield
+    finally:
+        _AT_ONCE.reset(before)
 
 
 def plain(x: Tensor) -> Tensor:
@@ -199,6 +213,8 @@ class _Anchor(torch.autograd.Function):
         found = iter(torch.autograd.grad(value, needed, grad, create_graph=torch.is_grad_enabled()))
         return None, None, *(next(found) if x.requires_grad else None for x in ctx.pending.inputs)
 
+
+_AT_ONCE: ContextVar[bool] = ContextVar("at_once", default=False)
 
 # What stands in for a function of torch whose first argument is a tensor: see functional.py, which fills it.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
 from thawkit.frozen.deferred import FUNCTIONS, plain
 from thawkit.frozen.layers import Rewritten, can_replace, clamp, functional_convolution, packs_bits
@@ -262,7 +262,35 @@ def callers(model: nn.Module) -> Iterator[set[str]]:
             names.discard(name)
 
 
+class Watcher(TorchFunctionMode):
+    """Base of the modes that see functions as a model calls them: those that save less go beneath."""
+
+
 _active = threading.local()
+
+
+@contextmanager
+def settled() -> Iterator[None]:
+    """Leave, at the end, the modes of modules that an exception has ended without running their hooks."""
+    stack = vars(_active).setdefault("stack", [])
+    depth = len(stack)
+    try:
+        yield
+    finally:
+        while len(stack) > depth:
+            _pop(stack)
+
+
+@contextmanager
+def _beneath_watchers() -> Iterator[None]:
+    watchers = []
+    while isinstance(_get_current_function_mode(), Watcher):
+        watchers.append(_pop_mode())
+    try:
+        yield
+    finally:
+        while watchers:
+            _push_mode(watchers.pop())
 
 
 def _enter(module: nn.Module, args: Any) -> None:
@@ -274,7 +302,8 @@ def _enter(module: nn.Module, args: Any) -> None:
         _pop(stack)
     mode = None if stack else _Calls()
     if mode is not None:
-        mode.__enter__()
+        with _beneath_watchers():
+            mode.__enter__()
     stack.append((module, mode))
 
 
@@ -289,7 +318,8 @@ def _leave(module: nn.Module, args: Any, output: Any) -> None:
 def _pop(stack: list[tuple[nn.Module, _Calls | None]]) -> None:
     _, mode = stack.pop()
     if mode is not None:
-        mode.__exit__(None, None, None)
+        with _beneath_watchers():
+            mode.__exit__(None, None, None)
 
 
 def watch(module: nn.Module) -> None:

@@ -35,8 +35,7 @@ def saved_by_module(
     """
     known = existing(model, example)
     held: dict[int, tuple[str, torch.UntypedStorage]] = {}  # a kept storage's address is not used again
-    with undisturbed(model), running(model) as stack:
-        train_except(model, evaluating)
+    with training_modes(model, evaluating), running(model) as stack:
 
         def pack(tensor: Tensor) -> Tensor:
             address = storage_key(tensor)
@@ -76,8 +75,7 @@ def existing(model: nn.Module, example: Example) -> set[int]:
 @contextmanager
 def trial(model: nn.Module, example: Example, evaluating: Set[nn.Module]) -> Iterator[Any]:
     """Run the same forward and yield its output, for a backward pass inside the block."""
-    with undisturbed(model):
-        train_except(model, evaluating)
+    with training_modes(model, evaluating):
         yield call_eagerly(model, example)
 
 
@@ -134,6 +132,14 @@ def running(model: nn.Module) -> Iterator[list[str]]:
 
 
 @contextmanager
+def training_modes(model: nn.Module, evaluating: Set[nn.Module]) -> Iterator[None]:
+    """Put the modules in training mode, and put back modes, buffers and random state at the end."""
+    with undisturbed(model):
+        train_except(model, evaluating)
+        yield
+
+
+@contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back modes, buffers and random state at the end."""
     modes = [(module, module.training) for module in model.modules()]
@@ -147,4 +153,5 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
         with torch.no_grad():
             for buffer, value in buffers:
-                buffer.copy_(value)
+                if not torch.equal(buffer, value):  # a write would look like a change to who counts them
+                    buffer.copy_(value)

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from thawkit.errors import ThawkitError
+from thawkit.frozen.cache import FeatureCache
 from thawkit.frozen.fidelity import Fidelity
 from thawkit.frozen.forecast import Forecast, Forecaster
 from thawkit.frozen.layers import Rewritten
@@ -59,7 +60,7 @@ class FreezeReport:
         eager: names and bytes of the modules left in stock form that save something although nothing of
             their own trains, largest first; empty if not measured.
         notes: in words, layers that the policy means and cannot reach, parameters that no gradient reaches,
-            and what else costs without being asked for.
+            what else costs without being asked for, and where the feature cache cuts.
         minimum_bytes: bytes that the gradients need without recomputation, see
             :class:`thawkit.frozen.WasteReport`; None if not measured, and where channels of weights train.
         inexact_bytes: those of them that something else than the gradient of a weight matrix needs:
@@ -69,6 +70,7 @@ class FreezeReport:
             dropped by ``unfreeze``; :func:`thawkit.frozen.packed_bytes` says what they take at the moment.
             None on machines where this gains nothing, and where nothing is laid out therefore.
         fidelity: of a lossy freeze (``act_bits``), how near its gradient is to the exact one; else None.
+        cache: makes of a data set one of features; None where none was asked for.
     """
 
     train: str
@@ -85,6 +87,7 @@ class FreezeReport:
     inexact_bytes: int = 0
     packed_bytes: int | None = 0
     fidelity: Fidelity | None = None
+    cache: FeatureCache | None = None
     _forecaster: Forecaster | None = field(default=None, compare=False, repr=False)
 
     @property
@@ -127,7 +130,10 @@ class FreezeReport:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything measured, JSON-able."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if not f.name.startswith("_")}
+        left = {"cache", "_forecaster"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in left}
+        if self.fidelity is not None:
+            values["fidelity"] = asdict(self.fidelity)
         return {**values, "rows": [asdict(row) for row in self.rows], "saves_nothing": self.saves_nothing}
 
     def _source(self) -> Forecaster:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Container, Iterable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,6 +25,8 @@ from thawkit.frozen import (
     transformer_layers,
     transposed_layers,
 )
+from thawkit.frozen.cache import FeatureCache
+from thawkit.frozen.cut import NoCutError, find_cut
 from thawkit.frozen.extension import (
     Extended,
     in_stock_form,
@@ -52,6 +56,7 @@ def freeze(
     *,
     example: Example | None = None,
     act_bits: int | None = None,
+    cache: FeatureCache | str | Path | None = None,
 ) -> FreezeReport:
     """Let only part of a model train, and save no more for the backward pass than that part needs.
 
@@ -80,6 +85,9 @@ def freeze(
             take 8, 4 or 2 bits, inputs of trainable convolutions and linear layers and of normalizations
             twice as many, at most 8. Values stay as they were; gradients come near them, and the report says
             how near on ``example``, at the cost of two backward passes.
+        cache: a folder, or settings with one, for the outputs of what comes before everything that trains.
+            The report says where that ends, or why there is no such place, and ``report.cache`` makes of a
+            data set one of features: ``report.cache.dataset(model, dataset)``.
 
     Returns:
         The report; print it.
@@ -103,6 +111,10 @@ def freeze(
     setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
     try:
         report = _apply(model, stages.plan(0), example, act_bits)
+        if cache is not None:
+            settings = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
+            note = _cut_note(model, example)
+            report = replace(report, cache=settings, notes=(*report.notes, note))
     except Exception:
         unfreeze(model)
         raise
@@ -293,6 +305,20 @@ def _unreached(model: nn.Module, outputs: list[Any]) -> list[str]:
             stacklevel=4,
         )
     return [f"no gradient reaches {listed(names, 3)}"]
+
+
+def _cut_note(model: nn.Module, example: Example | None) -> str:
+    """Where the part that need not run again ends, in words."""
+    example = guess_example(model) if example is None else example
+    if example is None:
+        return "feature cache: pass example= to learn where the model can be cut"
+    try:
+        cut = find_cut(model, example)
+    except NoCutError as error:
+        return f"feature cache: none, training goes on as usual: {error}"
+    shapes = " and ".join("x".join(map(str, feature.shape)) or "1" for feature in cut.features)
+    size = sum(feature.nbytes for feature in cut.features)
+    return f"feature cache: keeps {shapes} a sample ({size:,} bytes), before {cut.at}"
 
 
 def _guess(model: nn.Module) -> tuple[Example | None, str]:

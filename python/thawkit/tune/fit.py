@@ -17,9 +17,10 @@ from transformers.utils import logging as transformers_logging
 
 from thawkit.data import Splits
 from thawkit.errors import ThawkitError
-from thawkit.frozen import FreezeReport, freeze, set_epoch, unfreeze
+from thawkit.frozen import FeatureCache, FreezeReport, freeze, set_epoch, unfreeze
 from thawkit.frozen.schedule import parse_schedule
 from thawkit.select import Model
+from thawkit.tune.cached import settings_for
 from thawkit.tune.callbacks import FollowSchedule, SafeCheckpoints, ShowProgress, StopWhenDone
 from thawkit.tune.checkpoints import STATE, WEIGHTS, newest_usable, prune, step_of, write_json
 from thawkit.tune.config import TuneConfig
@@ -49,6 +50,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     target: Splits | None = None,
+    cache: FeatureCache | str | Path | None = None,
     console: Console | None = None,
 ) -> RunResult:
     """Train ``model`` and leave a run folder at ``output``.
@@ -66,6 +68,9 @@ def fit(
         overwrite: delete the run in ``output`` first.
         target: images of a second domain, for methods that use them. Its training labels are never read;
             scores on its val and test labels, if it has any, are reported and decide nothing.
+        cache: a folder, or settings with one, for the outputs of the part of the network that comes before
+            all that trains: later epochs cost only the rest. Epoch ``e`` then has the augmentation of epoch
+            ``e % views``. Where the network has no such part, a line says so and training goes on as usual.
         console: where progress goes; standard output when not given, ``Console(quiet=True)`` for silence.
 
     Returns:
@@ -79,14 +84,17 @@ def fit(
     folder = Path(output)
     check_start(config, folder, resume=resume, overwrite=overwrite)
     _check(model, splits, target, method, config)
+    settings = settings_for(cache, config, method)
     method.prepare(splits.train, model.num_classes)
     description = describe(model, splits, target, method, config)
+    if settings is not None:
+        description["cache"] = {"views": settings.views, "dtype": settings.dtype}
     verbosity = transformers_logging.get_verbosity()
     try:
         with _frozen(model, config) as report:
             open_run(folder, description, resume=resume, overwrite=overwrite)
             _say(console, str(report).partition("\n\n")[0])
-            state = _train(model, splits, target, method, config, folder / CHECKPOINTS, console)
+            state = _train(model, splits, target, method, config, folder / CHECKPOINTS, settings, console)
             _load_chosen(model, state, config, folder)  # before unfreezing merges what the stage has added
         return _finish(model, splits, target, config, state, folder, report)
     except KeyboardInterrupt:
@@ -130,6 +138,7 @@ def _train(
     method: Method,
     config: TuneConfig,
     folder: Path,
+    cache: FeatureCache | None,
     console: Console,
 ) -> TrainerState:
     def needed(checkpoint: Path) -> int:
@@ -146,7 +155,9 @@ def _train(
     schedule = FollowSchedule(console, _example(model))
     with ShowProgress(console, config) as progress:
         callbacks = [schedule, StopWhenDone(config), progress, SafeCheckpoints(folder, config)]
-        trainer = MethodTrainer(model, splits, target, method, config, folder, callbacks)
+        trainer = MethodTrainer(model, splits, target, method, config, folder, callbacks, cache)
+        if trainer.cached is not None:
+            _say(console, trainer.cached.words)
         schedule.groups = trainer.trainable_groups
         trainer.train(resume_from_checkpoint=str(start) if start else None)
     trainer.accelerator.unwrap_model(model.module, keep_fp32_wrapper=False)

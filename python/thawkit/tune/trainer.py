@@ -16,8 +16,9 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from thawkit.choices import SCHEDULERS
 from thawkit.data import Augment, EpochSampler, ImageDataset, Splits, TrainingView
 from thawkit.errors import ThawkitError
-from thawkit.frozen import parameter_groups
+from thawkit.frozen import FeatureCache, parameter_groups
 from thawkit.select import Model
+from thawkit.tune.cached import CachedRun
 from thawkit.tune.config import TuneConfig
 from thawkit.tune.evaluate import evaluate
 from thawkit.tune.method import Method
@@ -37,6 +38,7 @@ class MethodTrainer(Trainer):
         config: TuneConfig,
         folder: Path,
         callbacks: Sequence[TrainerCallback],
+        cache: FeatureCache | None = None,
     ) -> None:
         self.view = TrainingView(
             splits.train,
@@ -57,11 +59,20 @@ class MethodTrainer(Trainer):
         self.method, self.config, self.thawkit_model = method, config, model
         self.validation = splits.val
         self.target_validation = target.val if target and target.val.labels is not None else None
+        self.cached: CachedRun | None = None
+        if cache is not None:
+            with self.compute_loss_context_manager():
+                self.cached = CachedRun(cache, model, self.view, splits.val)
         self._clock = time.perf_counter()
 
     def get_train_dataloader(self) -> DataLoader:
         """Return batches in an order that is a function of the seed and the epoch."""
         target = self.view.target
+        # A last batch of one image would break batch normalisation; its images come up in other epochs.
+        drop_last = len(self.view) >= self.config.batch_size
+        if self.cached is not None and self.cached.usable:
+            batches = self.cached.loader(self.config.batch_size, self.config.seed, drop_last)
+            return self.accelerator.prepare(batches)
         loader = DataLoader(
             self.view,
             batch_size=self.config.batch_size,
@@ -69,8 +80,7 @@ class MethodTrainer(Trainer):
             collate_fn=self.view.collate,
             num_workers=self.config.workers,
             pin_memory=torch.cuda.is_available(),
-            # A last batch of one image would break batch normalisation; its images come up in other epochs.
-            drop_last=len(self.view) >= self.config.batch_size,
+            drop_last=drop_last,
         )
         return self.accelerator.prepare(loader)
 
@@ -91,6 +101,8 @@ class MethodTrainer(Trainer):
     ) -> Any:
         """Return the method's loss; there are no other outputs."""
         progress = torch.tensor(self.state.global_step / max(1, self.state.max_steps))
+        if self.cached is not None and self.cached.usable:
+            model, inputs = self.cached.train.model, {**inputs, "pixel_values": inputs["features"]}
         loss = self.method.loss(model, {**inputs, "progress": progress})
         return (loss, {}) if return_outputs else loss
 
@@ -115,7 +127,11 @@ class MethodTrainer(Trainer):
         return logs
 
     def _scores(self, dataset: ImageDataset) -> dict[str, float]:
-        metrics = evaluate(self.thawkit_model, dataset, batch_size=2 * self.config.batch_size)
+        size = 2 * self.config.batch_size
+        if self.cached is not None and self.cached.usable and dataset is self.validation:
+            metrics = self.cached.validate(self.thawkit_model, dataset, size)
+        else:
+            metrics = evaluate(self.thawkit_model, dataset, batch_size=size)
         return {key: value for key, value in metrics.items() if isinstance(value, float)}
 
 
