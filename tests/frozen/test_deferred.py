@@ -104,6 +104,80 @@ def test_without_gradients(touch, mode) -> None:
         torch.testing.assert_close(frozen(x), stock(x), rtol=1e-12, atol=1e-13)
 
 
+MODES = {"gradients": torch.enable_grad, "no_grad": torch.no_grad, "inference": torch.inference_mode}
+
+
+class Elsewhere(nn.Module):
+    """A normalized convolution that is made in one mode and touched in another."""
+
+    def __init__(self, made, touch, touched) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.gain, self.offset = (nn.Parameter(torch.ones(4, 6, 6)) for _ in range(2))
+        self.made, self.touch, self.touched = made, touch, touched
+
+    def forward(self, x: Tensor) -> Tensor:
+        with self.made():
+            y = self.bn(self.conv(x))
+        with self.touched():
+            z = self.touch(y)
+        return self.gain * y.clone() + (z.clone().mean() + 1) * self.offset
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
+@pytest.mark.parametrize("touched", MODES)
+@pytest.mark.parametrize("made", MODES)
+@pytest.mark.parametrize("part", ["bn.bias", "bn.weight"])  # folded, and a normalization that waits
+def test_the_modes_of_the_layer_count_and_not_those_of_who_touches_it(
+    part: str, made: str, touched: str, touch
+) -> None:
+    torch.manual_seed(0)
+    stock = Elsewhere(MODES[made], touch, MODES[touched])
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, f"{part}+gain+offset")
+    stock.bn.eval()
+    for ours, theirs in zip(frozen.parameters(), stock.parameters(), strict=True):
+        theirs.requires_grad_(ours.requires_grad)
+    results = []
+    for net in (stock, frozen):
+        x = torch.linspace(-1, 1, 216).view(2, 3, 6, 6).requires_grad_()
+        try:
+            y = net(x)
+            wanted = [x, *(p for p in net.parameters() if p.requires_grad)]
+            gradients = torch.autograd.grad(y.square().mean(), wanted, allow_unused=True)
+            results.append((y, *gradients))
+        except RuntimeError as error:  # as where an inference tensor is written to, or saved
+            results.append(str(error)[:40])
+    theirs, ours = results
+    assert isinstance(ours, str) is isinstance(theirs, str), (theirs, ours)
+    if not isinstance(ours, str):
+        for a, b in zip(ours, theirs, strict=True):
+            assert (a is None) is (b is None)
+            if a is not None:
+                torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_a_layer_called_outside_autocast_computes_in_full_precision() -> None:
+    frozen, stock = (net.float() for net in _pair(F.relu))
+    x = torch.randn(2, 3, 6, 6)
+    values = []
+    for net in (frozen, stock):
+        y = net.bn(net.conv(x))
+        with torch.autocast("cpu", torch.bfloat16):
+            values.append(F.relu(y))
+    torch.testing.assert_close(*values, rtol=1e-5, atol=1e-5)
+    assert values[0].dtype == torch.float32
+
+
+def test_hooks_that_look_without_gradients_take_none_away() -> None:
+    frozen, stock = _pair(F.relu)
+    for net in (frozen, stock):
+        for module in (net.conv, net.bn):
+            module.register_forward_hook(lambda module, args, y: torch.no_grad()(torch.mean)(y) and None)
+        net(torch.ones(2, 3, 6, 6, dtype=torch.float64)).sum().backward()
+    torch.testing.assert_close(frozen.bn.bias.grad, stock.bn.bias.grad)
+
+
 def test_hooks_see_values() -> None:
     seen = []
     for net in _pair(F.relu):
@@ -130,11 +204,43 @@ def test_an_input_written_to_in_between_is_an_error_and_not_a_wrong_result() -> 
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
     y = frozen.conv(x)
     x.mul_(2)
-    with pytest.raises(ThawkitError, match="writes to the input of a frozen convolution"):
+    with pytest.raises(ThawkitError, match="writes to the input of a frozen Conv2d"):
         frozen.bn(y).sum()
 
 
-@pytest.mark.parametrize("write", ["copy_", "data", "statistics", "load_state_dict"])
+class Overwriting(nn.Module):
+    """Writes to what its layers were given, where that is no part of the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3), nn.ReLU()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.clone()
+        y = self.bn(x)
+        convolved = self.conv(x)
+        x += 1
+        return self.head((self.act(y) + self.act(self.bn(convolved)) + x).mean((2, 3)))
+
+
+def test_layers_whose_input_the_example_overwrites_do_not_wait() -> None:
+    torch.manual_seed(0)
+    frozen = Overwriting()
+    stock = copy.deepcopy(frozen)
+    x = torch.randn(2, 3, 6, 6)
+    thawkit.freeze(frozen, "head", example=x)
+    stock.bn.eval()
+    torch.testing.assert_close(frozen(x), stock(x))
+    assert not frozen.conv.folds
+    assert not frozen.bn.folds
+    frozen(x).sum().backward()
+    assert frozen.head.weight.grad is not None
+    thawkit.unfreeze(frozen)
+    assert "folds" not in {*vars(frozen.conv), *vars(frozen.bn)}
+
+
+@pytest.mark.parametrize("write", ["copy_", "data", "mean", "variance", "scale", "load_state_dict"])
 def test_a_folded_weight_follows_what_it_was_made_of(write: str) -> None:
     frozen, stock = _pair(F.relu)
     x = torch.randn(2, 3, 6, 6, dtype=torch.float64)
@@ -146,8 +252,12 @@ def test_a_folded_weight_follows_what_it_was_made_of(write: str) -> None:
                 net.conv.weight.copy_(torch.randn_like(net.conv.weight))
         elif write == "data":
             net.conv.weight.data.mul_(1.25)
-        elif write == "statistics":
+        elif write == "mean":
             net.bn.running_mean += 0.5
+        elif write == "variance":
+            net.bn.running_var += 0.5
+        elif write == "scale":
+            net.bn.weight.data += 0.5
         else:
             net.load_state_dict({key: value + 0.25 for key, value in net.state_dict().items()})
     assert not torch.allclose(frozen(x), before)

@@ -7,15 +7,17 @@ before are then computed as stock modules would. So what runs is decided by what
 not by an analysis of the model, and a model that surprises loses speed and never exactness.
 
 Gradients follow however the tensor is used: it hangs in the graph by :class:`_Anchor`, so that a custom
-``autograd.Function``, which torch lets see the stand-in itself, passes its gradient on.
+``autograd.Function``, which torch lets see the stand-in itself, passes its gradient on. Whether the result
+has a gradient is settled where the layer is called: it is computed in the modes of that place
+(:class:`_Modes`), and a layer that runs in others does not join.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -50,11 +52,35 @@ class Pending(Protocol):
         """
 
 
+class _Modes(NamedTuple):
+    """What decides how torch computes, and differs from place to place in a program."""
+
+    gradients: bool
+    inference: bool
+    autocast: bool
+
+    @classmethod
+    def here(cls) -> _Modes:
+        return cls(
+            torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+        )
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        with (
+            torch.inference_mode(self.inference),
+            torch.set_grad_enabled(self.gradients),
+            torch.autocast("cpu", enabled=self.autocast),
+        ):
+            yield
+
+
 class Deferred(Tensor):
     """A tensor whose value is computed when it is needed."""
 
     pending: Pending | None
     known: Tensor | None
+    modes: _Modes
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -87,7 +113,14 @@ def defer(pending: Pending) -> Tensor:
     """Make the tensor that stands for ``pending``; inside :func:`at_once` its value."""
     if _AT_ONCE.get():
         return pending.compute()
-    return _Anchor.apply(pending, None, *pending.inputs)
+    return _standing_for(pending)
+
+
+def _standing_for(pending: Pending, stand_in: Deferred | None = None) -> Deferred:
+    """A tensor that stands for ``pending`` from here on: ``stand_in``, or a new one."""
+    anchored = _Anchor.apply(pending, stand_in, *pending.inputs)
+    anchored.modes = _Modes.here()
+    return anchored
 
 
 @contextmanager
@@ -106,13 +139,17 @@ def plain(x: Tensor) -> Tensor:
         return x
     if x.known is None:
         assert x.pending is not None
-        x.known, x.pending = x.pending.compute(), None
+        with nullcontext() if x.modes == _Modes.here() else x.modes.restored():
+            value = x.pending.compute()
+        x.known, x.pending = value, None
     return x.known
 
 
 def pending_of(x: Tensor) -> Pending | None:
-    """What ``x`` stands for; None if its value is known."""
-    return x.pending if isinstance(x, Deferred) else None
+    """What ``x`` stands for; None if its value is known, or was to be computed in other modes than these."""
+    if not isinstance(x, Deferred) or x.pending is None or x.modes != _Modes.here():
+        return None
+    return x.pending
 
 
 def clamped(x: Deferred, lower: float, upper: float, inplace: bool, keep: bool) -> Tensor | None:
@@ -124,7 +161,8 @@ def clamped(x: Deferred, lower: float, upper: float, inplace: bool, keep: bool) 
         inplace: the layer was asked to overwrite ``x``.
         keep: the layer after it saves the result.
     """
-    result = x.pending.clamp(lower, upper, keep) if x.pending is not None else None
+    pending = pending_of(x)
+    result = None if pending is None else pending.clamp(lower, upper, keep)
     if result is not None and inplace:
         _settle(x, result)
     return result
@@ -132,7 +170,7 @@ def clamped(x: Deferred, lower: float, upper: float, inplace: bool, keep: bool) 
 
 def _settle(x: Deferred, value: Tensor) -> None:
     """Let ``x`` stand for ``value``, also in the graph."""
-    _Anchor.apply(_Known(value), x, value)
+    _standing_for(_Known(value), x)
     x.pending, x.known = None, value
 
 
@@ -150,23 +188,31 @@ class _Known:
         return None
 
 
-class Input:
-    """An input that must not change until it is used."""
+class WrittenInput(ThawkitError):
+    """The input of a layer that waits was written to. Attributes: ``module``, the layer."""
 
-    def __init__(self, x: Tensor) -> None:
-        self._x, self._version = x, version_of(x)
+    def __init__(self, module: Any) -> None:
+        super().__init__(
+            f"the model writes to the input of a frozen {module.stock.__name__} before the layers after it run, "
+            "which are one with it; freeze with an example= that shows it, or let it write to a copy"
+        )
+        self.module = module
+
+
+class Input:
+    """The input of a layer that waits, which must not change until it is used."""
+
+    def __init__(self, x: Tensor, module: Any) -> None:
+        self._x, self._version, self._module = x, version_of(x), module
 
     def get(self) -> Tensor:
         """Return the input.
 
         Raises:
-            ThawkitError: it was written to in the meantime.
+            WrittenInput: it was written to in the meantime.
         """
         if version_of(self._x) != self._version:
-            raise ThawkitError(
-                "the model writes to the input of a frozen convolution between it and its normalization, "
-                "which run as one; let it write to a copy"
-            )
+            raise WrittenInput(self._module)
         return self._x
 
 
@@ -176,17 +222,18 @@ def _join(func: Any, args: tuple[Any, ...], kwargs: Any) -> Tensor | None:
         return None
     a, b = args
     inplace = func is Tensor.add_
-    if isinstance(b, Deferred) and b.pending is not None and not inplace and not isinstance(a, Deferred):
+    if not inplace and not isinstance(a, Deferred) and pending_of(b) is not None:
         a, b = b, a
-    if not isinstance(a, Deferred) or a.pending is None or not isinstance(b, Tensor) or a is b:
+    pending = pending_of(a)
+    if pending is None or not isinstance(b, Tensor) or a is b:
         return None
     other = plain(b)
     if other.shape != a.shape or other.dtype != a.dtype or other.device != a.device:
         return None
-    pending = a.pending.add(other)
+    pending = pending.add(other)
     if pending is None:
         return None
-    return _Anchor.apply(pending, a if inplace else None, *pending.inputs)
+    return _standing_for(pending, a if inplace else None)
 
 
 class _Anchor(torch.autograd.Function):

@@ -85,7 +85,7 @@ def put_off(conv: Any, x: Tensor) -> PendingConvolution | None:
         return None
     geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
     shape = output_shape(x, conv.weight, geometry)
-    return PendingConvolution(conv, geometry, shape, Input(x)) if min(shape[2:]) > 0 else None
+    return PendingConvolution(conv, geometry, shape, Input(x, conv)) if min(shape[2:]) > 0 else None
 
 
 class PendingConvolution:
@@ -101,7 +101,7 @@ class PendingConvolution:
         other: Tensor | None = None,
     ) -> None:
         self.conv, self.geometry, self.shape, self.norm = conv, geometry, shape, norm
-        self._x, self._other = x, None if other is None else Input(other)
+        self._x, self._other = x, None if other is None else Input(other, conv)
         biases = (conv.bias, None if norm is None else norm.bias)
         self.like = x.get()
         self.inputs = tuple(t for t in (self.like, other, *biases) if t is not None)
@@ -161,7 +161,7 @@ class PendingNormalization:
     """A normalization by fixed statistics, then perhaps a sum. See :class:`~..deferred.Pending`."""
 
     def __init__(self, norm: Any, x: Input, other: Tensor | None = None) -> None:
-        self.norm, self._x, self._other = norm, x, None if other is None else Input(other)
+        self.norm, self._x, self._other = norm, x, None if other is None else Input(other, norm)
         self.like = x.get()
         self.shape = tuple(self.like.shape)
         self.inputs = tuple(t for t in (self.like, other, norm.weight, norm.bias) if t is not None)

@@ -200,8 +200,11 @@ class FrozenConv3d(_FrozenConv, nn.Conv3d):
 class FrozenBatchNorm(Rewritten):
     """Base of the batch normalizations that keep their running statistics, whatever ``model.train()`` says.
 
-    ``thawed_training`` is the mode the module would be in by now had it not been frozen.
+    ``thawed_training`` is the mode the module would be in by now had it not been frozen. ``folds`` says that
+    a sum and a clamp may join it.
     """
+
+    folds = True
 
     def train(self, mode: bool = True) -> Any:
         """Switch children (timm's activations) to ``mode``; this module itself stays in evaluation mode."""
@@ -219,7 +222,7 @@ class FrozenBatchNorm(Rewritten):
                 return defer(normalized)
         x = plain(x)
         if _waits(self, x):
-            return defer(PendingNormalization(self, Input(x)))
+            return defer(PendingNormalization(self, Input(x, self)))
         mean, variance = self.running_mean, self.running_var
         if recording(x) and (
             x.requires_grad or any(p is not None and p.requires_grad for p in (weight, bias))
@@ -242,7 +245,8 @@ class FrozenBatchNorm(Rewritten):
 def _waits(norm: Any, x: Tensor) -> bool:
     """Whether a normalization of ``x`` may wait for a sum and a clamp to join it."""
     return (
-        can_replace(x)
+        norm.folds
+        and can_replace(x)
         and x.dim() > 2
         and x.shape[1] == norm.running_mean.shape[0]
         and _packs(x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from thawkit.frozen import (
 )
 from thawkit.frozen.cache import FeatureCache
 from thawkit.frozen.cut import NoCutError, find_cut
+from thawkit.frozen.deferred import WrittenInput
 from thawkit.frozen.extension import (
     Extended,
     in_stock_form,
@@ -188,7 +190,7 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
         for name in callers:
             functional.watch(model.get_submodule(name))
     outputs: list[Any] = []
-    after = None if batch is None else saved_by_module(model, batch, fixed, outputs)
+    after = None if batch is None else _measured(model, batch, fixed, outputs)
     notes = [*plan.notes, *_unreached(model, outputs), *_by_the_batch(model)]
     if packs.without_gain(model):
         notes.append("frozen linear weights are not laid out anew: torch's product is as fast on this CPU")
@@ -205,6 +207,19 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
         packs.forget(module)  # their layouts may suit the example only
     saved = None if before is None else before.saved
     return make_report(model, plan.words, len(fixed), rewritten, words, saved, after, notes, **others)
+
+
+def _measured(
+    model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: list[Any]
+) -> Counter[str]:
+    """The bytes that a frozen model saves; layers whose input it overwrites are told not to wait."""
+    for _ in model.modules():
+        try:
+            return saved_by_module(model, batch, fixed, outputs)
+        except WrittenInput as written:
+            written.module.folds = False
+            outputs.clear()
+    return saved_by_module(model, batch, fixed, outputs)
 
 
 def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
