@@ -37,6 +37,11 @@ def _added_in_place_dropped(x: Tensor) -> Tensor:
     return x
 
 
+def _multiplied_in_place_dropped(x: Tensor) -> Tensor:
+    x.mul_(1.5)
+    return x
+
+
 TOUCHES = {
     "as it is": lambda x: x,
     "relu": F.relu,
@@ -50,6 +55,7 @@ TOUCHES = {
     "Function": Foreign.apply,
     "Function after relu in place": lambda x: Foreign.apply(_relu_in_place_dropped(x)),
     "Function after a sum in place": lambda x: Foreign.apply(_added_in_place_dropped(x)),
+    "Function after a product in place": lambda x: Foreign.apply(_multiplied_in_place_dropped(x)),
     "twice": lambda x: x.sin() * x,
     "concatenated": lambda x: torch.cat([x, x], 1),
     "indexed": lambda x: x[:, 1:, ::2],
