@@ -209,7 +209,7 @@ def test_what_is_no_model() -> None:
 def test_a_failing_example_leaves_the_model_as_it_was(build) -> None:
     model = build("resnet18")
     before = _state(model)
-    with pytest.raises(RuntimeError, match="channels"):
+    with pytest.raises(ThawkitError, match="channels"):
         thawkit.freeze(model, "bias", example=torch.zeros(1, 5, 32, 32))
     assert _state(model) == before
 
@@ -218,3 +218,21 @@ def test_no_warnings_where_all_is_well(build) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         thawkit.freeze(build("resnet18"), "last:1")
+
+
+@pytest.mark.parametrize(
+    ("train", "example", "message"),
+    [
+        ([], None, "train: expected head, .*got an empty list"),
+        ("bias", torch.zeros(0, 3, 16, 16), "example: expected a batch of at least one sample"),
+        ("bias", torch.zeros(1, 1, 16, 16), "example: the model fails on it: RuntimeError"),
+        ("bias", "images", "example: the model fails on it: TypeError"),
+    ],
+)
+def test_mistakes_are_named_and_leave_the_model_as_it_was(build, train, example, message: str) -> None:
+    model = build("small_cnn")
+    classes = [type(module) for module in model.modules()]
+    with pytest.raises(ThawkitError, match=message):
+        thawkit.freeze(model, train, example=example)
+    assert [type(module) for module in model.modules()] == classes
+    assert all(parameter.requires_grad for parameter in model.parameters())

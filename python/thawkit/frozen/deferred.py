@@ -176,7 +176,7 @@ def _settle(x: Deferred, value: Tensor) -> None:
 
 class _Known:
     def __init__(self, value: Tensor) -> None:
-        self.shape, self.like, self.inputs = value.shape, value, (value,)
+        self.shape, self.like, self.inputs = tuple(value.shape), value, (value,)
 
     def compute(self) -> Tensor:
         return self.like
@@ -193,8 +193,8 @@ class WrittenInput(ThawkitError):
 
     def __init__(self, module: Any) -> None:
         super().__init__(
-            f"the model writes to the input of a frozen {module.stock.__name__} before the layers after it run, "
-            "which are one with it; freeze with an example= that shows it, or let it write to a copy"
+            f"the model writes to the input of a frozen {module.stock.__name__} before the layers that "
+            "join it run; freeze with an example= that shows it, or let it write to a copy"
         )
         self.module = module
 

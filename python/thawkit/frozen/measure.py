@@ -153,5 +153,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
         with torch.no_grad():
             for buffer, value in buffers:
-                if not torch.equal(buffer, value):  # a write would look like a change to who counts them
+                if buffer.is_meta or not torch.equal(
+                    buffer, value
+                ):  # a write would look like a change to who counts them
                     buffer.copy_(value)

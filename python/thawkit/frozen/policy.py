@@ -119,6 +119,8 @@ def make_plan(model: nn.Module, train: Policy) -> Plan:
             message lists what exists.
     """
     parts = [train] if isinstance(train, str) or not isinstance(train, Sequence) else list(train)
+    if not parts:
+        raise ThawkitError(f"train: {_EXPECTED}, got an empty list")
     plan = Plan(_words(parts))
     for part in parts:
         if isinstance(part, str):

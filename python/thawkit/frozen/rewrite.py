@@ -38,7 +38,7 @@ from thawkit.frozen.extension import (
 from thawkit.frozen.fidelity import measure_fidelity
 from thawkit.frozen.forecast import Forecaster
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
-from thawkit.frozen.measure import Example, guess_example, saved_by_module
+from thawkit.frozen.measure import Example, guess_example, saved_by_module, tensors_of
 from thawkit.frozen.policy import Plan, parameter_names
 from thawkit.frozen.reach import unreached
 from thawkit.frozen.report import FreezeReport, make_report
@@ -95,13 +95,15 @@ def freeze(
         The report; print it.
 
     Raises:
-        ThawkitError: ``train`` is no policy or selects nothing, ``act_bits`` is not 8, 4 or 2, or ``model``
-            is part of a frozen model.
+        ThawkitError: ``train`` is no policy or selects nothing, ``act_bits`` is not 8, 4 or 2, ``model`` is
+            part of a frozen model, or it fails on ``example``.
     """
     if not isinstance(model, nn.Module):
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if act_bits is not None:
         bits_of(act_bits)
+    if example is not None and any(x.numel() == 0 for x in tensors_of(example)):
+        raise ThawkitError("example: expected a batch of at least one sample, got an empty tensor")
     model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
     stages = make_stages(model, train)
     if any(isinstance(module, Extended) for module in model.modules()):
@@ -178,9 +180,9 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
             with in_stock_form(), functional.callers(model) as seen:
                 before = measure(model, batch, fixed)
             callers = seen
-    except Exception:  # the model takes something else: whatever it raises, the guess was wrong and not it
+    except Exception as error:  # without an example the guess was wrong, and not the model
         if example is not None:
-            raise
+            raise ThawkitError(f"example: the model fails on it: {type(error).__name__}: {error}") from error
         batch, words = None, ""
     for name, choice in plan.channels.items():
         channels.attach(model.get_submodule(name), choice)
@@ -209,9 +211,7 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
     return make_report(model, plan.words, len(fixed), rewritten, words, saved, after, notes, **others)
 
 
-def _measured(
-    model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: list[Any]
-) -> Counter[str]:
+def _measured(model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: list[Any]) -> Counter[str]:
     """The bytes that a frozen model saves; layers whose input it overwrites are told not to wait."""
     for _ in model.modules():
         try:

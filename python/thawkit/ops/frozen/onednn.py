@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thawkit import _C
 from thawkit.ops.frozen.geometry import Geometry
 from thawkit.ops.frozen.packed import Packed
 
@@ -47,6 +46,8 @@ def products_gain() -> bool:
 
     That is MKL, whose code for Intel's CPUs is as fast there; on others it takes the way of older ones.
     """
+    from thawkit import _C
+
     return not (torch.backends.mkl.is_available() and _C.cpu_is_intel())
 
 
