@@ -176,7 +176,8 @@ def _settle(x: Deferred, value: Tensor) -> None:
 
 class _Known:
     def __init__(self, value: Tensor) -> None:
-        self.shape, self.like, self.inputs = tuple(value.shape), value, (value,)
+        self.shape, self.like = tuple(value.shape), value
+        self.inputs: tuple[Tensor, ...] = (value,)
 
     def compute(self) -> Tensor:
         return self.like

@@ -10,8 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
+
+from thawkit.ops.frozen.packed import version_of
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
@@ -139,11 +142,19 @@ def training_modes(model: nn.Module, evaluating: Set[nn.Module]) -> Iterator[Non
         yield
 
 
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors hold the same, as far as they hold anything."""
+    return a.is_meta or isinstance(a, FakeTensor) or torch.equal(a, b)
+
+
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Put back modes, buffers and random state at the end."""
+    """Put back modes, buffers and random state at the end.
+
+    A buffer that is as it was is not written to, which would count as a change.
+    """
     modes = [(module, module.training) for module in model.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    buffers = [(buffer, version_of(buffer), buffer.detach().clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
         with torch.random.fork_rng(list(devices)):
@@ -152,8 +163,6 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
         for module, mode in modes:
             module.training = mode
         with torch.no_grad():
-            for buffer, value in buffers:
-                if buffer.is_meta or not torch.equal(
-                    buffer, value
-                ):  # a write would look like a change to who counts them
+            for buffer, version, value in buffers:
+                if version_of(buffer) != version or not _equal(buffer, value):
                     buffer.copy_(value)
