@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import random
 import resource
 import signal
@@ -16,9 +17,10 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 import thawkit
-from thawkit.errors import ThawkitError
+from thawkit.errors import ThawkitError, ThawkitWarning
 from thawkit.frozen import CachedDataset, FeatureCache
 from thawkit.frozen.cache import _Samples
+from thawkit.frozen.fingerprint import data_digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -184,8 +186,9 @@ def test_another_prefix_has_another_file(build, tmp_path: Path, count, change) -
     second = cache.dataset(model, Images())
     assert second.file.path != first.file.path
     assert count == [8] * 6
-    with pytest.raises(ThawkitError, match="what comes before the cut has changed"):
-        first.set_epoch(1)
+    for _ in range(2):  # no less when asked again
+        with pytest.raises(ThawkitError, match="what comes before the cut has changed"):
+            first.set_epoch(1)
 
 
 @pytest.mark.parametrize(
@@ -239,6 +242,24 @@ class _Unsteady(Images):
 def test_random_numbers_from_elsewhere_are_noticed(tmp_path: Path) -> None:
     with pytest.raises(ThawkitError, match="drawn twice"):
         FeatureCache(tmp_path).dataset(_small(), _Unsteady())
+
+
+def test_views_of_data_that_are_not_random_are_said_to_be_of_no_use(tmp_path: Path) -> None:
+    with pytest.warns(ThawkitWarning, match="views=1 gives as much as views=3"):
+        FeatureCache(tmp_path, views=3).dataset(_small(), Images(augment=False))
+
+
+def _digest_of_data(data) -> str:
+    return data_digest(data, _Samples(data, 0).first)
+
+
+def test_data_of_huggingface_go_by_their_own_fingerprint() -> None:
+    first, second = Images(augment=False), Images(augment=False)
+    first._fingerprint, second._fingerprint = "a", "a"
+    first._format_kwargs, second._format_kwargs = {"transform": lambda x: x}, {"transform": lambda x: x}
+    assert _digest_of_data(first) == _digest_of_data(second)
+    second._fingerprint = "b"
+    assert _digest_of_data(first) != _digest_of_data(second)
 
 
 def test_drawing_leaves_the_random_state(tmp_path: Path) -> None:
@@ -344,6 +365,7 @@ def test_a_model_without_a_cut_trains_as_usual(tmp_path: Path) -> None:
     calls = model.calls
     cached.model(features).sum().backward()
     assert model.calls == calls + 1
+    assert pickle.loads(pickle.dumps(cached)).model is None  # a worker needs only the samples
     assert torch.equal(target, data.tensors[1][:BATCH])
 
 

@@ -236,7 +236,7 @@ def test_where_there_is_no_cut_the_reason_is_said(build) -> None:
     thawkit.freeze(model, "bias")  # the first convolution runs as one with the shift after it
     with pytest.raises(NoCutError, match="no frozen layer comes before 'bn1', which trains"):
         find_cut(model, _images())
-    with pytest.raises(ThawkitError, match=r"example: expected tensors, got \['NoneType'\]"):
+    with pytest.raises(NoCutError, match=r"example: expected tensors, got \['NoneType'\]"):
         find_cut(model, None)
     with pytest.raises(ThawkitError, match="at least one sample"):
         find_cut(model, torch.zeros(0, 3, 64, 64))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import thawkit
 from thawkit.errors import ThawkitError
-from thawkit.frozen.deferred import Deferred
+from thawkit.frozen.deferred import Deferred, at_once
 
 
 class Foreign(torch.autograd.Function):
@@ -293,3 +293,14 @@ def test_second_derivatives_of_a_folded_convolution() -> None:
     frozen, _ = _pair(F.relu)
     x = torch.randn(1, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: frozen.bn(frozen.conv(x)).relu().square(), (x,))
+
+
+def test_at_once_every_layer_returns_its_value(build) -> None:
+    model, x = build("small_cnn"), torch.randn(2, 3, 8, 8)
+    thawkit.freeze(model, "head", example=x)
+    assert isinstance(model[0](x), Deferred)
+    with at_once():
+        convolved = model[0](x)
+        normalized = model[1](convolved)
+    assert type(convolved) is type(normalized) is Tensor
+    torch.testing.assert_close(normalized + 0, model[1](model[0](x)) + 0)

@@ -15,6 +15,7 @@ from thawkit.cli.console import plain_console
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from thawkit import FeatureCache
     from thawkit.tune import RunResult, TuneConfig
 
 HELP = "fine-tune a model on a folder of images"
@@ -58,6 +59,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=4,
         metavar="N",
         help="with --cache, random forms of each image that the epochs take in turn",
+    )
+    training.add_argument(
+        "--cache-half", action="store_true", help="with --cache, keep float16, which takes half the space"
+    )
+    training.add_argument(
+        "--cache-limit",
+        type=float,
+        metavar="GIB",
+        help="with --cache, most that DIR may take; what was used longest ago makes room",
     )
     training.add_argument(
         "--probe",
@@ -123,7 +133,6 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    from thawkit import FeatureCache
     from thawkit.data import load
     from thawkit.select import create_model
     from thawkit.tune import Supervised, check_start, fit, linear_probe
@@ -132,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     method = Supervised(**supervised_options(args))
     config = tune_config(args, train=args.train, patience=args.patience, monitor=args.monitor)
     check_start(config, args.output, resume=args.resume, overwrite=args.overwrite)
-    cache = FeatureCache(args.cache, views=args.cache_views) if args.cache else None
+    cache = feature_cache(args)
     splits = load(args.data, seed=args.seed, val=args.val, test=args.test)
     console.print(
         f"{splits.name}: {len(splits.train)} training, {len(splits.val)} validation and {len(splits.test)} "
@@ -178,6 +187,17 @@ def supervised_options(args: argparse.Namespace) -> dict[str, Any]:
         "label_smoothing": args.label_smoothing,
         "class_weights": "balanced" if args.balanced else None,
     }
+
+
+def feature_cache(args: argparse.Namespace) -> FeatureCache | None:
+    """Return the cache of features that the command line asked for."""
+    from thawkit import FeatureCache
+
+    if args.cache is None:
+        return None
+    limit = None if args.cache_limit is None else int(args.cache_limit * 2**30)
+    dtype = "float16" if args.cache_half else "float32"
+    return FeatureCache(args.cache, views=args.cache_views, dtype=dtype, max_bytes=limit)
 
 
 def tune_config(args: argparse.Namespace, **others: Any) -> TuneConfig:

@@ -2,6 +2,7 @@
 
     cache = thawkit.FeatureCache("features", views=4)
     print(thawkit.freeze(model, "head", example=images, cache=cache))
+    model.train()
     cached = cache.dataset(model, dataset)
     for epoch in range(20):
         cached.set_epoch(epoch)
@@ -17,6 +18,7 @@ rounds by the size of a batch or the place in it, the last bits follow that.
 from __future__ import annotations
 
 import random
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,11 +32,11 @@ from torch.utils._pytree import tree_flatten, tree_map_only, tree_unflatten
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 import thawkit
-from thawkit.errors import ThawkitError
+from thawkit.errors import ThawkitError, ThawkitWarning
 from thawkit.frozen.cut import Cut, NoCutError, find_cut, training
 from thawkit.frozen.feature_file import FeatureFile, Field, open_file
-from thawkit.frozen.fingerprint import data_digest, digest_of, model_digest
-from thawkit.ops.frozen.packed import Fingerprint
+from thawkit.frozen.fingerprint import alike, data_digest, digest_of, model_digest
+from thawkit.ops.frozen.packed import Fingerprint, version_of
 
 DTYPES = {"float32": None, "float16": torch.float16}
 _TOLERANCE = 1e-2  # of the largest magnitude: what was kept against what is computed now
@@ -155,15 +157,18 @@ class Rest(nn.Module):
         """
         if self.cut is None:
             return
-        held = all(holder.get(name) is t and not t.requires_grad for holder, name, t, *_ in self._marks)
-        known = all(t._version == v and t.data_ptr() == at for _, _, t, v, at in self._marks)
+        held = known = True
+        for holder, name, t, version, address in self._marks:
+            held &= holder.get(name) is t and not t.requires_grad
+            known &= version_of(t) == version and t.data_ptr() == address
         if closely and held and known:
             known = (
                 self._values.matches(*(t for _, _, t, *_ in self._marks)) and self._form == self._describe()
             )
         if held and not known:
             held = model_digest(self.cut.state()) == self.digest
-            self._take()
+            if held:
+                self._take()
         if not held:
             raise ThawkitError(
                 "model: what comes before the cut has changed or trains now, so the features are no longer "
@@ -222,6 +227,13 @@ class CachedDataset(Dataset[Any]):
         leaves, self._beside = tree_flatten(beside)
         fields = [Field(f.shape, self._stored(f.dtype)) for f in self.cut.features]
         fields += [Field(tuple(t.shape[1:]), t.dtype) for t in leaves]
+        if cache.views > 1 and alike(len(dataset), self._samples.first, self._samples.second):
+            warnings.warn(
+                "thawkit.FeatureCache: two views of some samples are the same, so nothing seems random in "
+                f"the data; views=1 gives as much as views={cache.views} for less",
+                ThawkitWarning,
+                stacklevel=3,
+            )
         data = digest_of(key, len(dataset)) if key is not None else data_digest(dataset, self._samples.first)
         device = next((p.device.type for p in model.parameters()), "cpu")
         frozen = self.model.digest
@@ -241,11 +253,11 @@ class CachedDataset(Dataset[Any]):
         return dtype if wanted is None or not dtype.is_floating_point else wanted
 
     def __getstate__(self) -> dict[str, Any]:
-        """A worker needs the file alone."""
+        """A worker needs the file alone, or without a cut the samples."""
         state = dict(vars(self))
-        if self._kept:
-            for name in ("model", "cut", "dataset", "_samples", "_collate", "_split", "_progress"):
-                state[name] = None
+        kept = ("dataset", "_split") if self._kept else ()
+        for name in ("model", "cut", "_samples", "_collate", "_progress", *kept):
+            state[name] = None
         return state
 
     def __len__(self) -> int:
@@ -379,6 +391,9 @@ class _Samples:
 
     def first(self, index: int) -> Any:
         return self.draw(0, index)
+
+    def second(self, index: int) -> Any:
+        return self.draw(1, index)
 
 
 class _View(Dataset[Any]):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import mmap
 import os
 import zlib
@@ -45,7 +46,7 @@ class Field:
     @property
     def nbytes(self) -> int:
         """Bytes in a row."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class FeatureFile:
@@ -54,6 +55,10 @@ class FeatureFile:
     def __init__(self, path: Path, fields: Sequence[Field], rows: int, start: int) -> None:
         self.path, self.fields, self.rows = path, tuple(fields), rows
         self._offsets, self._payload, self._stride = _layout(self.fields)
+        self._parts = [
+            (slice(at, at + field.nbytes), field.dtype, field.shape)
+            for at, field in zip(self._offsets, self.fields, strict=True)
+        ]
         self._marks_at, self._rows_at = start, start + _padded(rows, _PAGE)
         self._open()
 
@@ -96,10 +101,7 @@ class FeatureFile:
         if int.from_bytes(content[self._payload :], "little") != _checksum(content[: self._payload], row):
             raise ThawkitError(f"{self.path} is damaged: row {row} has another checksum; delete it")
         whole = torch.frombuffer(content, dtype=torch.uint8)
-        return [
-            whole[at : at + field.nbytes].view(field.dtype).view(field.shape)
-            for at, field in zip(self._offsets, self.fields, strict=True)
-        ]
+        return [whole[part].view(dtype).view(shape) for part, dtype, shape in self._parts]
 
     def write(self, rows: Sequence[int], values: Sequence[Tensor]) -> None:
         """Write rows and then mark them.

@@ -71,10 +71,10 @@ def data_digest(dataset: Any, draw: Callable[[int], Any]) -> str:
     if callable(own):
         return digest_of(count, own())
     if isinstance(getattr(dataset, "_fingerprint", None), str):
-        pickled: Any = dataset._fingerprint, getattr(dataset, "_format_kwargs", None)
+        pickled: Any = dataset._fingerprint  # of its transforms as well
     else:
         pickled = _pickled(dataset)
-    chosen = sorted({int(i) for i in np.linspace(0, max(count - 1, 0), min(count, _SAMPLES))})
+    chosen = _some(count)
     samples = [_sample_digest(draw(i)) for i in chosen]
     if chosen and _sample_digest(draw(chosen[0])) != samples[0]:
         raise ThawkitError(
@@ -82,6 +82,15 @@ def data_digest(dataset: Any, draw: Callable[[int], Any]) -> str:
             "from elsewhere than torch, numpy and random; give it a method draw(index, view) that fixes them"
         )
     return digest_of(count, pickled, samples, _files(dataset))
+
+
+def alike(count: int, draw: Callable[[int], Any], other: Callable[[int], Any]) -> bool:
+    """Whether two ways to draw give the same of 16 samples of ``count``."""
+    return all(_sample_digest(draw(i)) == _sample_digest(other(i)) for i in _some(count))
+
+
+def _some(count: int) -> list[int]:
+    return sorted({int(i) for i in np.linspace(0, max(count - 1, 0), min(count, _SAMPLES))})
 
 
 def _sample_digest(sample: Any) -> list[Any]:

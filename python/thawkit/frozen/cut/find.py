@@ -32,11 +32,11 @@ def find_cut(model: nn.Module, example: Example) -> Cut:
 
     Raises:
         NoCutError: there is no such place; the message says why.
-        ThawkitError: ``example`` holds something else than tensors, or no sample.
+        ThawkitError: ``example`` holds no sample.
     """
     leaves = leaves_of(example)
     if not leaves or not all(isinstance(t, Tensor) for t in leaves):
-        raise ThawkitError(f"example: expected tensors, got {[type(t).__name__ for t in leaves]}")
+        raise NoCutError(f"example: expected tensors, got {[type(t).__name__ for t in leaves]}")
     if not leaves[0].dim() or not len(leaves[0]):
         raise ThawkitError("example: expected a batch of at least one sample, with samples in dimension 0")
     model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
