@@ -13,6 +13,9 @@ memsave     stock under memsave_torch (github.com/plutonium-239/memsave_torch), 
             saves past autograd's hooks, so what its output holds in memory counts
 thawkit     ``thawkit.freeze``
 
+Processes run with glibc's thresholds set (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 64 KiB), so
+that what is released leaves the process; layouts of weights count as what a step needs.
+
 ``forward_ms`` is the forward pass without gradients, of which ``freezing`` is ``torch.compile`` with
 inductor's constant folding. ``peak_rss_mib`` is what one process with one variant needs at most in two steps,
 over what it holds with the model built.
@@ -30,6 +33,7 @@ import argparse
 import copy
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,7 +51,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import thawkit
-from thawkit.frozen import find_blocks
+from thawkit.frozen import find_blocks, packs
 from thawkit.frozen.lora import LoraLayer
 from thawkit.ops.frozen import cpu
 
@@ -97,6 +101,7 @@ POLICIES: dict[str, dict[str, bool]] = {
 }
 PROCESSES = {"resnet50": "bias", "vit_b_16": "all"}  # of which a process of its own is measured
 BUDGETS = (0.5, 0.2, 0.05)
+ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
 PARTS = ("steps", "processes", "trade-off")
 
 
@@ -106,14 +111,16 @@ def batch_for(name: str, batch: int, size: int) -> tuple[Tensor, Tensor]:
     return torch.randn(shape), labels
 
 
-def stock_and_frozen(name: str, policy: str, images: Tensor) -> tuple[nn.Module, nn.Module]:
+def stock_and_frozen(
+    name: str, policy: str, images: Tensor, copies: bool = True
+) -> tuple[nn.Module, nn.Module]:
     """Build a frozen model and its stock twin, which trains the same in the same modes."""
     torch.manual_seed(0)
     frozen = MODELS[name]().train()
     for module in frozen.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # so that the variants compute the same
-    thawkit.freeze(frozen, policy, example=images[:1])
+    thawkit.freeze(frozen, policy, example=images[:1], copies=copies)
     stock = copy.deepcopy(frozen)
     thawkit.unfreeze(stock)
     if policy.startswith("lora:"):
@@ -348,7 +355,7 @@ def peak_rss(report: Report, name: str, policy: str, batch: int, size: int) -> N
     """What a process needs at most, one for each variant, and the batch at which that would be 8 GB."""
     peaks: dict[str, float] = {}
     largest: dict[str, int] = {}
-    for variant in ("stock", "thawkit"):
+    for variant in ("stock", "thawkit", "thawkit, copies=False"):
         small, large = (
             json.loads(
                 subprocess.run(
@@ -356,6 +363,7 @@ def peak_rss(report: Report, name: str, policy: str, batch: int, size: int) -> N
                     check=True,
                     capture_output=True,
                     text=True,
+                    env=os.environ | dict.fromkeys(ALLOCATOR, "65536"),
                 ).stdout
             )
             for n in (batch, 2 * batch)
@@ -375,10 +383,12 @@ def peak_rss(report: Report, name: str, policy: str, batch: int, size: int) -> N
 
 def child(name: str, policy: str, variant: str, batch: int, size: int) -> None:
     images, labels = batch_for(name, batch, size)
-    stock, frozen = stock_and_frozen(name, policy, images)
+    stock, frozen = stock_and_frozen(name, policy, images, copies=variant == "thawkit")
     model = stock if variant == "stock" else frozen
     del stock, frozen
-    training_step(model, images[:1], labels[:1])()  # what is built at first use
+    training_step(model, images[:1], labels[:1])()  # what the program sets up at first use
+    for module in model.modules():
+        packs.forget(module)
     built = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
     for _ in range(2):

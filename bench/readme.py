@@ -110,8 +110,9 @@ def frozen() -> str:
                 lines += [
                     "",
                     f"A process that trains {row['process']}, {row['policy']}, needs {peak['stock']:.0f} MiB "
-                    f"for its steps with the stock model, {peak['thawkit']:.0f} MiB with thawkit's; by two "
-                    f"batch sizes, 8 GB would do for batches of {batch['stock']} and {batch['thawkit']}.",
+                    f"for its steps with the stock model, {peak['thawkit']:.0f} MiB with thawkit's and "
+                    f"{peak['thawkit, copies=False']:.0f} MiB without copies of frozen weights; by two batch "
+                    f"sizes, 8 GB would do for batches of {', '.join(map(str, batch.values()))}.",
                 ]
         points = [
             f"{row['variant']}: {row['saved_mib']:.1f} MiB, {row['backward_gflop']:.1f} GFLOP, "

@@ -361,6 +361,28 @@ def test_where_nothing_is_laid_out_anew_the_report_says_so() -> None:
         onednn.available.cache_clear()
 
 
+@pytest.mark.skipif(not onednn.available(), reason="torch's oneDNN operators do not run here")
+def test_without_copies_nothing_is_kept_and_all_else_is_the_same(build) -> None:
+    images = _images(2)
+    gradients = []
+    for copies in (True, False):
+        model = build("resnet18")
+        report = thawkit.freeze(model, {0: "head", 1: "bias"}, example=images, copies=copies)
+        assert ("no second copies" in str(report)) is not copies
+        thawkit.frozen.set_epoch(model, 1, example=images)
+        copied = copy.deepcopy(model)  # which keeps none, either
+        for net in (model, copied):
+            net(images).square().sum().backward()
+            assert (thawkit.frozen.packed_bytes(net) > 100_000) is copies
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        thawkit.unfreeze(model)
+        thawkit.freeze(model, "bias", example=images)
+        model(images)
+        assert thawkit.frozen.packed_bytes(model) > 100_000
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
 def test_where_packed_products_are_no_faster_nothing_is_packed(monkeypatch) -> None:
     monkeypatch.setattr(onednn, "products_gain", lambda: False)
     model, images = _vit(), _images(2)

@@ -20,17 +20,16 @@ from thawkit.ops.frozen import onednn
 from thawkit.ops.frozen.convolution import folded_convolution, output_shape
 from thawkit.ops.frozen.geometry import Geometry
 from thawkit.ops.frozen.normalization import fixed_batch_norm
-from thawkit.ops.frozen.packed import Fingerprint, Packed, packed_of
+from thawkit.ops.frozen.packed import Fingerprint, Packed, keeps_none, packed_of
 
 
 class Fold:
-    """The folded weight of one convolution and its normalization.
+    """What a convolution and its normalization fold to.
 
     Attributes:
-        weight: ``(O, I / groups, *kernel)``, the convolution's times the normalization's scale.
-        scale: ``(O,)``.
+        scale: ``(O,)``, of the normalization.
         offset: ``(O,)``, what the frozen parts of the biases add up to.
-        packed: the weight as the kernels want it; empty until used.
+        packed: the scaled weight as the kernels want it; empty until used.
     """
 
     def __init__(self, conv: nn.Conv2d, norm: Any) -> None:
@@ -38,9 +37,8 @@ class Fold:
             self.scale = torch.rsqrt(norm.running_var + norm.eps)
             if norm.weight is not None:
                 self.scale = self.scale * norm.weight
-            self.weight = conv.weight * self.scale.view(-1, 1, 1, 1)
             self.offset = -norm.running_mean * self.scale
-        self.packed = Packed()
+        self.packed = Packed(given_up=keeps_none(conv))
         self._made_of = Fingerprint(*_parts(conv, norm))
         self._eps = norm.eps
 
@@ -66,17 +64,16 @@ def fold_of(conv: nn.Conv2d, norm: Any) -> Fold:
 
 
 def forget(module: nn.Module) -> None:
-    """Drop the folded weight of a module."""
+    """Drop what a module folds to."""
     _FOLDS.pop(module, None)
 
 
 def folded_bytes(module: nn.Module) -> int:
-    """Bytes that the folded weight of a module takes, in all its layouts."""
+    """Bytes that the folded weight of a module takes, in all its layouts, with what belongs to it."""
     fold = _FOLDS.get(module)
     if fold is None:
         return 0
-    folded = fold.weight, fold.scale, fold.offset
-    return fold.packed.nbytes() + sum(t.numel() * t.element_size() for t in folded)
+    return fold.packed.nbytes() + fold.scale.nbytes + fold.offset.nbytes
 
 
 def put_off(conv: Any, x: Tensor) -> PendingConvolution | None:
@@ -133,9 +130,15 @@ class PendingConvolution:
         conv, x = self.conv, self._x.get()
         if conv.weight.requires_grad or not onednn.takes(x, conv.weight):
             return conv.convolve(x)
-        zero, one = conv.weight.new_zeros(self.shape[1]), conv.weight.new_ones(self.shape[1])
         return folded_convolution(
-            x, conv.weight.detach(), one, zero, None, conv.bias, self.geometry, packed=packed_of(conv)
+            x,
+            conv.weight,
+            None,
+            conv.weight.new_zeros(self.shape[1]),
+            None,
+            conv.bias,
+            self.geometry,
+            packed=packed_of(conv),
         )
 
     def _run(self, lower: float, upper: float, keep: bool = False) -> Tensor:
@@ -143,7 +146,7 @@ class PendingConvolution:
         fold = fold_of(conv, norm)
         return folded_convolution(
             self._x.get(),
-            fold.weight,
+            conv.weight,
             fold.scale,
             fold.offset,
             norm.bias,

@@ -47,6 +47,7 @@ from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weig
 from thawkit.frozen.table import listed
 from thawkit.frozen.waste import Measured, measure
 from thawkit.ops.frozen.lossy import bits_of
+from thawkit.ops.frozen.packed import keep_none, keeps_none
 
 _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every parameter as it was
 _STAGES = "_thawkit_stages"  # set on a model of which other parts train by epoch
@@ -58,6 +59,7 @@ def freeze(
     *,
     example: Example | None = None,
     act_bits: int | None = None,
+    copies: bool = True,
     cache: FeatureCache | str | Path | None = None,
 ) -> FreezeReport:
     """Let only part of a model train, and save no more for the backward pass than that part needs.
@@ -87,6 +89,8 @@ def freeze(
             take 8, 4 or 2 bits, inputs of trainable convolutions and linear layers and of normalizations
             twice as many, at most 8. Values stay as they were; gradients come near them, and the report says
             how near on ``example``, at the cost of two backward passes.
+        copies: whether frozen weights may be kept a second time, and a third for the backward pass, in the
+            layouts that are fastest. False where memory is scarcer than time.
         cache: a folder, or settings with one, for the outputs of what comes before everything that trains.
             The report says where that ends, or why there is no such place, and ``report.cache`` makes of a
             data set one of features: ``report.cache.dataset(model, dataset)``.
@@ -113,6 +117,8 @@ def freeze(
     if any(isinstance(module, Rewritten) for module in model.modules()):
         raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
     setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
+    for module in model.modules() if not copies else ():
+        keep_none(module)
     try:
         report = _apply(model, stages.plan(0), example, act_bits)
         if cache is not None:
@@ -154,7 +160,10 @@ def set_epoch(model: nn.Module, epoch: int, *, example: Example | None = None) -
     if stages is None or stages.at(epoch) == stages.current:
         return None
     flags, act_bits = vars(model)[_RECORD], vars(model).get(lossy_layers.BITS)
+    lean = [module for module in model.modules() if keeps_none(module)]
     unfreeze(model)
+    for module in lean:
+        keep_none(module)
     setattr(model, _RECORD, flags)
     setattr(model, _STAGES, Stages(stages.plans, stages.at(epoch)))
     report = _apply(model, stages.plan(epoch), example, act_bits)
@@ -194,7 +203,9 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
     outputs: list[Any] = []
     after = None if batch is None else _measured(model, batch, fixed, outputs)
     notes = [*plan.notes, *_unreached(model, outputs), *_by_the_batch(model)]
-    if packs.without_gain(model):
+    if keeps_none(model):
+        notes.append("no second copies of frozen weights are kept")
+    elif packs.without_gain(model):
         notes.append("frozen linear weights are not laid out anew: torch's product is as fast on this CPU")
     packed = packs.packed_bytes(model)
     others: dict[str, Any] = {"packed_bytes": None if packs.unavailable(model) else packed}
@@ -244,6 +255,7 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
             if isinstance(module, FrozenBatchNorm):
                 module.training = vars(module).pop("thawed_training")
             vars(module).pop("folds", None)
+            keep_none(module, False)
             vars(module).pop("kept", None)
             vars(module).pop(lossy_layers.BITS, None)
             packs.forget(module)

@@ -37,7 +37,7 @@ def output_shape(x: Tensor, weight: Tensor, geometry: Geometry) -> tuple[int, ..
 def folded_convolution(
     x: Tensor,
     weight: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     offset: Tensor,
     shift: Tensor | None,
     bias: Tensor | None,
@@ -49,17 +49,17 @@ def folded_convolution(
     keep: bool = False,
     packed: Packed | None = None,
 ) -> Tensor:
-    """``clamp(conv(x, weight) + scale * bias + shift + offset + other, lower, upper)`` of frozen ``weight``.
+    """``clamp(scale * (conv(x, weight) + bias) + shift + offset + other, lower, upper)``.
 
     Saves one bit an element where there is a clamp, and no activation but, with ``keep``, the result. A
     convolution followed by a batch normalization with fixed statistics is this with
-    ``scale = gamma / sqrt(var + eps)``, ``weight`` scaled by it, ``offset = -scale * mean``,
-    ``shift = beta``.
+    ``scale = gamma / sqrt(var + eps)``, ``offset = -scale * mean``, ``shift = beta``. The weight is scaled
+    once for each layout in ``packed``, without one at each call.
 
     Args:
         x: ``(N, C, H, W)``.
-        weight: ``(O, C / groups, kH, kW)``, needs no gradient and never changes.
-        scale, offset: ``(O,)``, need no gradient.
+        weight: ``(O, C / groups, kH, kW)``, needs no gradient.
+        scale, offset: ``(O,)``, need no gradient; no scale for 1.
         shift, bias: ``(O,)``, may train.
         geometry: of the convolution.
         other: of the shape of the result.
@@ -80,17 +80,17 @@ def _affine(
     shift: Tensor | None,
     bias: Tensor | None,
     weight: Tensor,
-    scale: Tensor,
+    scale: Tensor | None,
     offset: Tensor,
     packed: Packed | None,
     geometry: Geometry,
 ) -> Tensor:
     total = offset if shift is None else offset + shift
     if bias is not None:
-        total = torch.addcmul(total, bias, scale)
+        total = total + bias if scale is None else torch.addcmul(total, bias, scale)
     if packed is not None and onednn.takes(x, weight):
-        return onednn.convolution(x, weight, total, geometry, other, packed)
-    y = F.conv2d(x, weight, total, *geometry)
+        return onednn.convolution(x, weight, scale, total, geometry, other, packed)
+    y = F.conv2d(x, onednn.scaled(weight, scale), total, *geometry)
     if other is not None:
         y += other
     return y
@@ -102,19 +102,19 @@ class _Folded(torch.autograd.Function):
         x, _, shift, bias, weight, scale, _, packed, geometry, lower, upper, keep = arguments
         y = _affine(*arguments[:9])
         clamps = lower > -math.inf or upper < math.inf
-        if keep and clamps:
-            ctx.save_for_backward(y.clamp_(lower, upper))
-        else:
-            ctx.save_for_backward(pack_clamp_(y, lower, upper) if clamps else None)
-        ctx.bounds = (lower, upper) if keep and clamps else None
-        ctx.weight, ctx.scale, ctx.packed, ctx.geometry = weight, scale, packed, geometry
+        keep = keep and clamps
+        mask = None if keep or not clamps else pack_clamp_(y, lower, upper)
+        kept = y.clamp_(lower, upper) if keep else mask
+        ctx.save_for_backward(kept, weight if ctx.needs_input_grad[0] else None)
+        ctx.bounds = (lower, upper) if keep else None
+        ctx.scale, ctx.packed, ctx.geometry = scale, packed, geometry
         ctx.layout, ctx.strides = (x.shape, x.stride()), y.stride()
         ctx.dtypes = [None if t is None else t.dtype for t in (shift, bias)]
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (mask,) = ctx.saved_tensors
+        mask, weight = ctx.saved_tensors
         if ctx.bounds is not None:
             mask = pack_positive(mask, *ctx.bounds)
         needs_x, needs_other, *needs_bias = ctx.needs_input_grad[:4]
@@ -124,16 +124,20 @@ class _Folded(torch.autograd.Function):
         elif mask is not None:
             grad = packed_relu_backward(grad, mask, ctx.strides)
         grad_shift = total.to(ctx.dtypes[0]) if total is not None and needs_bias[0] else None
-        grad_bias = (total * ctx.scale).to(ctx.dtypes[1]) if total is not None and needs_bias[1] else None
-        grad_x = _folded_input_gradient(ctx, grad) if needs_x else None
+        grad_bias = None
+        if total is not None and needs_bias[1]:
+            grad_bias = (total if ctx.scale is None else total * ctx.scale).to(ctx.dtypes[1])
+        grad_x = _folded_input_gradient(ctx, grad, weight) if needs_x else None
         return grad_x, grad if needs_other else None, grad_shift, grad_bias, *(None,) * 8
 
 
-def _folded_input_gradient(ctx: Any, grad: Tensor) -> Tensor:
-    weight, packed = ctx.weight, ctx.packed
+def _folded_input_gradient(ctx: Any, grad: Tensor, weight: Tensor) -> Tensor:
+    scale, packed = ctx.scale, ctx.packed
     if packed is not None and not torch.is_grad_enabled() and onednn.takes(grad, weight):
-        return onednn.input_gradient(grad, weight, ctx.layout[0], ctx.geometry, packed)
-    return input_gradient(grad, ctx.layout, weight, ctx.geometry[:3], ctx.geometry.groups)
+        return onednn.input_gradient(grad, weight, scale, ctx.layout[0], ctx.geometry, packed)
+    return input_gradient(
+        grad, ctx.layout, onednn.scaled(weight, scale), ctx.geometry[:3], ctx.geometry.groups
+    )
 
 
 def weight_gradient(

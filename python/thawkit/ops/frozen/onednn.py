@@ -27,8 +27,8 @@ def available() -> bool:
     x, weight = torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
     geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
     try:
-        y = convolution(x, weight, torch.ones(1), geometry, x, Packed())
-        g = input_gradient(y, weight, x.shape, geometry, Packed())
+        y = convolution(x, weight, None, torch.ones(1), geometry, x, Packed())
+        g = input_gradient(y, weight, None, x.shape, geometry, Packed())
         z = linear(x.view(1, 1), weight.view(1, 1), None, Packed())
     except (AttributeError, RuntimeError):
         return False
@@ -72,21 +72,33 @@ def _laid_out(weight: Tensor, rows: int, transpose: bool) -> Tensor:
     return _op("_reorder_linear_weight")((weight.t() if transpose else weight).contiguous(), rows)
 
 
+def scaled(weight: Tensor, scale: Tensor | None) -> Tensor:
+    """``weight``, ``(O, ...)``, times ``scale``, ``(O,)``, for a convolution that is frozen."""
+    weight = weight.detach()
+    return weight if scale is None else weight * scale.view(-1, *[1] * (weight.dim() - 1))
+
+
 def convolution(
     x: Tensor,
     weight: Tensor,
+    scale: Tensor | None,
     bias: Tensor,
     geometry: Geometry,
     other: Tensor | None,
     packed: Packed,
 ) -> Tensor:
-    """``conv2d(x, weight) + bias + other``, the result in channels-last order."""
+    """``scale * conv2d(x, weight) + bias + other``, the result in channels-last order.
+
+    The layouts in ``packed`` are of the weight times its ``scale``, ``(O,)``, which must always be the same.
+    """
     x = x.contiguous(memory_format=torch.channels_last)
     stride, padding, dilation, groups = geometry
     layout = packed.get(
         weight,
         ("convolution", x.shape),
-        lambda: _op("_reorder_convolution_weight")(weight, padding, stride, dilation, groups, x.shape),
+        lambda: _op("_reorder_convolution_weight")(
+            scaled(weight, scale), padding, stride, dilation, groups, x.shape
+        ),
     )
     options = padding, stride, dilation, groups
     if other is None:
@@ -96,9 +108,14 @@ def convolution(
 
 
 def input_gradient(
-    grad: Tensor, weight: Tensor, shape: torch.Size, geometry: Geometry, packed: Packed
+    grad: Tensor,
+    weight: Tensor,
+    scale: Tensor | None,
+    shape: torch.Size,
+    geometry: Geometry,
+    packed: Packed,
 ) -> Tensor:
-    """Gradient of a convolution in its input of the given shape."""
+    """Gradient of :func:`convolution` in its input of the given shape."""
     stride, padding, dilation, groups = geometry
     extra = [
         size - ((out - 1) * s - 2 * p + d * (kernel - 1) + 1)
@@ -111,7 +128,7 @@ def input_gradient(
         weight,
         ("convolution input", grad.shape),
         lambda: _op("_reorder_convolution_transpose_weight")(
-            weight, padding, extra, stride, dilation, groups, grad.shape
+            scaled(weight, scale), padding, extra, stride, dilation, groups, grad.shape
         ),
     )
     options = padding, extra, stride, dilation, groups

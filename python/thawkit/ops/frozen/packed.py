@@ -45,12 +45,12 @@ class Packed:
     """The layouts of one weight, made when first used and dropped when the weight changes, or others are.
 
     Attributes:
-        given_up: the weight changed again and again after few uses, as where it is gathered anew for each
-            forward: plain operators are cheaper, and nothing is kept any more.
+        given_up: nothing is kept: nobody wants it to be (:func:`keep_none`), or the weight changed again and
+            again after few uses, as where it is gathered anew for each forward.
     """
 
-    def __init__(self) -> None:
-        self.given_up = False
+    def __init__(self, given_up: bool = False) -> None:
+        self.given_up = given_up
         self._made_of: Fingerprint | None = None
         self._layouts: dict[Hashable, Tensor] = {}
         self._uses = self._in_a_row = 0
@@ -81,6 +81,8 @@ class Packed:
         return sum(layout.numel() * layout.element_size() for layout in self._layouts.values())
 
 
+_KEEPS_NONE = "_thawkit_keeps_no_layouts"  # set on modules, so that copies of them keep none either
+
 # Beside the modules, so that no copy or pickle of one takes them along.
 _PACKED: WeakKeyDictionary[nn.Module, Packed] = WeakKeyDictionary()
 
@@ -89,8 +91,21 @@ def packed_of(module: nn.Module) -> Packed:
     """The layouts of the frozen weight of ``module``, none at first."""
     packed = _PACKED.get(module)
     if packed is None:
-        packed = _PACKED[module] = Packed()
+        packed = _PACKED[module] = Packed(given_up=keeps_none(module))
     return packed
+
+
+def keep_none(module: nn.Module, none: bool = True) -> None:
+    """Say whether layouts of a module's frozen weight are made anew at each use, and dropped."""
+    if none:
+        vars(module)[_KEEPS_NONE] = True
+    else:
+        vars(module).pop(_KEEPS_NONE, None)
+
+
+def keeps_none(module: nn.Module) -> bool:
+    """Whether :func:`keep_none` said so."""
+    return _KEEPS_NONE in vars(module)
 
 
 def packed_bytes(module: nn.Module) -> int:
