@@ -10,7 +10,9 @@ import torchvision
 from torch import Tensor, nn
 
 import thawkit
-from thawkit.frozen.layers import FrozenBatchNorm
+from thawkit.frozen import functional
+from thawkit.frozen.extension import Extended
+from thawkit.frozen.layers import FrozenBatchNorm, Rewritten
 from thawkit.ops.frozen import onednn
 
 
@@ -76,6 +78,24 @@ def stock() -> Callable[[nn.Module], nn.Module]:
         return model
 
     return stock
+
+
+@pytest.fixture(scope="session")
+def stock_form() -> Callable[[nn.Module], nn.Module]:
+    """Copy a frozen model and give what is rewritten torch's own class; adapters and channels stay."""
+
+    def stock_form(frozen: nn.Module) -> nn.Module:
+        model = copy.deepcopy(frozen)
+        for module in model.modules():
+            functional.release(module)
+            if isinstance(module, Rewritten) and not isinstance(module, Extended):
+                fixed = isinstance(module, FrozenBatchNorm)
+                module.__class__ = module.stock
+                if fixed:
+                    module.training = False
+        return model
+
+    return stock_form
 
 
 @pytest.fixture(scope="session")

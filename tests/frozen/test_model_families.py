@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import pytest
@@ -18,8 +17,6 @@ from transformers import (
 )
 
 import thawkit
-from thawkit.frozen.extension import Extended
-from thawkit.frozen.layers import FrozenBatchNorm, Rewritten
 
 
 class Tagger(nn.Module):
@@ -77,26 +74,14 @@ def _gradients(model: nn.Module, inputs: Tensor) -> dict[str, Tensor]:
     return {name: g for name, g in zip(trains, found, strict=True) if g is not None}
 
 
-def _in_stock_form(model: nn.Module) -> nn.Module:
-    """Copy a model and give what is rewritten torch's own class; adapters and channels stay."""
-    stock = copy.deepcopy(model)
-    for module in stock.modules():
-        if isinstance(module, Rewritten) and not isinstance(module, Extended):
-            fixed = isinstance(module, FrozenBatchNorm)
-            module.__class__ = module.stock
-            if fixed:
-                module.training = False
-    return stock
-
-
 @pytest.mark.parametrize(("family", "policy"), CASES)
-def test_gradients_in_float64(family: str, policy: str) -> None:
+def test_gradients_in_float64(family: str, policy: str, stock_form) -> None:
     make, inputs = FAMILIES[family]
     torch.manual_seed(0)
     model, x = make().double(), inputs()
     thawkit.freeze(model, policy, example=x)
     model.train()
-    ours, theirs = _gradients(model, x), _gradients(_in_stock_form(model), x)
+    ours, theirs = _gradients(model, x), _gradients(stock_form(model), x)
     assert ours.keys() == theirs.keys()
     assert ours
     for name, gradient in ours.items():
@@ -105,7 +90,7 @@ def test_gradients_in_float64(family: str, policy: str) -> None:
 
 
 @pytest.mark.parametrize(("family", "policy"), CASES)
-def test_gradients_in_float32(family: str, policy: str) -> None:
+def test_gradients_in_float32(family: str, policy: str, stock_form) -> None:
     """No further from float64 than twice eager's error, and a millionth of the largest gradient."""
     make, inputs = FAMILIES[family]
     torch.manual_seed(0)
@@ -113,7 +98,7 @@ def test_gradients_in_float32(family: str, policy: str) -> None:
     single = x.float() if x.is_floating_point() else x
     thawkit.freeze(model, policy, example=single)
     model.eval()  # dropouts draw other numbers in float64
-    stock = _in_stock_form(model)
+    stock = stock_form(model)
     ours, theirs = _gradients(model, single), _gradients(stock, single)
     truth = _gradients(stock.double(), single.double() if x.is_floating_point() else x)
     floor = 1e-6 * max(gradient.norm().item() for gradient in truth.values())
