@@ -26,10 +26,10 @@ from thawkit.frozen.extension import (
     Extended,
     add_parameter,
     extended,
-    full_precision,
     is_linear_of_huggingface,
 )
 from thawkit.frozen.layers import is_scripting, padded
+from thawkit.ops.frozen.autocast import autocast, full_precision
 from thawkit.ops.frozen.convolution import (
     CONVOLUTION,
     bias_gradient,
@@ -254,8 +254,9 @@ def lora_linear(module: Any, x: Tensor) -> Tensor:
     a, b, scale = module.lora_A, module.lora_B, module.lora_scale
     if extended(x):
         weight = module.weight.t() if module.transposed else module.weight
-        recipe = None if torch.is_autocast_enabled(x.device.type) else recipe_of(x)
+        recipe = recipe_of(x)
         function, inputs = (recipe.function, recipe.inputs) if recipe else (None, ())
+        x = autocast(x)
         return _LoraLinear.apply(x, weight, module.bias, a, b, scale, function, *inputs)[0]
     return module.stock.forward(module, x) + scale * F.linear(F.linear(x, a), b)
 
@@ -276,7 +277,7 @@ def _convolution(module: Any, x: Tensor) -> Tensor:
     if not extended(x):
         low = CONVOLUTION[b.dim() - 3](module._conv_forward(x, a, None), b)
         return module.stock.forward(module, x) + scale * low
-    x, padding = padded(module, x)
+    x, padding = padded(module, autocast(x))
     geometry = module.stride, padding, module.dilation
     if x.dim() == b.dim():
         return _LoraConvolution.apply(x, module.weight, module.bias, a, b, scale, geometry)[0]
