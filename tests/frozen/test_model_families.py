@@ -9,39 +9,9 @@ import timm
 import torch
 import torchvision
 from torch import Tensor, nn
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2ForSequenceClassification,
-)
 
 import thawkit
-
-
-class Tagger(nn.Module):
-    """A recurrent network, of which nothing is rewritten but its ends."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.rnn = nn.Embedding(20, 8), nn.LSTM(8, 12, 2, batch_first=True, dropout=0.2)
-        self.norm, self.head = nn.LayerNorm(12), nn.Linear(12, 5)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.head(self.norm(self.rnn(self.embed(tokens))[0][:, -1]))
-
-
-def _bert() -> nn.Module:
-    sizes = {"vocab_size": 20, "hidden_size": 16, "intermediate_size": 32, "max_position_embeddings": 16}
-    config = BertConfig(num_hidden_layers=2, num_attention_heads=2, num_labels=5, **sizes)
-    return BertForSequenceClassification(config)
-
-
-def _gpt2() -> nn.Module:
-    config = GPT2Config(
-        vocab_size=20, n_positions=16, n_embd=16, n_layer=2, n_head=2, num_labels=5, pad_token_id=0
-    )
-    return GPT2ForSequenceClassification(config)
+from tests.frozen.small_models import Tagger, bert, gpt2
 
 
 def _images() -> Tensor:
@@ -53,8 +23,8 @@ def _tokens() -> Tensor:
 
 
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
-    "bert": (_bert, _tokens),
-    "gpt2": (_gpt2, _tokens),
+    "bert": (bert, _tokens),
+    "gpt2": (gpt2, _tokens),
     "lstm": (Tagger, _tokens),
     "convnext": (lambda: timm.create_model("convnext_atto", num_classes=5), _images),
     "mobilenet_v3": (lambda: torchvision.models.mobilenet_v3_small(num_classes=5), _images),

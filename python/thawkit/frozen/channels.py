@@ -30,11 +30,11 @@ from thawkit.frozen.extension import (
     Extended,
     add_parameter,
     extended,
-    full_precision,
     is_linear_of_huggingface,
     stock_class,
 )
 from thawkit.frozen.layers import is_scripting, padded
+from thawkit.ops.frozen.autocast import full_precision
 from thawkit.ops.frozen.convolution import (
     CONVOLUTION,
     bias_gradient,

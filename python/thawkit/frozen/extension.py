@@ -10,10 +10,9 @@ import fnmatch
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ClassVar
+from contextlib import contextmanager
+from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
@@ -143,12 +142,6 @@ def add_parameter(module: nn.Module, name: str, value: Tensor) -> None:
     if hasattr(module, name):
         raise ThawkitError(f"model: a layer has a {name!r} of its own, which thawkit would overwrite")
     module.register_parameter(name, nn.Parameter(value))
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[Any]:
-    """Switch autocast off for a backward pass that runs inside it."""
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else nullcontext()
 
 
 def leave_fast_paths(model: nn.Module) -> None:

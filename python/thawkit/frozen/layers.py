@@ -48,6 +48,14 @@ def recording(x: Tensor) -> bool:
     return torch.is_grad_enabled() and can_replace(x)
 
 
+def comes_and_goes(module: nn.Module) -> bool:
+    """Whether FSDP takes the module's weights away once it, or the unit that it is part of, has run.
+
+    Nothing may then be computed of them later.
+    """
+    return vars(module).get("_is_fsdp_managed_module", False)
+
+
 class Rewritten(nn.Module):
     """Base of the classes that stand in for a stock one.
 
@@ -188,6 +196,7 @@ def _foldable(module: nn.Conv2d, x: Tensor) -> bool:
         and not isinstance(module.padding, str)
         and module.padding_mode == "zeros"
         and not torch.is_autocast_enabled("cpu")
+        and not comes_and_goes(module)
     )
 
 
@@ -216,7 +225,7 @@ class FrozenBatchNorm(Rewritten):
     def normalize(self: Any, x: Tensor) -> Tensor:
         """Normalize ``x``, ``(N, C)`` or ``(N, C, *sizes)``, by the running statistics."""
         weight, bias = self.weight, self.bias
-        if isinstance(pending := pending_of(x), PendingConvolution):
+        if isinstance(pending := pending_of(x), PendingConvolution) and not comes_and_goes(self):
             normalized = pending.normalize(self)
             if normalized is not None:
                 return defer(normalized)
@@ -251,6 +260,7 @@ def _waits(norm: Any, x: Tensor) -> bool:
         and x.shape[1] == norm.running_mean.shape[0]
         and _packs(x)
         and x.device.type == "cpu"
+        and not comes_and_goes(norm)
     )
 
 

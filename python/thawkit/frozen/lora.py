@@ -26,11 +26,11 @@ from thawkit.frozen.extension import (
     Extended,
     add_parameter,
     extended,
-    full_precision,
     is_linear_of_huggingface,
 )
 from thawkit.frozen.layers import is_scripting, padded
 from thawkit.ops.frozen import linear
+from thawkit.ops.frozen.autocast import autocast, full_precision
 from thawkit.ops.frozen.convolution import (
     CONVOLUTION,
     bias_gradient,
@@ -258,10 +258,10 @@ def lora_linear(module: Any, x: Tensor) -> Tensor:
     a, b, scale = module.lora_A, module.lora_B, module.lora_scale
     if extended(x):
         weight = module.weight.t() if module.transposed else module.weight
-        cast = torch.is_autocast_enabled(x.device.type)
-        recipe = None if cast else recipe_of(x)
-        packed = None if cast else linear.usable(packed_of(module), x, weight)
+        recipe = recipe_of(x)
+        packed = linear.usable(packed_of(module), x, weight)
         function, inputs = (recipe.function, recipe.inputs) if recipe else (None, ())
+        x = autocast(x)
         return _LoraLinear.apply(x, weight, module.bias, a, b, scale, packed, function, *inputs)[0]
     return module.stock.forward(module, x) + scale * F.linear(F.linear(x, a), b)
 
@@ -282,7 +282,7 @@ def _convolution(module: Any, x: Tensor) -> Tensor:
     if not extended(x):
         low = CONVOLUTION[b.dim() - 3](module._conv_forward(x, a, None), b)
         return module.stock.forward(module, x) + scale * low
-    x, padding = padded(module, x)
+    x, padding = padded(module, autocast(x))
     geometry = module.stride, padding, module.dilation
     if x.dim() == b.dim():
         return _LoraConvolution.apply(x, module.weight, module.bias, a, b, scale, geometry)[0]

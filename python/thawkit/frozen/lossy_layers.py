@@ -31,6 +31,7 @@ from thawkit.frozen.layers import (
 )
 from thawkit.frozen.transformer_layers import FrozenLinear, RecomputableLayerNorm
 from thawkit.ops.frozen import lossy
+from thawkit.ops.frozen.autocast import autocast
 from thawkit.ops.frozen.lossy import Bits
 from thawkit.ops.frozen.recompute import recipe_of
 
@@ -178,12 +179,8 @@ class LossySoftplus(Lossy, nn.Softplus):
 
 
 def _same_dtype(*tensors: Tensor | None) -> list[Any]:
-    """The tensors as autocast would have them: a Function that is not torch's own must cast them itself."""
-    device = next(t.device.type for t in tensors if t is not None)
-    if not torch.is_autocast_enabled(device):
-        return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [None if t is None else t.to(dtype) for t in tensors]
+    """The tensors as autocast would have them."""
+    return [None if t is None else autocast(t) for t in tensors]
 
 
 class LossyLinear(Lossy, FrozenLinear):
@@ -208,8 +205,7 @@ class LossyLinear(Lossy, FrozenLinear):
 
 
 def _kept_anyway(x: Tensor) -> bool:
-    computed_again = recipe_of(x) is not None and not torch.is_autocast_enabled(x.device.type)
-    return computed_again or lossy.is_mixture_of_attention(x)
+    return recipe_of(x) is not None or lossy.is_mixture_of_attention(x)
 
 
 class _LossyConv(Lossy):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,8 +28,7 @@ def recomputable(function: Any, x: Tensor, *parameters: Tensor | None) -> Tensor
 
 def composed(function: Any, x: Tensor) -> Tensor:
     """``function(x)``, elementwise and of several operators, saving ``x`` alone."""
-    acts = recording(x) and x.requires_grad and not torch.is_autocast_enabled(x.device.type)
-    return apply_again(function, x) if acts else function(x)
+    return apply_again(function, x) if recording(x) and x.requires_grad else function(x)
 
 
 class RecomputableLayerNorm(Rewritten, nn.LayerNorm):
@@ -126,7 +124,7 @@ def product(
     module: nn.Module, x: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False
 ) -> Tensor:
     """``x @ weight.T + bias`` with a weight of ``module``, which is (in, out) if ``transposed``."""
-    if not can_replace(x) or torch.is_autocast_enabled(x.device.type):
+    if not can_replace(x):
         return F.linear(x, weight.t() if transposed else weight, bias)
     packed = None if weight.requires_grad else packed_of(module)
     return linear(x, weight, bias, packed, transposed=transposed)

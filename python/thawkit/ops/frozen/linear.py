@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from thawkit.ops.frozen import onednn
+from thawkit.ops.frozen.autocast import autocast, autocast_dtype, full_precision
 from thawkit.ops.frozen.packed import Packed
 from thawkit.ops.frozen.recompute import recipe_of
 
@@ -24,7 +25,7 @@ def linear(
     """``x @ weight.T + bias``, as :func:`torch.nn.functional.linear`.
 
     Where the weight trains and ``x`` has a recipe (:mod:`thawkit.ops.frozen.recompute`), saves the recipe's
-    inputs instead of ``x``.
+    inputs instead of ``x``. Under autocast the weight is saved as it is, and not the copy that it makes.
 
     Args:
         x: ``(*, I)``.
@@ -35,15 +36,17 @@ def linear(
     """
     recipe = recipe_of(x) if weight.requires_grad else None
     packed = usable(packed, x, weight)
-    if not torch.is_grad_enabled() or (recipe is None and packed is None):
+    casts = autocast_dtype(x) is not None
+    acts = recipe is not None or packed is not None or (casts and x.requires_grad)
+    if not torch.is_grad_enabled() or not acts:
         return product(x, weight, bias, packed, transposed)
     function, inputs = (recipe.function, recipe.inputs) if recipe else (None, ())
-    return _Linear.apply(x, weight, bias, packed, transposed, function, *inputs)
+    return _Linear.apply(autocast(x), weight, bias, packed, transposed, function, *inputs)
 
 
 def usable(packed: Packed | None, x: Tensor, weight: Tensor) -> Packed | None:
     """``packed`` where products with a weight laid out in it are possible, and faster; else None."""
-    if packed is None or packed.given_up or weight.requires_grad:
+    if packed is None or packed.given_up or weight.requires_grad or autocast_dtype(x) is not None:
         return None
     return packed if onednn.takes(x, weight) and onednn.products_gain() else None
 
@@ -81,6 +84,8 @@ class _Linear(torch.autograd.Function):
         ctx.bias_dtype = None if bias is None else bias.dtype
         again = recipe_inputs if function else (x,)
         ctx.save_for_backward(weight if needs_x else None, *(again if needs_weight else ()))
+        if autocast_dtype(x) is not None:
+            weight, bias = autocast(weight), None if bias is None else autocast(bias)
         return product(x, weight, bias, packed, transposed)
 
     @staticmethod
@@ -89,12 +94,13 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_x = grad_weight = grad_bias = None
         rows = grad.reshape(-1, grad.shape[-1])
-        if needs_x:
-            grad_x = input_gradient(grad, weight, ctx.packed, ctx.transposed)
-        if needs_weight:
-            x = ctx.function(*saved) if ctx.function else saved[0]
-            x = x.reshape(-1, x.shape[-1]).to(grad.dtype)
-            grad_weight = x.t() @ rows if ctx.transposed else rows.t() @ x
+        with full_precision(grad):
+            if needs_x:
+                grad_x = input_gradient(grad, weight, ctx.packed, ctx.transposed)
+            if needs_weight:
+                x = ctx.function(*saved) if ctx.function else saved[0]
+                x = x.reshape(-1, x.shape[-1]).to(grad.dtype)
+                grad_weight = x.t() @ rows if ctx.transposed else rows.t() @ x
         if needs_bias:
             grad_bias = rows.sum(0, dtype=ctx.bias_dtype)
         return grad_x, grad_weight, grad_bias, *(None,) * (len(ctx.needs_input_grad) - 3)

@@ -14,9 +14,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
+from thawkit.ops.frozen.autocast import as_now
 from thawkit.ops.frozen.packed import version_of
 
 _RECIPE = "_thawkit_recipe"
@@ -37,8 +38,11 @@ class Recipe:
 
 def with_recipe(y: Tensor, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
     """Attach to ``y`` that it is ``function(*inputs)``, and return it."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        # FSDP frees a layer's parameters when it has run, and whoever uses the recipe may be another layer.
+        inputs = tuple(x.detach().clone() if isinstance(x, nn.Parameter) else x for x in inputs)
     versions = [None if x is None else version_of(x) for x in (y, *inputs)]
-    setattr(y, _RECIPE, (Recipe(function, inputs), versions))
+    setattr(y, _RECIPE, (Recipe(as_now(function, y), inputs), versions))
     return y
 
 
@@ -94,7 +98,7 @@ class _Again(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.function = function
+        ctx.function = as_now(function, x)
         return function(x)
 
     @staticmethod
