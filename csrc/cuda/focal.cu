@@ -51,42 +51,26 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 template <FocalPower Power, class T>
-const char* launch(const FocalArgs& a, cudaStream_t stream) {
-  const unsigned grid = grid_for(a.n, kThreads * 4);
-  const T *x = static_cast<const T*>(a.x), *t = static_cast<const T*>(a.t);
-  const T* upstream = static_cast<const T*>(a.upstream);
-  T *loss = static_cast<T*>(a.loss), *grad = static_cast<T*>(a.grad);
-  if (grad)
-    focal_kernel<Power, true, T><<<grid, kThreads, 0, stream>>>(x, t, a.n, a.positive, a.negative, a.gamma,
-                                                                loss, grad, upstream, a.factor);
-  else
-    focal_kernel<Power, false, T><<<grid, kThreads, 0, stream>>>(x, t, a.n, a.positive, a.negative, a.gamma,
-                                                                 loss, grad, upstream, a.factor);
-  return launch_error();
+const char* focal_as(const FocalArgs& a, void* stream) {
+  const auto kernel = a.grad ? focal_kernel<Power, true, T> : focal_kernel<Power, false, T>;
+  return launch(kernel, grid_for(a.n, kThreads * 4), kThreads, stream, static_cast<const T*>(a.x),
+                static_cast<const T*>(a.t), a.n, a.positive, a.negative, a.gamma, static_cast<T*>(a.loss),
+                static_cast<T*>(a.grad), static_cast<const T*>(a.upstream), a.factor);
 }
 
 template <class T>
-const char* choose_power(const FocalArgs& a, cudaStream_t stream) {
-  if (a.gamma == 2.f) return launch<FocalPower::kTwo, T>(a, stream);
-  if (a.gamma == 1.f) return launch<FocalPower::kOne, T>(a, stream);
-  if (a.gamma == 0.f) return launch<FocalPower::kZero, T>(a, stream);
-  return launch<FocalPower::kAny, T>(a, stream);
+const char* choose_power(const FocalArgs& a, void* stream) {
+  if (a.gamma == 2.f) return focal_as<FocalPower::kTwo, T>(a, stream);
+  if (a.gamma == 1.f) return focal_as<FocalPower::kOne, T>(a, stream);
+  if (a.gamma == 0.f) return focal_as<FocalPower::kZero, T>(a, stream);
+  return focal_as<FocalPower::kAny, T>(a, stream);
 }
 
 }  // namespace
 
 const char* sigmoid_focal(const FocalArgs& a, void* stream) {
   if (a.n == 0) return nullptr;
-  const auto s = static_cast<cudaStream_t>(stream);
-  switch (a.dtype) {
-    case Dtype::kFloat32:
-      return choose_power<float>(a, s);
-    case Dtype::kBFloat16:
-      return choose_power<__nv_bfloat16>(a, s);
-    case Dtype::kFloat16:
-      return choose_power<__half>(a, s);
-  }
-  return "unknown dtype";
+  return by_dtype(a.dtype, [&](auto t) { return choose_power<decltype(t)>(a, stream); });
 }
 
 }  // namespace thawkit::cuda

@@ -55,8 +55,7 @@ __global__ void __launch_bounds__(kThreads) info_nce_kernel(InfoNCEPanelArgs a) 
 
 const char* info_nce_panel(const InfoNCEPanelArgs& a, void* stream) {
   if (a.rows == 0) return nullptr;
-  info_nce_kernel<<<static_cast<unsigned>(a.rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  return launch_error();
+  return launch(info_nce_kernel, static_cast<unsigned>(a.rows), kThreads, stream, a);
 }
 
 int runtime_version() {
