@@ -39,11 +39,15 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
   return __float2half_rn(x);
 }
 
-// Four neighbours in one load; the pointer is aligned to it.
+// Neighbours in one load of 16 bytes, the widest; the pointer is aligned to it.
 template <class T>
-struct alignas(4 * sizeof(T)) Four {
-  T lane[4];
+struct alignas(16) Wide {
+  static constexpr int kLanes = 16 / sizeof(T);
+  T lane[kLanes];
 };
+
+// Null counts as aligned.
+inline bool aligned_to_wide(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 __device__ __forceinline__ float warp_sum(float x) {
   for (int offset = 16; offset; offset >>= 1) x += __shfl_xor_sync(~0u, x, offset);
