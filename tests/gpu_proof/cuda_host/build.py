@@ -54,10 +54,10 @@ def missing_tool() -> str:
 
 
 class Build:
-    """Objects in a folder, each compiled once."""
+    """Objects in a folder, each compiled once; what is made of edited sources in one for this session."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
+    def __init__(self, folder: Path, scratch: Path):
+        self.folder, self.scratch = folder, scratch
 
     def library(self, unit: str = "", edited: dict[str, str] | None = None) -> Path:
         """Compile and link all of ``csrc/cuda`` and return the extension's path.
@@ -73,14 +73,14 @@ class Build:
         kernels = [self._compile(source, _KERNEL) for source in CUDA if source.stem != unit]
         if unit:  # first, so that the linker takes its copies of what several files define
             kernels.insert(0, self._edited(unit, edited or {}))
-        path = self.folder / f"{_digest(*map(str, [*objects, *kernels]))}.so"
+        path = (self.scratch if unit else self.folder) / f"{_digest(*map(str, [*objects, *kernels]))}.so"
         if not path.exists():
             # What the kernels of the CPU define is missing, and only asked for when it is called.
             _run(["g++", "-shared", "-Wl,-z,lazy", *map(str, [*kernels, *objects]), "-o", str(path)])
         return path
 
     def _edited(self, unit: str, edited: dict[str, str]) -> Path:
-        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             for name, text in edited.items():
                 place = Path(folder) / name
                 place.parent.mkdir(exist_ok=True)
@@ -92,7 +92,7 @@ class Build:
     def _compile(self, source: Path, flags: Sequence[str], edits: str = "") -> Path:
         fixed = [flag for flag in flags if not flag.startswith("-I")]
         key = _digest(source.read_text(), *fixed, _headers(), edits)
-        path = self.folder / f"{source.stem}-{key}.o"
+        path = (self.scratch if edits else self.folder) / f"{source.stem}-{key}.o"
         if not path.exists():
             includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", *(f"-isystem{place}" for place in cuda_headers())]
             command = ["g++", *_COMMON, *flags, *includes]
