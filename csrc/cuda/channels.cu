@@ -89,6 +89,7 @@ __global__ void __launch_bounds__(kThreads) channel_affine_backward_kernel(Chann
   float sums[2] = {0, 0}, lost[2] = {0, 0};
   if (c < a.channels) {
     const float scale = a.scale[c], centre = a.shift[c];
+#pragma unroll 1  // four divisions at once would spill registers
     for (int64_t r = row; r < a.outer * a.inner; r += rows) {
       const int64_t i = (r / a.inner * a.channels + c) * a.inner + r % a.inner;
       const bool bit = !a.mask || bit_at(a.mask, i);
@@ -96,6 +97,7 @@ __global__ void __launch_bounds__(kThreads) channel_affine_backward_kernel(Chann
       if (dx) dx[i] = from_float<T>(d * scale);
       if (dother) dother[i] = from_float<T>(d);
       const float terms[2] = {d, bit && x ? d * (to_float(x[i]) - centre) : 0.f};
+#pragma unroll
       for (int k = 0; k < 2; ++k) {
         const float more = terms[k] - lost[k], next = sums[k] + more;
         lost[k] = isfinite(next) ? (next - sums[k]) - more : 0.f;

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import time
-from pathlib import Path
-
 import pytest
 
 from .cuda_host import Build, Host, missing_tool
-
-_DAYS_KEPT = 7
+from .cuda_host.build import kept
 
 
 @pytest.fixture(scope="session")
@@ -17,10 +13,7 @@ def cuda_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     """Objects kept between sessions in pytest's cache."""
     if missing := missing_tool():
         pytest.skip(f"CUDA C++ cannot be built for the CPU: {missing}")
-    folder = Path(request.config.cache.mkdir("cuda_host"))
-    for path in folder.iterdir():
-        if time.time() - path.stat().st_mtime > _DAYS_KEPT * 86400:
-            path.unlink()
+    folder = kept(request.config, "cuda_host")
     return Build(folder, tmp_path_factory.mktemp("cuda_host"))
 
 

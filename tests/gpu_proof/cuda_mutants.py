@@ -16,6 +16,11 @@ class Mutant(NamedTuple):
     new: str
     harmless: str = ""
 
+    @property
+    def half(self) -> bool:
+        """Whether only half precision shows it."""
+        return self.name in _SHOWN_BY_HALF
+
 
 FOCAL, PACK, BITS = "cuda/focal.cu", "cuda/pack.cu", "cuda/bits.cuh"
 CHANNELS, POOL, QUANTIZE = "cuda/channels.cu", "cuda/max_pool.cu", "cuda/quantize.cu"
@@ -24,13 +29,15 @@ PAIRWISE, COMMON = "cuda/pairwise.cu", "cuda/common.cuh"
 _LOOP = "int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += stride"
 _WARP_LOOP = "int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i - threadIdx.x % 32 < n; i += stride"
 
+_SHOWN_BY_HALF = {"bounds are not rounded", "bits of what is not rounded"}
+
 # kernel: (name, file, what stands there, what is planted, why it is harmless if it is)
 _PLANTED: dict[str, list[tuple[str, ...]]] = {
     "sigmoid_focal": [
         ("tail is lost", FOCAL, "i < n; i += stride) {\n    const int count", "i + kLanes <= n; i += stride) {\n    const int count"),
         ("a wide load at the tail", FOCAL, "wide && count == kLanes", "wide"),
         ("a wide load where none begins", FOCAL, "wide && count == kLanes", "count == kLanes"),
-        ("upstream gradient is not asked for alignment", FOCAL, "aligned_to_wide(a.t) && ", ""),
+        ("targets are not asked for alignment", FOCAL, "aligned_to_wide(a.t) && ", ""),
         ("offset of 32 bits", FOCAL, "for (int64_t i = (int64_t(blockIdx.x)", "for (int i = (int64_t(blockIdx.x)"),
         ("offset of 32 bits in the index of a block", FOCAL, "(int64_t(blockIdx.x) * kThreads + threadIdx.x) * kLanes", "(blockIdx.x * kThreads + threadIdx.x) * kLanes", "the product of 32 unsigned bits holds every first element of a grid"),
         ("stride of a block too short", FOCAL, "int64_t(gridDim.x) * kThreads * kLanes", "int64_t(gridDim.x - 1) * kThreads * kLanes + kLanes"),
@@ -45,7 +52,7 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("neighbouring blocks overlap", FOCAL, "(int64_t(blockIdx.x) * kThreads + threadIdx.x) * kLanes", "(int64_t(blockIdx.x) * (kThreads - 1) + threadIdx.x) * kLanes"),
     ],
     "pack": [
-        ("bound of the vote", PACK, "i < n && bit_of<Kind>", "bit_of<Kind>", "lanes past the end vote on 0, whose bit is dropped or never read but for bounds below it"),
+        ("bound of the vote", PACK, "i < n && bit_of<Kind>", "bit_of<Kind>"),
         ("warps lose their last lanes", PACK, "i - threadIdx.x % 32 < n; i += stride) {\n    const float v", "i < n; i += stride) {\n    const float v"),
         ("read past the end", PACK, "i < n ? to_float(x[i]) : 0.f", "to_float(x[i])"),
         ("write past the end", PACK, "if (y && i < n) y[i]", "if (y) y[i]"),
@@ -119,7 +126,6 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("offset of 32 bits", CHANNELS, f"for ({_WARP_LOOP})", f"for ({_WARP_LOOP.replace('int64_t i', 'int i')})"),
         ("write before the read of other", CHANNELS, "    if (i < n) {\n      const int64_t c", "    if (i < n) {\n      y[i] = from_float<T>(0.f);\n      const int64_t c"),
         ("scale of the next channel", CHANNELS, "to_float(x[i]) * a.scale[c]", "to_float(x[i]) * a.scale[(c + 1) % a.channels]"),
-        ("grid of one block too few", CHANNELS, "channel_affine_kernel<T>, grid_for(n, kThreads)", "channel_affine_kernel<T>, grid_for(n, kThreads) - (n > kThreads)", "threads stride over what is left"),
     ],
     "channel_affine_backward": [
         ("no barrier before the sum", CHANNELS, "partial[k][threadIdx.x] = sums[k];\n  __syncthreads();", "partial[k][threadIdx.x] = sums[k];"),

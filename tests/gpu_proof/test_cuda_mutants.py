@@ -9,13 +9,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 
 from .cuda_checks import CHECKS, KERNELS, UNITS
 from .cuda_host import Build, Host
 from .cuda_host.build import ROOT
-from .cuda_mutants import MUTANTS, Mutant
+from .cuda_mutants import COMMON, MUTANTS, Mutant
 from .ladder import record
 
+HALF = """    case Dtype::kBFloat16:
+      return f(__nv_bfloat16{});
+    case Dtype::kFloat16:
+      return f(__half{});
+"""
 _caught: dict[str, int] = {}
 
 
@@ -24,7 +30,12 @@ def planted(mutant: Mutant) -> dict[str, str]:
     assert text.count(mutant.old) == 1, (
         f"stands {text.count(mutant.old)} times in {mutant.file}: {mutant.old}"
     )
-    return {mutant.file: text.replace(mutant.old, mutant.new)}
+    edited = {mutant.file: text.replace(mutant.old, mutant.new)}
+    common = edited.get(COMMON, (ROOT / "csrc" / COMMON).read_text())
+    assert HALF in common
+    if not mutant.half:  # float32 alone compiles in half the time
+        edited[COMMON] = common.replace(HALF, "")
+    return edited
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +52,11 @@ def _is_mutant(item: pytest.Item) -> bool:
     return item.path == Path(__file__) and "mutant" in getattr(getattr(item, "callspec", None), "params", {})
 
 
-def fault(host: Host, kernel: str) -> str:
+def fault(host: Host, mutant: Mutant) -> str:
     """What the kernel's checks say; empty: nothing."""
     for check in CHECKS:
-        if check.kernel == kernel:
+        in_single = check.case.get("dtype", torch.float32) == torch.float32
+        if check.kernel == mutant.kernel and (in_single or mutant.half):
             try:
                 check(functools.partial(host.running, order="shuffled"))
             except (AssertionError, RuntimeError) as error:
@@ -55,7 +67,7 @@ def fault(host: Host, kernel: str) -> str:
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: f"{m.kernel}: {m.name}")
 def test_planted_bug_is_caught(libraries: dict[Mutant, Future[Path]], mutant: Mutant) -> None:
     path = libraries[mutant].result()
-    found = fault(Host(path), mutant.kernel)
+    found = fault(Host(path), mutant)
     path.unlink()
     assert bool(found) != bool(mutant.harmless), found or "no check saw it"
     _caught[mutant.kernel] = _caught.get(mutant.kernel, 0) + 1

@@ -19,6 +19,7 @@ from .registry import (
     close,
     elements_of,
     last_stride,
+    poisoned,
     same,
     virtual,
 )
@@ -76,32 +77,35 @@ def infinite_logits_and_nan(run: Run, gamma: float) -> None:
     same(got.isnan(), reference.sigmoid_focal(x, t, 0.25, 0.75, gamma).isnan())
 
 
-@check("sigmoid_focal", dtype=DTYPES, offset=[1, 2, 3])
-def memory_that_no_vector_begins(run: Run, dtype: torch.dtype, offset: int) -> None:
-    x, t = inputs(600, dtype, False)
-    x, t = x[offset:], t[offset + 1 :]
-    x = x[: len(t)]
+@check("sigmoid_focal", dtype=DTYPES, name=["x", "t", "loss", "grad", "upstream"])
+def memory_that_no_vector_begins(run: Run, dtype: torch.dtype, name: str) -> None:
+    n = 600
+    given = dict(zip(("x", "t"), inputs(n, dtype, False), strict=True))
+    given |= {"upstream": torch.randn(n).to(dtype)}
+    given |= {out: poisoned(n, dtype=dtype) for out in ("loss", "grad")}
+    shifted = poisoned(n + 1, dtype=dtype)[1:]
+    given[name] = shifted.copy_(given[name])
     with run():
-        rows = cuda.rows(x, t, options(2.0))
-        grad = cuda.total(x, t, options(2.0), 1.0, None, True)[1]
-    loss, slope = truth(x, t, 2.0)
-    close(rows, loss, ERROR + UNIT[dtype], 1e-7)
-    close(grad, slope, ERROR + UNIT[dtype], 1e-7)
+        memory = (given[each] for each in ("loss", "grad", "upstream"))
+        cuda._run(given["x"], given["t"], options(2.0), *memory, 1.0)
+    loss, slope = truth(given["x"], given["t"], 2.0, given["upstream"].double())
+    close(given["loss"], loss, ERROR + UNIT[dtype], 1e-7)
+    close(given["grad"], slope, ERROR + UNIT[dtype], 4e-7)
 
 
 @check("sigmoid_focal", part=["rows", "backward"])
 def past_two_to_the_31(run: Run, part: str) -> None:
     n = PAST_INT32
-    x, t, out, upstream = (virtual(n, torch.bfloat16) for _ in range(4))
-    blocks = last_stride(n, 2048)
+    x, t, out, upstream = (virtual(n, torch.float32) for _ in range(4))
+    blocks = last_stride(n, 1024)
     for block in blocks:
-        at = elements_of(block, n, 2048)
-        x[at], t[at] = inputs(len(at), torch.bfloat16, False, block)
-        upstream[at] = torch.randn(len(at)).bfloat16()
+        at = elements_of(block, n, 1024)
+        x[at], t[at] = inputs(len(at), torch.float32, False, block)
+        upstream[at] = torch.randn(len(at))
     with run(blocks=blocks):
         wanted = (out, None, None) if part == "rows" else (None, out, upstream)
         cuda._run(x, t, options(2.0), *wanted, 1.0)
     for block in blocks:
-        at = elements_of(block, n, 2048)
+        at = elements_of(block, n, 1024)
         loss, slope = truth(x[at], t[at], 2.0, upstream[at].double())
-        close(out[at], loss if part == "rows" else slope, ERROR + UNIT[torch.bfloat16], 4e-7)
+        close(out[at], loss if part == "rows" else slope, ERROR, 4e-7)

@@ -43,48 +43,50 @@ def pooled(run: Run, x: Tensor, windows: _Windows, channels_last: bool) -> tuple
     return y, codes
 
 
-@check("max_pool", case=CASES, channels_last=[False, True], special=[False, True])
-def takes_what_torch_takes(run: Run, case: tuple, channels_last: bool, special: bool) -> None:
+@check("max_pool", case=CASES, channels_last=[False, True], values=["ties", "special", "-inf"], dtype=DTYPES)
+def takes_what_torch_takes(
+    run: Run, case: tuple, channels_last: bool, values: str, dtype: torch.dtype
+) -> None:
     shape, *options = case
     dims = len(shape) - 2
-    for dtype in DTYPES:
-        x = numbers(*shape, dtype=dtype, special=SPECIAL) if special else torch.randn(shape).round().to(dtype)
-        x = x.contiguous(memory_format=LAST[dims] if channels_last else torch.contiguous_format)
-        windows = windows_of(x, options)
-        y, codes = pooled(run, x, windows, channels_last)
-        kernel_size, stride, padding, dilation, ceil_mode = options
-        expected, index = STOCK[dims](
-            x, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True
-        )
-        same(y, expected)
-        same(_indices(codes, y.shape, list(x.shape[2:]), channels_last, windows), index)
+    x = {
+        "ties": torch.randn(shape).round().to(dtype),
+        "special": numbers(*shape, dtype=dtype, special=SPECIAL),
+        "-inf": torch.full(shape, -math.inf, dtype=dtype),
+    }[values]
+    x = x.contiguous(memory_format=LAST[dims] if channels_last else torch.contiguous_format)
+    windows = windows_of(x, options)
+    y, codes = pooled(run, x, windows, channels_last)
+    kernel_size, stride, padding, dilation, ceil_mode = options
+    expected, index = STOCK[dims](x, kernel_size, stride, padding, dilation, ceil_mode, return_indices=True)
+    same(y, expected)
+    same(_indices(codes, y.shape, list(x.shape[2:]), channels_last, windows), index)
 
 
-@check("max_pool_backward", case=CASES, channels_last=[False, True])
-def hands_gradients_back(run: Run, case: tuple, channels_last: bool) -> None:
+@check("max_pool_backward", case=CASES, channels_last=[False, True], dtype=DTYPES)
+def hands_gradients_back(run: Run, case: tuple, channels_last: bool, dtype: torch.dtype) -> None:
     shape, *options = case
     dims = len(shape) - 2
-    for dtype in DTYPES:
-        x = torch.randn(shape).round().to(dtype)
-        x = x.contiguous(memory_format=LAST[dims] if channels_last else torch.contiguous_format)
-        windows = windows_of(x, options)
-        y, codes = pooled(run, x, windows, channels_last)
-        g = torch.randn(y.shape).to(dtype)
-        g = g.contiguous(memory_format=LAST[dims] if channels_last else torch.contiguous_format)
-        with run(seed=1):
-            dx = _empty_input(g, list(x.shape[2:]), channels_last)
-            cuda.max_pool_backward(g, dx, codes, _geometry(x.shape, windows, channels_last))
-        index = _indices(codes, y.shape, list(x.shape[2:]), channels_last, windows).flatten(2)
-        truth = torch.zeros(x.shape, dtype=torch.float64).flatten(2)
-        truth = truth.scatter_add(2, index, g.double().flatten(2)).view(x.shape)
-        close(dx, truth, UNIT[dtype], 1e-6)
+    x = torch.randn(shape).round().to(dtype)
+    x = x.contiguous(memory_format=LAST[dims] if channels_last else torch.contiguous_format)
+    windows = windows_of(x, options)
+    y, codes = pooled(run, x, windows, channels_last)
+    g = torch.randn(y.shape).to(dtype)
+    g = g.contiguous(memory_format=LAST[dims] if channels_last else torch.contiguous_format)
+    with run(seed=1):
+        dx = _empty_input(g, list(x.shape[2:]), channels_last)
+        cuda.max_pool_backward(g, dx, codes, _geometry(x.shape, windows, channels_last))
+    index = _indices(codes, y.shape, list(x.shape[2:]), channels_last, windows).flatten(2)
+    truth = torch.zeros(x.shape, dtype=torch.float64).flatten(2)
+    truth = truth.scatter_add(2, index, g.double().flatten(2)).view(x.shape)
+    close(dx, truth, UNIT[dtype], 1e-6)
 
 
 def far(channels_last: bool) -> tuple[Tensor, _Windows, int]:
     """Pairs of planes of two rows of four numbers, windows of 2 x 2, and the bytes of their codes."""
     pairs = 2**27 + 9
     windows = _Windows([1, 2], [2, 2], [2, 2], [0, 0], [1, 1])
-    x = virtual(pairs * 16, torch.bfloat16)
+    x = virtual(pairs * 16, torch.float32)
     assert _bits(windows.kernel) == 2
     return x, windows, pairs * (1 if channels_last else 2)
 
@@ -99,8 +101,8 @@ def far_shape(x: Tensor, channels_last: bool, *size: int) -> Tensor:
 @check("max_pool", channels_last=[False, True])
 def takes_past_two_to_the_31(run: Run, channels_last: bool) -> None:
     x, windows, count = far(channels_last)
-    x[-300:] = torch.randn(300).bfloat16()
-    y, codes = virtual(x.numel() // 4, torch.bfloat16), virtual(count, torch.uint8)
+    x[-300:] = torch.randn(300)
+    y, codes = virtual(x.numel() // 4, torch.float32), virtual(count, torch.uint8)
     planes, out = far_shape(x, channels_last, 2, 4), far_shape(y, channels_last, 1, 2)
     with run(blocks=[(count - 1) // 256]):
         cuda.max_pool(x, y, codes, _geometry(planes.shape, windows, channels_last))
@@ -113,8 +115,8 @@ def takes_past_two_to_the_31(run: Run, channels_last: bool) -> None:
 @check("max_pool_backward", channels_last=[False, True])
 def hands_back_past_two_to_the_31(run: Run, channels_last: bool) -> None:
     dx, windows, count = far(channels_last)
-    g, codes = virtual(dx.numel() // 4, torch.bfloat16), virtual(count, torch.uint8)
-    g[-75:] = torch.randn(75).bfloat16()
+    g, codes = virtual(dx.numel() // 4, torch.float32), virtual(count, torch.uint8)
+    g[-75:] = torch.randn(75)
     codes[-40:] = torch.randint(256, (40,), dtype=torch.uint8)
     planes, out = far_shape(dx, channels_last, 2, 4), far_shape(g, channels_last, 1, 2)
     if not channels_last:
@@ -130,7 +132,7 @@ def hands_back_past_two_to_the_31(run: Run, channels_last: bool) -> None:
     at[last - (dx.numel() - 64)] = True
     same(
         planes[-4:].reshape(4, 2, 8)[far_mask(at, channels_last)],
-        truth.bfloat16()[far_mask(at, channels_last)],
+        truth[far_mask(at, channels_last)],
     )
     assert len(last) >= 32
 

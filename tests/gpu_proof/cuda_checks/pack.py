@@ -134,7 +134,7 @@ def packs_booleans(run: Run, n: int) -> None:
 @check("pack", kind=["relu", "abs", "true"])
 def packs_past_two_to_the_31(run: Run, kind: str) -> None:
     n = PAST_INT32
-    dtype = torch.bool if kind == "true" else torch.bfloat16
+    dtype = torch.bool if kind == "true" else torch.float32
     x, y = virtual(n, dtype), None if kind == "true" else virtual(n, dtype)
     plane = (n + 7) // 8
     mask = virtual(plane * (1 + (kind == "abs")), torch.uint8)
@@ -178,12 +178,12 @@ def masks_gradients(run: Run, kind: str, dtype: torch.dtype, in_place: bool) -> 
 def masks_past_two_to_the_31(run: Run, kind: str) -> None:
     n = PAST_INT32
     plane = (n + 7) // 8
-    g, dx, mask = virtual(n, torch.float16), virtual(n, torch.float16), virtual(2 * plane, torch.uint8)
+    g, dx, mask = virtual(n, torch.float32), virtual(n, torch.float32), virtual(2 * plane, torch.uint8)
     blocks = last_stride(n)
     sign = {}
     for block in blocks:
         at = elements_of(block, n)
-        g[at] = torch.randn(len(at)).half()
+        g[at] = torch.randn(len(at))
         sign[block] = torch.zeros(len(at))
         for value_, offset in ((1, 0), (-1, plane)):
             drawn = torch.randint(256, (len(at) // 8 + 1,), dtype=torch.uint8)
@@ -196,4 +196,4 @@ def masks_past_two_to_the_31(run: Run, kind: str) -> None:
     for block in blocks:
         at = elements_of(block, n)
         factor = sign[block] if kind == "sign" else (sign[block] > 0).float()
-        same(dx[at], torch.where(factor == 0, 0.0, g[at] * factor).half())
+        same(dx[at], torch.where(factor == 0, 0.0, g[at] * factor))

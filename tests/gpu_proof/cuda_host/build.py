@@ -9,9 +9,11 @@ import shutil
 import subprocess
 import sysconfig
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
 import torch
 
 HERE = Path(__file__).parent
@@ -27,7 +29,7 @@ _KERNEL = [
 ]
 
 
-def cuda_headers() -> list[Path]:
+def cudaheaders() -> list[Path]:
     """The folders of CUDA's headers, for the types of half precision: a toolkit's or a wheel's."""
     toolkits = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
     for toolkit in [*toolkits, Path("/usr/local/cuda")]:
@@ -46,7 +48,7 @@ def missing_tool() -> str:
     for tool in ("g++", "nm", "addr2line"):
         if not shutil.which(tool):
             return f"no {tool}"
-    if not cuda_headers():
+    if not cudaheaders():
         return "no cuda_fp16.h, neither of a CUDA toolkit nor of triton's wheel"
     if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
         return "no Python.h"
@@ -73,7 +75,7 @@ class Build:
         kernels = [self._compile(source, _KERNEL) for source in CUDA if source.stem != unit]
         if unit:  # first, so that the linker takes its copies of what several files define
             kernels.insert(0, self._edited(unit, edited or {}))
-        path = (self.scratch if unit else self.folder) / f"{_digest(*map(str, [*objects, *kernels]))}.so"
+        path = (self.scratch if unit else self.folder) / f"{digest(*map(str, [*objects, *kernels]))}.so"
         if not path.exists():
             # What the kernels of the CPU define is missing, and only asked for when it is called.
             _run(["g++", "-shared", "-Wl,-z,lazy", *map(str, [*kernels, *objects]), "-o", str(path)])
@@ -91,15 +93,24 @@ class Build:
 
     def _compile(self, source: Path, flags: Sequence[str], edits: str = "") -> Path:
         fixed = [flag for flag in flags if not flag.startswith("-I")]
-        key = _digest(source.read_text(), *fixed, _headers(), edits)
+        key = digest(source.read_text(), *fixed, headers(), edits)
         path = (self.scratch if edits else self.folder) / f"{source.stem}-{key}.o"
         if not path.exists():
-            includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", *(f"-isystem{place}" for place in cuda_headers())]
+            includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", *(f"-isystem{place}" for place in cudaheaders())]
             command = ["g++", *_COMMON, *flags, *includes]
             partial = path.with_suffix(".part")
             _run([*command, "-x", "c++", "-c", str(source), "-o", str(partial)])
             partial.rename(path)
         return path
+
+
+def kept(config: pytest.Config, name: str) -> Path:
+    """A folder of pytest's cache, without what is older than a week."""
+    folder = Path(config.cache.mkdir(name))
+    for path in folder.iterdir():
+        if time.time() - path.stat().st_mtime > 7 * 86400:
+            path.unlink()
+    return folder
 
 
 def _bindings() -> list[str]:
@@ -110,13 +121,15 @@ def _bindings() -> list[str]:
     return [f"-isystem{place}" for place in places]
 
 
-def _headers() -> str:
+def headers() -> str:
+    """A digest of all headers that CUDA sources or this folder's include."""
     folders = (HERE, ROOT / "csrc" / "cuda", ROOT / "csrc" / "common")
     files = [path for folder in folders for path in sorted(folder.glob("*.*h"))]
-    return _digest(*(path.read_text() for path in [*files, ROOT / "csrc" / "cpu" / "kernels.h"]))
+    return digest(*(path.read_text() for path in [*files, ROOT / "csrc" / "cpu" / "kernels.h"]))
 
 
-def _digest(*texts: str) -> str:
+def digest(*texts: str) -> str:
+    """A name for the texts."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 

@@ -132,13 +132,15 @@ class Host:
 
 
 def _load(path: Path) -> ModuleType:
-    loader = importlib.machinery.ExtensionFileLoader("_C", str(path))
-    spec = importlib.util.spec_from_loader("_C", loader)
+    name = f"{path.stem}._C"  # of its own: pybind11 gives the module back that it made for a name
+    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
+    spec = importlib.util.spec_from_loader(name, loader)
     flags = sys.getdlopenflags()
     sys.setdlopenflags(_RTLD_LAZY)
     try:
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
+        assert module.__file__ == str(path)
     finally:
         sys.setdlopenflags(flags)
     return module
