@@ -78,7 +78,8 @@ const char* channel_affine_as(const ChannelAffineArgs& a, void* stream) {
 
 // As channel_sum_kernel, with two sums.
 template <class T>
-__global__ void __launch_bounds__(kThreads) channel_affine_backward_kernel(ChannelAffineArgs a, int width) {
+__global__ void __launch_bounds__(kThreads, 4)
+    channel_affine_backward_kernel(ChannelAffineArgs a, int width) {
   __shared__ float partial[2][kThreads];
   const T* g = static_cast<const T*>(a.g);
   const T* x = static_cast<const T*>(a.x);
@@ -89,7 +90,6 @@ __global__ void __launch_bounds__(kThreads) channel_affine_backward_kernel(Chann
   float sums[2] = {0, 0}, lost[2] = {0, 0};
   if (c < a.channels) {
     const float scale = a.scale[c], centre = a.shift[c];
-#pragma unroll 1  // four divisions at once would spill registers
     for (int64_t r = row; r < a.outer * a.inner; r += rows) {
       const int64_t i = (r / a.inner * a.channels + c) * a.inner + r % a.inner;
       const bool bit = !a.mask || bit_at(a.mask, i);

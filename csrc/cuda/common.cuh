@@ -72,7 +72,10 @@ __device__ __forceinline__ float block_reduce(float x, float* shared) {
   return all;
 }
 
-// Starts the kernel on a one-dimensional grid; null, or what the launch said.
+// Starts the kernel on a one-dimensional grid. Where __launch_bounds__ names the least blocks a
+// multiprocessor is to hold, that is lest the compiler spills registers to make room for more.
+//
+// Returns null, or what the launch said.
 template <class... Parameters, class... Arguments>
 const char* launch(void (*kernel)(Parameters...), unsigned blocks, int threads, void* stream,
                    Arguments... arguments) {

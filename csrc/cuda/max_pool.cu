@@ -41,7 +41,8 @@ __device__ __forceinline__ int64_t group_of(const MaxPoolArgs& a) {
 
 // A thread has the outputs whose codes share a byte.
 template <class T>
-__global__ void __launch_bounds__(kThreads) max_pool_kernel(MaxPoolArgs a, int64_t bytes, int64_t per_group) {
+__global__ void __launch_bounds__(kThreads, 1)
+    max_pool_kernel(MaxPoolArgs a, int64_t bytes, int64_t per_group) {
   const T* x = static_cast<const T*>(a.x);
   T* y = static_cast<T*>(a.y);
   const int each = 8 / a.bits;
@@ -85,7 +86,8 @@ __device__ __forceinline__ void windows_of(int64_t i, int64_t out, int64_t kerne
 
 // A thread has an input: it asks the windows around it. No atomics, one order of addition.
 template <class T>
-__global__ void __launch_bounds__(kThreads) unpool_kernel(MaxPoolArgs a, int64_t inputs, int64_t per_group) {
+__global__ void __launch_bounds__(kThreads, 2)
+    unpool_kernel(MaxPoolArgs a, int64_t inputs, int64_t per_group) {
   const T* g = static_cast<const T*>(a.x);
   T* dx = static_cast<T*>(a.y);
   const int64_t stride = int64_t(gridDim.x) * kThreads;

@@ -9,7 +9,7 @@ constexpr int kThreads = 256;
 
 // One block a row: maximum, sum of exponentials and, in the same read as the latter's write, the weights. The
 // scores come without their scale, whose gradient would else be a division by it.
-__global__ void __launch_bounds__(kThreads) info_nce_kernel(InfoNCEPanelArgs a) {
+__global__ void __launch_bounds__(kThreads, 4) info_nce_kernel(InfoNCEPanelArgs a) {
   __shared__ float shared[32];
   const int64_t i = blockIdx.x;
   float* const row = a.scores + i * a.stride;

@@ -166,8 +166,8 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("a start of zero", POOL, "float best = -INFINITY;", "float best = 0.f;"),
     ],
     "max_pool_backward": [
-        ("first window", POOL, "(i + padding - reach + stride - 1) / stride", "(i + padding - reach) / stride", "the window before the first does not hold the element: its code is another"),
-        ("first window is too late", POOL, "i + padding <= reach ? 0", "i + padding <= reach + 1 ? 0", "a window more is asked, whose code is another"),
+        ("first window", POOL, "(i + padding - reach + stride - 1) / stride", "(i + padding - reach) / stride"),
+        ("first window is too late", POOL, "i + padding <= reach ? 0", "i + padding <= reach + 1 ? 0"),
         ("last window", POOL, "(i + padding) / stride + 1", "(i + padding) / stride"),
         ("last window past the end", POOL, "*last = end < out ? end : out", "*last = end"),
         ("reach without dilation", POOL, "reach = (kernel - 1) * dilation", "reach = kernel - 1"),
@@ -189,7 +189,7 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("half of a warp's sum", COMMON, "x += __shfl_xor_sync(~0u, x, offset)", "x += __shfl_xor_sync(0xffffu, x, offset)"),
         ("step of a warp's maximum", COMMON, "for (int offset = 16; offset; offset >>= 1) x = fmaxf", "for (int offset = 16; offset > 1; offset >>= 1) x = fmaxf"),
         ("sign of the least", QUANTIZE, "even_levels(-warp_max(-lowest)", "even_levels(warp_max(lowest)"),
-        ("last level", QUANTIZE, "Bits == 8 ? 255.f : 15.f", "Bits == 8 ? 255.f : 16.f"),
+        ("last level", QUANTIZE, "Bits == 8 ? 255.f : 15.f", "Bits == 8 ? 255.f : 16.f", "no position is further than a rounding from the last level"),
         ("bound of the codes", QUANTIZE, "if (lane * kEach + b * kInByte + e < count) byte |=", "byte |="),
         ("bytes past the end", QUANTIZE, "if (place * kInByte < count) a.codes", "a.codes"),
         ("codes in the other order", QUANTIZE, "<< (e * Bits)", "<< ((kInByte - 1 - e) * Bits)"),
@@ -202,7 +202,7 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("a group of 32 bits", QUANTIZE, "const int64_t first = group * kGroup, count", "const int64_t first = int(group * kGroup), count"),
         ("place of the numbers", QUANTIZE, "a.numbers + group * numbers_a_group(Bits);\n    float v", "a.numbers + group * 2;\n    float v"),
         ("stride of warps", QUANTIZE, "int64_t(gridDim.x) * (kThreads / 32)", "int64_t(gridDim.x) * kThreads"),
-        ("step of a constant group", "common/quantize.h", "one_level ? 0.f : 1.f / step", "1.f / step"),
+        ("step of a constant group", "common/quantize.h", "one_level ? 0.f : 1.f / step", "1.f / step", "0 times infinity is NaN, whose code is 0 too"),
         ("rounded towards zero", QUANTIZE, "__float2uint_rn(", "unsigned("),
     ],
     "dequantize": [
