@@ -1,4 +1,4 @@
-"""Write the README's tables of figures from bench/results, between the markers that name them."""
+"""Write the README's tables, from bench/results and the proofs, between the markers that name them."""
 
 from __future__ import annotations
 
@@ -130,7 +130,30 @@ def milliseconds(times: dict[str, float], name: str) -> str:
     return f"{times[name]:.0f} ms" if name in times else "–"
 
 
+RUNGS = "source run", "bugs caught", "compiled", "budget", "counted", "on a GPU"
+
+
+def ladder() -> str:
+    columns = [f"{number} {name}" for number, name in enumerate(RUNGS, start=1)]
+    lines = [
+        f"| kernel | {' | '.join(columns)} | bytes | flops | transcendental | predicted floor |",
+        "|---" * (len(columns) + 5) + "|",
+    ]
+    kernels = json.loads((ROOT / "tests" / "gpu_proof" / "ladder.json").read_text())
+    for name, kernel in kernels.items():
+        language, _, short = name.partition("/")
+        marks = ["✓" if rung in kernel["rungs"] else "–" for rung in range(1, len(RUNGS) + 1)]
+        facts = [
+            f"{kernel[key]:.4g}" if key in kernel else "–" for key in ("bytes", "flops", "transcendentals")
+        ]
+        floor = f"{kernel['floor_ms']:.3g} ms" if "floor_ms" in kernel else "–"
+        title = f"`{short}`, {'CUDA C++' if language == 'cuda' else language.capitalize()}"
+        lines.append(f"| {' | '.join([title, *marks, *facts, floor])} |")
+    return "\n".join(lines)
+
+
 TABLES = {
+    "ladder": ladder,
     "contrastive": lambda: pairwise("contrastive"),
     "margin": lambda: pairwise("margin"),
     "retrieval": lambda: pairwise("retrieval"),

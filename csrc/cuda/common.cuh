@@ -1,4 +1,4 @@
-// Scalar twins of cpu/simd.h's vector functions, loads by storage dtype, and warp reductions.
+// Scalar twins of cpu/simd.h's vector functions, storage dtypes, reductions over warps and blocks, launches.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -6,6 +6,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+
+#include "cpu/kernels.h"
 
 namespace thawkit::cuda {
 
@@ -37,11 +39,15 @@ __device__ __forceinline__ __half from_float<__half>(float x) {
   return __float2half_rn(x);
 }
 
-// Four neighbours in one load; the pointer is aligned to it.
+// Neighbours in one load of 16 bytes, the widest; the pointer is aligned to it.
 template <class T>
-struct alignas(4 * sizeof(T)) Four {
-  T lane[4];
+struct alignas(16) Wide {
+  static constexpr int kLanes = 16 / sizeof(T);
+  T lane[kLanes];
 };
+
+// Null counts as aligned.
+inline bool aligned_to_wide(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 __device__ __forceinline__ float warp_sum(float x) {
   for (int offset = 16; offset; offset >>= 1) x += __shfl_xor_sync(~0u, x, offset);
@@ -66,14 +72,38 @@ __device__ __forceinline__ float block_reduce(float x, float* shared) {
   return all;
 }
 
-inline const char* launch_error() {
-  const cudaError_t error = cudaGetLastError();
+// Starts the kernel on a one-dimensional grid. Where __launch_bounds__ names the least blocks a
+// multiprocessor is to hold, that is lest the compiler spills registers to make room for more.
+//
+// Returns null, or what the launch said.
+template <class... Parameters, class... Arguments>
+const char* launch(void (*kernel)(Parameters...), unsigned blocks, int threads, void* stream,
+                   Arguments... arguments) {
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks);
+  config.blockDim = dim3(threads);
+  config.stream = static_cast<cudaStream_t>(stream);
+  const cudaError_t error = cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...);
   return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
 
 inline unsigned grid_for(int64_t work, int per_block) {
   const int64_t blocks = (work + per_block - 1) / per_block;
   return static_cast<unsigned>(blocks < 65535LL * 32 ? blocks : 65535LL * 32);
+}
+
+// Calls the function of the dtype: f(T{}).
+template <class F>
+const char* by_dtype(Dtype dtype, F f) {
+  switch (dtype) {
+    case Dtype::kFloat32:
+      return f(float{});
+    case Dtype::kBFloat16:
+      return f(__nv_bfloat16{});
+    case Dtype::kFloat16:
+      return f(__half{});
+  }
+  return "unknown dtype";
 }
 
 }  // namespace thawkit::cuda

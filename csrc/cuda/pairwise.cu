@@ -9,7 +9,7 @@ constexpr int kThreads = 256;
 
 // One block a row: maximum, sum of exponentials and, in the same read as the latter's write, the weights. The
 // scores come without their scale, whose gradient would else be a division by it.
-__global__ void __launch_bounds__(kThreads) info_nce_kernel(InfoNCEPanelArgs a) {
+__global__ void __launch_bounds__(kThreads, 4) info_nce_kernel(InfoNCEPanelArgs a) {
   __shared__ float shared[32];
   const int64_t i = blockIdx.x;
   float* const row = a.scores + i * a.stride;
@@ -55,8 +55,7 @@ __global__ void __launch_bounds__(kThreads) info_nce_kernel(InfoNCEPanelArgs a) 
 
 const char* info_nce_panel(const InfoNCEPanelArgs& a, void* stream) {
   if (a.rows == 0) return nullptr;
-  info_nce_kernel<<<static_cast<unsigned>(a.rows), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(a);
-  return launch_error();
+  return launch(info_nce_kernel, static_cast<unsigned>(a.rows), kThreads, stream, a);
 }
 
 int runtime_version() {

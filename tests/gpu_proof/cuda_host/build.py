@@ -1,0 +1,140 @@
+"""Build the extension ``thawkit._C`` with the CUDA kernels made for the CPU, and without the CPU's own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[2]
+CUDA = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+RUNTIME = sorted(HERE.glob("*.cpp"))
+
+_COMMON = ["-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+# At -O1 gcc leaves out stores of what calls return; vectors would hide what each lane reads.
+_KERNEL = [
+    *("-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize", "-ffp-contract=off"),
+    *("-fsanitize=thread,bounds,signed-integer-overflow,shift", "-fno-sanitize-recover=all"),
+]
+
+
+def cudaheaders() -> list[Path]:
+    """The folders of CUDA's headers, for the types of half precision: a toolkit's or a wheel's."""
+    toolkits = [Path(os.environ[name]) for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    for toolkit in [*toolkits, Path("/usr/local/cuda")]:
+        if (toolkit / "include" / "nv" / "target").exists():
+            return [toolkit / "include"]
+    spec = importlib.util.find_spec("triton")
+    for package in (spec and spec.submodule_search_locations) or []:
+        include = Path(package) / "backends" / "nvidia" / "include"
+        if (include / "cuda_fp16.h").exists():
+            return [include, HERE / "wheel"]
+    return []
+
+
+def missing_tool() -> str:
+    """What is not there that a build needs; empty where all is."""
+    for tool in ("g++", "nm", "addr2line"):
+        if not shutil.which(tool):
+            return f"no {tool}"
+    if not cudaheaders():
+        return "no cuda_fp16.h, neither of a CUDA toolkit nor of triton's wheel"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "no Python.h"
+    return ""
+
+
+class Build:
+    """Objects in a folder, each compiled once; what is made of edited sources in one for this session."""
+
+    def __init__(self, folder: Path, scratch: Path):
+        self.folder, self.scratch = folder, scratch
+
+    def library(self, unit: str = "", edited: dict[str, str] | None = None) -> Path:
+        """Compile and link all of ``csrc/cuda`` and return the extension's path.
+
+        Args:
+            unit: the source ``csrc/cuda/<unit>.cu`` that is compiled with the edits; "": none.
+            edited: texts in place of files of ``csrc``, by their paths in it, e.g. ``cuda/common.cuh``.
+        """
+        objects = [self._compile(source, ["-O2", "-Wall"]) for source in RUNTIME]
+        objects.append(
+            self._compile(ROOT / "csrc" / "module.cpp", ["-O0", "-DTHAWKIT_HAS_CUDA", *_bindings()])
+        )
+        kernels = [self._compile(source, _KERNEL) for source in CUDA if source.stem != unit]
+        if unit:  # first, so that the linker takes its copies of what several files define
+            kernels.insert(0, self._edited(unit, edited or {}))
+        path = (self.scratch if unit else self.folder) / f"{digest(*map(str, [*objects, *kernels]))}.so"
+        if not path.exists():
+            # What the kernels of the CPU define is missing, and only asked for when it is called.
+            _run(["g++", "-shared", "-Wl,-z,lazy", *map(str, [*kernels, *objects]), "-o", str(path)])
+        return path
+
+    def _edited(self, unit: str, edited: dict[str, str]) -> Path:
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            for name, text in edited.items():
+                place = Path(folder) / name
+                place.parent.mkdir(exist_ok=True)
+                place.write_text(text)
+            name = f"cuda/{unit}.cu"
+            source = Path(folder) / name if name in edited else ROOT / "csrc" / name
+            return self._compile(source, [f"-I{folder}", *_KERNEL], repr(edited))
+
+    def _compile(self, source: Path, flags: Sequence[str], edits: str = "") -> Path:
+        fixed = [flag for flag in flags if not flag.startswith("-I")]
+        key = digest(source.read_text(), *fixed, headers(), edits)
+        path = (self.scratch if edits else self.folder) / f"{source.stem}-{key}.o"
+        if not path.exists():
+            includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", *(f"-isystem{place}" for place in cudaheaders())]
+            command = ["g++", *_COMMON, *flags, *includes]
+            partial = path.with_suffix(f".{threading.get_ident()}")
+            _run([*command, "-x", "c++", "-c", str(source), "-o", str(partial)])
+            partial.rename(path)
+        return path
+
+
+def kept(config: pytest.Config, name: str) -> Path:
+    """A folder of pytest's cache, without what is older than a week."""
+    folder = Path(config.cache.mkdir(name))
+    for path in folder.iterdir():
+        if time.time() - path.stat().st_mtime > 7 * 86400:
+            path.unlink()
+    return folder
+
+
+def _bindings() -> list[str]:
+    places = [
+        sysconfig.get_path("include"),
+        str(Path(torch.__file__).parent / "include"),
+    ]  # pybind11's is there
+    return [f"-isystem{place}" for place in places]
+
+
+def headers() -> str:
+    """A digest of all headers that CUDA sources or this folder's include."""
+    folders = (HERE, ROOT / "csrc" / "cuda", ROOT / "csrc" / "common")
+    files = [path for folder in folders for path in sorted(folder.glob("*.*h"))]
+    return digest(*(path.read_text() for path in [*files, ROOT / "csrc" / "cpu" / "kernels.h"]))
+
+
+def digest(*texts: str) -> str:
+    """A name for the texts."""
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")

@@ -1,0 +1,179 @@
+"""Rung 5: the bytes and transcendental functions of every CUDA kernel, counted where it runs on the CPU.
+
+What a kernel must move stands here as a formula; what it touches, in sectors of 32 bytes, is counted. So are
+the sectors that its requests ask for, which are more where neighbours are not side by side, and the conflicts
+of shared memory. The predicted floor that follows is the time of a GPU that does nothing else: no GPU has
+measured it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+
+from thawkit.ops.focal import cuda as focal
+from thawkit.ops.frozen import cuda as frozen
+from thawkit.ops.frozen.max_pool import _geometry, _outputs, _Windows
+from thawkit.ops.pairwise import cuda as pairwise
+
+from .cuda_checks import KERNELS
+from .cuda_checks.focal import options
+from .cuda_host import Host
+from .ladder import record
+
+SECTOR = 32
+# an H100: bytes a second that a copy of memory was measured to move; the rest from its data sheet
+BANDWIDTH = 3.0e12
+TRANSCENDENTALS = 132 * 16 * 1.755e9
+FLOPS = 66.9e12
+
+
+class Case(NamedTuple):
+    """A launch on so many elements and, by the formula, what it must read, write and compute."""
+
+    elements: int
+    bytes_read: float
+    bytes_written: float
+    transcendentals: float  # an element
+    flops: float
+    requested: float  # sectors that requests ask for, over the fewest that hold their bytes: at most
+    run: Callable[[], object]
+
+    @property
+    def seconds(self) -> float:
+        """The predicted floor of an element."""
+        moved = (self.bytes_read + self.bytes_written) / self.elements / BANDWIDTH
+        return max(moved, self.transcendentals / TRANSCENDENTALS, self.flops / FLOPS)
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape).to(dtype)
+
+
+def mask_of(n: int) -> Tensor:
+    return torch.randint(256, (n // 8,), dtype=torch.uint8)
+
+
+def sigmoid_focal() -> Case:
+    n = 16384
+    x, t = numbers(n, dtype=torch.bfloat16), (torch.rand(n) < 0.1).bfloat16()
+    loss, grad = torch.empty_like(x), torch.empty_like(x)
+    run = lambda: focal._run(x, t, options(2.0), loss, grad, None, 1.0)
+    return Case(n, 4 * n, 4 * n, 2, 45, 1.0, run)
+
+
+def pack() -> Case:
+    n = 8192
+    x, y, mask = numbers(n), torch.empty(n), mask_of(n)
+    return Case(n, 4 * n, 4 * n + n / 8, 0, 3, 1.0, lambda: frozen.pack("relu", x, y, mask, 0.0, math.inf))
+
+
+def masked() -> Case:
+    n = 8192
+    g, dx, mask = numbers(n), torch.empty(n), mask_of(n)
+    return Case(n, 4 * n + n / 8, 4 * n, 0, 1, 1.0, lambda: frozen.masked("pass", g, mask, dx, 0.0, 0.0))
+
+
+def channel_sum() -> Case:
+    layout = 4, 16, 1024
+    n = math.prod(layout)
+    g, dx, mask, sums = numbers(n), torch.empty(n), mask_of(n), torch.empty(16)
+    run = lambda: frozen.channel_sum("pass", g, mask, dx, layout, 0.0, 0.0, None, sums)
+    return Case(n, 4 * n + n / 8, 4 * n + 64, 0, 6, 1.0, run)
+
+
+def channel_affine() -> Case:
+    layout = 2, 16, 256
+    n = math.prod(layout)
+    x, other, y, mask, scale = numbers(n), numbers(n), torch.empty(n), mask_of(n), numbers(2, 16)
+    run = lambda: frozen.channel_affine(x, other, y, mask, layout, scale[0], scale[1], 0.0, math.inf)
+    return Case(n, 8 * n + 128, 4 * n + n / 8, 0, 6, 1.0, run)
+
+
+def channel_affine_backward() -> Case:
+    layout = 4, 16, 1024
+    n = math.prod(layout)
+    (g, x), (dx, dother), sums, scale = numbers(2, n), torch.empty(2, n), torch.empty(2, 16), numbers(2, 16)
+    mask = torch.full((n // 8,), 255, dtype=torch.uint8)  # where a bit is 0, nothing is read
+    run = lambda: frozen.channel_affine_backward(g, x, mask, dx, dother, sums, layout, scale[0], scale[1])
+    return Case(n, 8 * n + n / 8 + 128, 8 * n + 128, 0, 13, 1.0, run)
+
+
+def windows() -> tuple[Tensor, Tensor, Tensor, tuple]:
+    x, of = numbers(2, 8, 32, 32), _Windows([16, 16], [2, 2], [2, 2], [0, 0], [1, 1])
+    return x, *_outputs(x, of), _geometry(x.shape, of, False)
+
+
+def max_pool() -> Case:
+    x, y, codes, geometry = windows()
+    n = x.numel()
+    run = lambda: frozen.max_pool(x, y, codes, geometry)
+    return Case(n, 4 * n, n + n / 16, 0, 1, 7.2, run)
+
+
+def max_pool_backward() -> Case:
+    dx, g, codes, geometry = windows()
+    codes.zero_()
+    n = dx.numel()
+    run = lambda: frozen.max_pool_backward(g, dx, codes, geometry)
+    return Case(n, n + n / 16, 4 * n, 0, 1, 1.0, run)
+
+
+def quantize() -> Case:
+    n = 8192
+    x, codes, levels = numbers(n), torch.empty(n // 2, dtype=torch.uint8), torch.empty(n // 32)
+    return Case(n, 4 * n, n / 2 + n / 8, 0, 12, 1.75, lambda: frozen.quantize(x, codes, levels, 4))
+
+
+def dequantize() -> Case:
+    n = 8192
+    codes, levels, y = torch.randint(256, (n // 2,), dtype=torch.uint8), numbers(n // 32), torch.empty(n)
+    return Case(n, n / 2 + n / 8, 4 * n, 0, 2, 1.0, lambda: frozen.dequantize(codes, levels, None, y, 4))
+
+
+def info_nce_panel() -> Case:
+    rows, keys = 4, 2048
+    scores, loss, sums, scale = numbers(rows, keys), torch.empty(rows), torch.empty(rows), torch.tensor(1.0)
+    n = rows * keys
+    run = lambda: pairwise.epilogue(scores, 0, None, 1.0, scale, loss, sums, True)
+    return Case(n, 4 * n + 4, 4 * n + 8 * rows, 2 + 256 / keys, 14, 1.0, run)
+
+
+CASES = {
+    function.__name__: function
+    for function in (
+        *(sigmoid_focal, pack, masked, channel_sum, channel_affine, channel_affine_backward, max_pool),
+        *(max_pool_backward, quantize, dequantize, info_nce_panel),
+    )
+}
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_traffic_is_what_the_formula_says(cuda_host: Host, kernel: str) -> None:
+    torch.manual_seed(0)
+    case = CASES[kernel]()
+    with cuda_host.running(order="numbered", count=True):
+        case.run()
+    counted = cuda_host.counters
+    touched = counted.distinct_sectors_read * SECTOR, counted.distinct_sectors_written * SECTOR
+    for got, needed in zip(touched, (case.bytes_read, case.bytes_written), strict=True):
+        assert needed <= got <= 1.02 * needed + 8 * SECTOR  # parts of sectors at the ends of tensors
+    asked = counted.load_sectors + counted.store_sectors
+    fewest = counted.ideal_load_sectors + counted.ideal_store_sectors
+    assert asked <= 1.02 * case.requested * fewest
+    assert counted.shared_wavefronts == counted.ideal_shared_wavefronts  # no bank is asked twice
+    assert counted.transcendentals <= (case.transcendentals + 0.05) * case.elements
+    moved = (case.bytes_read + case.bytes_written) / case.elements
+    record(
+        f"cuda/{kernel}",
+        5,
+        bytes=round(moved, 3),
+        flops=case.flops,
+        transcendentals=case.transcendentals,
+        floor_ms=round(case.seconds * 1e12, 2),
+    )
