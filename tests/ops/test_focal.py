@@ -216,7 +216,7 @@ def test_the_kernel_reads_blocks_of_the_size_that_weights_are_packed_for():
 
 
 def plain_options():
-    return Options(None, None, None, 0.25, 0.75, 2.0, 1, 1, None, 0.0, False)
+    return Options(None, None, None, 0.25, 0.75, 2.0, 1, 1, None, 0.0, False, "cpu")
 
 
 def test_operators_are_well_formed():
@@ -224,7 +224,7 @@ def test_operators_are_well_formed():
     namespace = torch.ops.thawkit
     packed = pack(x, weights(x, torch.rand(9), "balanced", torch.rand(9), torch.rand(4, 1)))
     mask = torch.rand(4, 9) < 0.5
-    numbers = (1.0, 1.0, 1.5, packed.period, packed.row, -1.0, 0.1, False)
+    numbers = (1.0, 1.0, 1.5, packed.period, packed.row, -1.0, 0.1, False, "cpu")
     special = Options(packed.classes, mask, packed.row_weight, *numbers)
     for options in (plain_options(), special):
         torch.library.opcheck(namespace.sigmoid_focal.default, (x, t, *options))

@@ -296,9 +296,9 @@ def test_operators_are_well_formed():
     namespace = torch.ops.thawkit
     vectors = class_weights(9), class_weights(9), class_weights(9)
     for target, options in (
-        (t, (None, None, None, 1.0, 2.0, 0.0, -100)),
-        (t, (*vectors, 1.5, 0.0, 0.1, -100)),
-        (probabilities((4, 9)), (vectors[0], None, None, 1.0, 0.5, 0.1, -100)),
+        (t, (None, None, None, 1.0, 2.0, 0.0, -100, "cpu")),
+        (t, (*vectors, 1.5, 0.0, 0.1, -100, "cpu")),
+        (probabilities((4, 9)), (vectors[0], None, None, 1.0, 0.5, 0.1, -100, "cpu")),
     ):
         torch.library.opcheck(namespace.softmax_focal.default, (x, target, *options))
         torch.library.opcheck(namespace.softmax_focal_backward.default, (torch.rand(4), x, target, *options))

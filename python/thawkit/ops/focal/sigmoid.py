@@ -10,14 +10,18 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import Objection, choose
-from thawkit.ops.focal import cpu, cuda, options, reference
+from thawkit.ops.focal import cpu, cuda, options, reference, triton
 from thawkit.ops.focal import normalizer as normalizers
 from thawkit.ops.focal.sigmoid_operators import SigmoidFocal, SigmoidFocalTotal, counting, one_hot
 from thawkit.ops.focal.weights import Weights, on, pack, weights
 from thawkit.ops.pairwise.common import full_precision, lifted
 
-_KERNELS: dict[str, Objection] = {"cpu": cpu.objection, "cuda": cuda.objection}
-_ONLY_PLAIN: dict[str, Objection] = {"cpu": cpu.objection, "cuda": cuda.objection_to_options}
+_KERNELS: dict[str, Objection] = {
+    "cpu": cpu.objection,
+    "cuda": cuda.objection,
+    "triton": triton.objection,
+}
+_WITH_OPTIONS = _KERNELS | {"cuda": cuda.objection_to_options}
 BACKENDS = {"sigmoid_focal": tuple(_KERNELS)}
 
 
@@ -79,11 +83,12 @@ def sigmoid_focal(
     )
     special = not given.plain or indices or mask is not None or ignore_index is not None
     special = special or label_smoothing != 0 or separate
-    kernels = _ONLY_PLAIN if special else _KERNELS
+    kernels = _WITH_OPTIONS if special else _KERNELS
     if targets.requires_grad or given.requires_grad:
         kernels = {}
     smoothing = float(label_smoothing)
-    if choose("sigmoid_focal", kernels, inputs) == "reference":
+    backend = choose("sigmoid_focal", kernels, inputs)
+    if backend == "reference":
         with full_precision(inputs):
             loss = _by_definition(inputs, targets, given, gamma, mask, ignore_index, smoothing, separate)
         if reduction == "none":
@@ -92,7 +97,7 @@ def sigmoid_focal(
     packed = pack(inputs, given)
     ignored = None if ignore_index is None else float(ignore_index)
     weighed = packed.positive, packed.negative, float(gamma), packed.period, packed.row
-    numbers = (*weighed, ignored, smoothing, separate)
+    numbers = (*weighed, ignored, smoothing, separate, backend)
     vectors = packed.classes, mask, packed.row_weight
     if not torch.is_grad_enabled():
         inputs = inputs.detach()

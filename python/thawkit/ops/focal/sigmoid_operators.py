@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops._library import define, empty, scaled
-from thawkit.ops.focal import cpu, cuda, reference
+from thawkit.ops.focal import cpu, cuda, reference, triton
 from thawkit.ops.focal.weights import Packed, unpacked
 from thawkit.ops.pairwise.common import lifted
 
@@ -28,11 +28,13 @@ class Options(NamedTuple):
     ignored: float | None
     smoothing: float
     separate: bool
+    backend: str
 
 
 _SCHEMA = (
     "Tensor x, Tensor t, Tensor? classes, Tensor? mask, Tensor? row_weight, float positive, float negative, "
-    "float gamma, int period, int row, float? ignored, float smoothing, bool separate"
+    "float gamma, int period, int row, float? ignored, float smoothing, bool separate, "
+    "str backend"
 )
 
 
@@ -71,8 +73,7 @@ def _by_definition(x: Tensor, t: Tensor, options: Options) -> Tensor:
     return loss if kept is None else loss.where(kept, 0)
 
 
-def _backend(x: Tensor) -> ModuleType:
-    return cpu if x.device.type == "cpu" else cuda
+_KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 
 
 def _dense(classes: Tensor | None, mask: Tensor | None, row_weight: Tensor | None, *numbers: Any) -> Options:
@@ -81,12 +82,14 @@ def _dense(classes: Tensor | None, mask: Tensor | None, row_weight: Tensor | Non
 
 _rows_op = define(
     f"sigmoid_focal({_SCHEMA}) -> Tensor",
-    lambda x, t, *options: _backend(x).rows(x.contiguous(), t.contiguous(), _dense(*options)),
+    lambda x, t, *options: _KERNELS[options[-1]].rows(x.contiguous(), t.contiguous(), _dense(*options)),
     lambda x, t, *options: x.new_empty(x.shape),
 )
 _total_op = define(
     f"sigmoid_focal_total({_SCHEMA}, float factor, Tensor? divisor, bool need_gradient) -> (Tensor, Tensor)",
-    lambda x, t, *rest: _backend(x).total(x.contiguous(), t.contiguous(), _dense(*rest[:-3]), *rest[-3:]),
+    lambda x, t, *rest: _KERNELS[rest[-4]].total(
+        x.contiguous(), t.contiguous(), _dense(*rest[:-3]), *rest[-3:]
+    ),
     lambda x, t, *rest: (
         x.new_empty((), dtype=torch.float32),
         x.new_empty(x.shape) if rest[-1] else empty(x),
@@ -94,7 +97,7 @@ _total_op = define(
 )
 _backward_op = define(
     f"sigmoid_focal_backward(Tensor g, {_SCHEMA}) -> Tensor",
-    lambda g, x, t, *options: _backend(x).backward(
+    lambda g, x, t, *options: _KERNELS[options[-1]].backward(
         g.contiguous(), x.contiguous(), t.contiguous(), _dense(*options)
     ),
     lambda g, x, t, *options: x.new_empty(x.shape),

@@ -10,12 +10,12 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import Objection, choose
-from thawkit.ops.focal import cpu, options, reference
+from thawkit.ops.focal import cpu, options, reference, triton
 from thawkit.ops.focal import normalizer as normalizers
 from thawkit.ops.focal.softmax_operators import SoftmaxFocal, SoftmaxFocalTotal
 from thawkit.ops.pairwise.common import full_precision, lifted
 
-_KERNELS: dict[str, Objection] = {"cpu": cpu.objection}
+_KERNELS: dict[str, Objection] = {"cpu": cpu.objection, "triton": triton.objection}
 BACKENDS = {"softmax_focal": tuple(_KERNELS)}
 
 ALPHA_MODES = ("per_class", "balanced", "positive")
@@ -71,7 +71,8 @@ def softmax_focal(
     kernels = _KERNELS
     if (probable and target.requires_grad) or any(v is not None and v.requires_grad for v in vectors):
         kernels = {}
-    if choose("softmax_focal", kernels, logits) == "reference":
+    backend = choose("softmax_focal", kernels, logits)
+    if backend == "reference":
         check_indices(target, classes, ignore_index)
         of, off, less = vectors
         with full_precision(logits):
@@ -86,7 +87,7 @@ def softmax_focal(
     if target.dtype == torch.float64:
         target = target.float()
     narrow = [None if v is None else v.to(torch.float32) for v in vectors]
-    numbers = float(scale), float(gamma), float(label_smoothing), ignore_index
+    numbers = float(scale), float(gamma), float(label_smoothing), ignore_index, backend
     if reduction == "none":
         rows = SoftmaxFocal.apply(logits, target, *narrow, numbers)
         return normalizers.divided(rows.reshape(shape), by)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from thawkit.ops._library import define, empty, scaled
-from thawkit.ops.focal import cpu, reference
+from thawkit.ops.focal import cpu, reference, triton
 from thawkit.ops.pairwise.common import lifted
 
 
@@ -22,12 +23,16 @@ class Options(NamedTuple):
     gamma: float
     smoothing: float
     ignored: int
+    backend: str
 
 
 _SCHEMA = (
     "Tensor x, Tensor t, Tensor? alpha, Tensor? offset, Tensor? margin, float scale, float gamma, "
-    "float smoothing, int ignored"
+    "float smoothing, int ignored, str backend"
 )
+
+
+_KERNELS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton}
 
 
 def _dense(alpha: Tensor | None, offset: Tensor | None, margin: Tensor | None, *numbers: Any) -> Options:
@@ -37,12 +42,16 @@ def _dense(alpha: Tensor | None, offset: Tensor | None, margin: Tensor | None, *
 
 _rows_op = define(
     f"softmax_focal({_SCHEMA}) -> Tensor",
-    lambda x, t, *options: cpu.softmax_rows(x.contiguous(), t.contiguous(), _dense(*options)),
+    lambda x, t, *options: _KERNELS[options[-1]].softmax_rows(
+        x.contiguous(), t.contiguous(), _dense(*options)
+    ),
     lambda x, t, *options: x.new_empty(x.shape[:1] + x.shape[2:], dtype=torch.float32),
 )
 _total_op = define(
     f"softmax_focal_total({_SCHEMA}, float factor, Tensor? divisor, bool need_gradient) -> (Tensor, Tensor)",
-    lambda x, t, *rest: cpu.softmax_total(x.contiguous(), t.contiguous(), _dense(*rest[:-3]), *rest[-3:]),
+    lambda x, t, *rest: _KERNELS[rest[-4]].softmax_total(
+        x.contiguous(), t.contiguous(), _dense(*rest[:-3]), *rest[-3:]
+    ),
     lambda x, t, *rest: (
         x.new_empty((), dtype=torch.float32),
         x.new_empty(x.shape) if rest[-1] else empty(x),
@@ -50,7 +59,7 @@ _total_op = define(
 )
 _backward_op = define(
     f"softmax_focal_backward(Tensor g, {_SCHEMA}) -> Tensor",
-    lambda g, x, t, *options: cpu.softmax_backward(
+    lambda g, x, t, *options: _KERNELS[options[-1]].softmax_backward(
         g.contiguous(), x.contiguous(), t.contiguous(), _dense(*options)
     ),
     lambda g, x, t, *options: x.new_empty(x.shape),
@@ -59,7 +68,7 @@ _backward_op = define(
 
 def _differentiable(g: Tensor, x: Tensor, t: Tensor, options: Options) -> Tensor:
     """The gradient by the reference, itself differentiable: what double backward needs."""
-    alpha, offset, margin, scale, gamma, smoothing, ignored = options
+    alpha, offset, margin, scale, gamma, smoothing, ignored, _ = options
     loss = reference.softmax_focal(lifted(x), t, alpha, gamma, smoothing, ignored, scale, offset, margin)
     return torch.autograd.grad(loss, x, g.expand_as(loss).to(loss.dtype), create_graph=True)[0]
 

@@ -13,6 +13,7 @@ from thawkit.ops.frozen.activations import (
 from thawkit.ops.frozen.avg_pool import adaptive_avg_pool, avg_pool
 from thawkit.ops.frozen.dropout import packed_dropout
 from thawkit.ops.frozen.masks import (
+    BIT_KERNELS,
     KERNELS,
     channel_sums,
     pack_clamp_,
@@ -44,14 +45,16 @@ __all__ = [
     "reference",
 ]
 
-BACKENDS = dict.fromkeys(
-    (
-        "packed_relu",
-        "masked_channel_sums",
-        "packed_max_pool",
-        "packed_dropout",
-        "fixed_batch_norm",
-        "quantize",
+BACKENDS = {
+    "packed_relu": tuple(BIT_KERNELS),
+    **dict.fromkeys(
+        (
+            "masked_channel_sums",
+            "packed_max_pool",
+            "packed_dropout",
+            "fixed_batch_norm",
+            "quantize",
+        ),
+        tuple(KERNELS),
     ),
-    tuple(KERNELS),
-)
+}

@@ -56,7 +56,7 @@ def _floats(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.to(torch.float32).contiguous()
 
 
-def _check_inside(
+def check_shapes(
     rows: int,
     keys: int,
     offset: int,
@@ -66,7 +66,7 @@ def _check_inside(
     key_labels: Tensor | None,
     row_weight: Tensor | None,
 ) -> None:
-    """Require what keeps the kernel within its arguments: in a compiled graph nobody has looked at values."""
+    """Require what keeps a kernel within its arguments, as far as shapes tell."""
     if target is None and rows + offset > keys:
         raise ThawkitError(f"k must have at least {rows + offset} rows, as many as positives, got {keys}")
     vectors = (
@@ -79,6 +79,11 @@ def _check_inside(
     for name, x, count, dtype in vectors:
         if x is not None and (x.shape != (count,) or x.dtype != dtype):
             raise ThawkitError(f"{name} must be ({count},) {dtype}, got {tuple(x.shape)} {x.dtype}")
+
+
+def _check_inside(rows: int, keys: int, offset: int, target: Tensor | None, *others: Tensor | None) -> None:
+    """Require the same of values: in a compiled graph nobody has looked at them."""
+    check_shapes(rows, keys, offset, target, *others)
     if target is not None and rows and (largest := int(target.max())) >= keys:
         raise ThawkitError(f"target must be below the number of classes, {keys}, got {largest}")
 

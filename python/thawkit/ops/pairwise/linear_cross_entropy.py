@@ -10,11 +10,11 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise import cpu, reference, triton
 from thawkit.ops.pairwise.common import full_precision, product
 from thawkit.ops.pairwise.row_softmax import row_softmax
 
-OBJECTIONS = {"cpu": cpu.objection}
+OBJECTIONS = {"cpu": cpu.objection, "triton": triton.objection}
 
 IGNORED = -100  # torch's default
 
@@ -66,7 +66,7 @@ def linear_cross_entropy(
     leading, positions = input.shape[:-1], linear_weight.shape[1:-1]
     checks.reduced("input", leading.numel() * positions.numel(), reduction)
     backend = choose("linear_cross_entropy", OBJECTIONS, input, linear_weight)
-    compute = _on_the_engine if backend == "cpu" else _by_definition
+    compute = _by_definition if backend == "reference" else _on_the_engine
     with full_precision(input):
         loss = compute(
             input.reshape(leading.numel(), input.shape[-1]),

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise import cpu, reference, triton
 from thawkit.ops.pairwise.common import full_precision, lifted
 
-OBJECTIONS = {"cpu": cpu.objection}
+KERNELS = {"cpu": cpu, "triton": triton}
+OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 KINDS = ("clip", "siglip", "nt_xent")  # in the order of the compiled kernels' PairLoss
 
@@ -93,9 +94,9 @@ _operator = define(
     "pair_loss(Tensor x, Tensor? y, Tensor scale, Tensor? bias, Tensor? row_weight, float weight, str kind, "
     "int? offset, bool normalize, bool[4] need, str backend) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    lambda x, y, scale, bias, row_weight, weight, kind, offset, normalize, need, backend: cpu.pair_loss(
-        x, y, scale, bias, row_weight, weight, KINDS.index(kind), offset, normalize, *need
-    ),
+    lambda x, y, scale, bias, row_weight, weight, kind, offset, normalize, need, backend: KERNELS[
+        backend
+    ].pair_loss(x, y, scale, bias, row_weight, weight, KINDS.index(kind), offset, normalize, *need),
     _fake,
 )
 

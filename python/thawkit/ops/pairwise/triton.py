@@ -1,14 +1,26 @@
-"""The pairwise engine's Triton kernels: tiles of logits are used where they are made and never stored."""
+"""The pairwise engine in Triton: panels of cuBLAS products, one epilogue kernel on each.
+
+Small problems of half precision take a kernel that makes the products itself and never stores them.
+"""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from thawkit.ops._library import DTYPES, empty
+from thawkit.ops.pairwise.common import full_precision, ignored_rows
+from thawkit.ops.pairwise.cpu import check_shapes
 from thawkit.ops.pairwise.rows import through_norm, unit_rows
 
-_MOST_FEATURES = 512  # a tile holds whole rows; beyond this it leaves shared memory
+if TYPE_CHECKING:
+    from thawkit.kernels.epilogue import Panel
+
+_PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
 
 
 def objection(x: Tensor, *others: Tensor) -> str:
@@ -16,43 +28,328 @@ def objection(x: Tensor, *others: Tensor) -> str:
     for tensor in (x, *others):
         if tensor.dtype not in DTYPES:
             return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
-        if tensor.shape[-1] > _MOST_FEATURES:
-            return f"takes at most {_MOST_FEATURES} features, not {tensor.shape[-1]}"
     return ""
 
 
-def info_nce(
+class _Operand:
+    """One side's rows, over their norms where that is asked for, and what becomes their gradient."""
+
+    def __init__(self, x: Tensor, normalize: bool, need: bool) -> None:
+        self.x, self.normalize = x, normalize
+        self.rows, self.norms = unit_rows(x, normalize)
+        if self.rows.stride(-1) != 1:
+            self.rows = self.rows.contiguous()
+        self.gradient = torch.zeros(x.shape, dtype=torch.float32, device=x.device) if need else None
+
+    def through(self, factor: Tensor | float) -> Tensor | None:
+        """Return the gradient by ``x``, that by the rows being ``factor`` times what was added up."""
+        if self.gradient is None:
+            return None
+        gradient = self.gradient * factor
+        if self.normalize:
+            gradient = through_norm(gradient, self.x, self.norms)
+        return gradient.to(self.x.dtype)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in float32, never rounded to half precision on the way."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+class _Slopes:
+    """How slopes are stored: in the dtype of the operands, and so that they use its range.
+
+    A mean over many rows would make float16 slopes vanish, so that what all rows share comes after the
+    products: ``shared``, of gradients and of sums.
+    """
+
+    def __init__(self, like: Tensor, row_weight: Tensor | None, weight: float) -> None:
+        self.factor = 4096.0 if like.dtype == torch.float16 else 1.0
+        self.rows: Tensor | None = None
+        self.shared: Tensor | float = weight / self.factor
+        if row_weight is not None and row_weight.numel():
+            largest = row_weight.float().abs().amax()
+            largest = largest.where(largest != 0, 1.0)
+            self.rows, self.shared = (row_weight.float() / largest).contiguous(), largest / self.factor
+
+
+def panel_height(rows: int, columns: int) -> int:
+    """Return how many rows of products are made at a time."""
+    return max(1, min(rows, _PANEL_BYTES // (4 * max(columns, 1))))
+
+
+def _panels(
+    x: _Operand, y: _Operand, scale: Tensor, slopes: _Slopes, backward: bool, known: Tensor | None = None
+) -> Iterator[tuple[slice, Panel]]:
+    """Yield panels of products; once the caller has written slopes, add their products to the gradients.
+
+    Args:
+        x: the rows.
+        y: the columns; may be ``x``.
+        scale: float32 scalar.
+        slopes: how they are stored.
+        backward: whether slopes are wanted.
+        known: the products, where one panel holds them all and they have been made.
+    """
+    from thawkit.kernels.epilogue import Panel
+
+    rows = x.rows.shape[0]
+    height = panel_height(rows, y.rows.shape[0])
+    for first in range(0, rows, height):
+        here = slice(first, first + height)
+        scores = _product(x.rows[here], y.rows.t()) if known is None else known
+        written = None
+        if backward:
+            written = (
+                scores if x.rows.dtype == torch.float32 else torch.empty_like(scores, dtype=x.rows.dtype)
+            )
+        of_rows = None if slopes.rows is None else slopes.rows[here]
+        yield here, Panel(scores, written, first, scale, of_rows, slopes.factor)
+        if written is None:
+            continue
+        if x.gradient is not None:
+            x.gradient[here] += _product(written, y.rows)
+        if y.gradient is not None:
+            y.gradient += _product(written.t(), x.rows[here])
+
+
+def _total(loss: Tensor, row_weight: Tensor | None, weight: float) -> Tensor:
+    if row_weight is None:
+        return loss.sum() * weight
+    return (loss.where((row_weight != 0) | loss.isfinite(), 0.0) * row_weight).sum()
+
+
+def row_softmax(
     q: Tensor,
     k: Tensor,
     scale: Tensor,
+    target: Tensor | None,
+    bias: Tensor | None,
+    row_labels: Tensor | None,
+    key_labels: Tensor | None,
     row_weight: Tensor | None,
     weight: float,
     normalize: bool,
+    offset: int,
+    excluded: int,
+    labels: int,
+    margin: float,
     need_dq: bool,
     need_dk: bool,
     need_dscale: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses of the rows (float32), their weighted sum and its gradients."""
+    need_dbias: bool,
+    need_statistics: bool,
+) -> tuple[Tensor | None, ...]:
+    """Losses of the rows, their weighted sum, positive and largest logits (float32), and the gradients.
+
+    A target that is no column gives NaN: to look for it would wait for the device.
+    """
+    from thawkit.kernels import epilogue
+
+    check_shapes(q.shape[0], k.shape[0], offset, target, bias, row_labels, key_labels, row_weight)
+    with full_precision(q):
+        ignored = ignored_rows(row_weight, q)
+        if ignored is not None:
+            q = q.masked_fill(ignored[:, None], 0)
+        scale = scale.to(device=q.device, dtype=torch.float32)
+        x, y = _Operand(q, normalize, need_dq), _Operand(k, normalize, need_dk)
+        slopes = _Slopes(q, row_weight, weight)
+        options: dict[str, Any] = {
+            "bias": None if bias is None else bias.float().contiguous(),
+            "key_labels": None if key_labels is None else key_labels.contiguous(),
+            **{"offset": offset, "excluded": excluded, "labels": labels, "margin": margin},
+        }
+        rows: dict[str, Tensor] = {name: _floats(q) for name in ("loss", *_STATISTICS[: 2 * need_statistics])}
+        if need_dscale:
+            rows["dscale"] = _floats(q)
+        dbias = rows["loss"].new_zeros(k.shape[0]) if need_dbias else None
+        plain = (bias, target, excluded, labels, offset) == (None, None, -1, 0, 0) and margin == math.inf
+        if plain and not need_statistics and _fits_fused(q):
+            _info_nce_fused(x, y, scale, slopes, rows["loss"], rows.get("dscale"))
+            panels: Any = ()
+        else:
+            panels = _panels(x, y, scale, slopes, need_dq or need_dk or need_dbias)
+        for here, panel in panels:
+            epilogue.softmax(
+                panel,
+                target=None if target is None else target[here].contiguous(),
+                row_labels=None if row_labels is None else row_labels[here].contiguous(),
+                **options,
+                **{name: of_rows[here] for name, of_rows in rows.items()},
+            )
+            if dbias is not None and panel.slopes is not None:
+                dbias += panel.slopes.sum(0, dtype=torch.float32)
+        loss = rows["loss"]
+        if ignored is not None:
+            loss = loss.masked_fill(ignored, torch.nan)
+        return (
+            loss,
+            _total(loss, row_weight, weight),
+            rows.get("positive"),
+            rows.get("maximum"),
+            x.through(slopes.shared * scale),
+            y.through(slopes.shared * scale),
+            rows["dscale"].sum() * slopes.shared if need_dscale else None,
+            None if dbias is None else dbias * slopes.shared,
+        )
+
+
+_STATISTICS = "positive", "maximum"
+
+
+def _fits_fused(q: Tensor) -> bool:
+    """Whether the products are to be made anew instead of stored.
+
+    For few features the products are cheap and moving their results is not: by the counts of bytes and
+    operations; not yet measured on a GPU.
+    """
     from thawkit.kernels import pairwise as kernels
 
-    rows, keys = q.shape[0], k.shape[0]
-    scale32 = scale.to(device=q.device, dtype=torch.float32)
-    (queries, q_norm), (unit_keys, k_norm) = unit_rows(q, normalize), unit_rows(k, normalize)
-    queries, unit_keys = queries.contiguous(), unit_keys.contiguous()
-    loss = torch.empty(rows, dtype=torch.float32, device=q.device)
-    log_sum = torch.empty_like(loss)
-    kernels.info_nce_forward(queries, unit_keys, scale32, loss, log_sum)
+    return q.dtype != torch.float32 and q.shape[1] <= kernels.MOST_FEATURES
 
-    weights = torch.full_like(loss, weight) if row_weight is None else row_weight.float().contiguous()
-    dq = torch.empty(q.shape, dtype=torch.float32, device=q.device) if need_dq else empty(q)
-    dk = torch.empty(k.shape, dtype=torch.float32, device=q.device) if need_dk else empty(k)
-    dscale = torch.empty_like(loss) if need_dscale else empty(loss)
-    if rows and (need_dq or need_dscale):
-        kernels.info_nce_backward_queries(queries, unit_keys, scale32, log_sum, weights, dq, dscale)
-    if keys and need_dk:
-        kernels.info_nce_backward_keys(queries, unit_keys, scale32, log_sum, weights, dk)
-    if normalize:
-        dq = through_norm(dq, q, q_norm) if need_dq else dq
-        dk = through_norm(dk, k, k_norm) if need_dk else dk
-    total = (loss * weights).sum()
-    return loss, total, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
+
+def _info_nce_fused(
+    x: _Operand, y: _Operand, scale: Tensor, slopes: _Slopes, loss: Tensor, dscale: Tensor | None
+) -> None:
+    """Write the losses, and add up what gradients are wanted."""
+    from thawkit.kernels import pairwise as kernels
+
+    if loss.numel() == 0:
+        return
+    log_sum, missing = torch.empty_like(loss), torch.empty_like(loss)
+    kernels.info_nce_forward(x.rows, y.rows, scale, loss, log_sum, missing)
+    weights = torch.full_like(loss, slopes.factor) if slopes.rows is None else slopes.rows * slopes.factor
+    statistics = scale, log_sum, missing, weights
+    if x.gradient is not None or dscale is not None:
+        kernels.info_nce_backward_queries(
+            x.rows, y.rows, *statistics, _or_empty(x.gradient, loss), _or_empty(dscale, loss)
+        )
+    if y.gradient is not None:
+        kernels.info_nce_backward_keys(x.rows, y.rows, *statistics, y.gradient)
+
+
+def _or_empty(x: Tensor | None, like: Tensor) -> Tensor:
+    return empty(like) if x is None else x
+
+
+def _floats(like: Tensor) -> Tensor:
+    """Return memory for a number a row."""
+    return torch.empty(like.shape[0], dtype=torch.float32, device=like.device)
+
+
+def pair_loss(
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    row_weight: Tensor | None,
+    weight: float,
+    kind: int,
+    offset: int | None,
+    normalize: bool,
+    need_dx: bool,
+    need_dy: bool,
+    need_dscale: bool,
+    need_dbias: bool,
+) -> tuple[Tensor | None, ...]:
+    """Losses of the rows, their weighted sum (float32), and the gradients of the latter."""
+    with full_precision(x):
+        scale = scale.to(device=x.device, dtype=torch.float32)
+        of_x = _Operand(x, normalize, need_dx)
+        of_y = of_x if y is None else _Operand(y, normalize, need_dy)
+        slopes = _Slopes(x, row_weight, weight)
+        needs = need_dx or need_dy
+        dscale = _floats(x) if need_dscale else None
+        dbias = _floats(x) if need_dbias else None
+        if bias is not None:
+            bias = bias.to(device=x.device, dtype=torch.float32)
+            loss = _sigmoid(of_x, of_y, scale, bias, slopes, offset, needs, dscale, dbias)
+        elif y is None:
+            loss = _nt_xent(of_x, scale, slopes, needs, dscale)
+        else:
+            loss = _clip(of_x, of_y, scale, slopes, needs, dscale)
+        return (
+            loss,
+            _total(loss, row_weight, weight),
+            of_x.through(slopes.shared * scale),
+            None if y is None else of_y.through(slopes.shared * scale),
+            None if dscale is None else dscale.sum() * slopes.shared,
+            None if dbias is None else dbias.sum() * slopes.shared,
+        )
+
+
+def _part(of_rows: Tensor | None, here: slice) -> Tensor | None:
+    return None if of_rows is None else of_rows[here]
+
+
+def _sigmoid(
+    x: _Operand,
+    y: _Operand,
+    scale: Tensor,
+    bias: Tensor,
+    slopes: _Slopes,
+    offset: int | None,
+    backward: bool,
+    dscale: Tensor | None,
+    dbias: Tensor | None,
+) -> Tensor:
+    from thawkit.kernels import epilogue
+
+    loss = _floats(x.x)
+    for here, panel in _panels(x, y, scale, slopes, backward):
+        epilogue.sigmoid(panel, bias, offset, loss[here], _part(dscale, here), _part(dbias, here))
+    return loss
+
+
+def _nt_xent(z: _Operand, scale: Tensor, slopes: _Slopes, backward: bool, dscale: Tensor | None) -> Tensor:
+    from thawkit.kernels import epilogue
+
+    rows = z.rows.shape[0]
+    loss = _floats(z.x)
+    partner = torch.arange(rows, device=z.x.device).roll(rows // 2)
+    for here, panel in _panels(z, z, scale, slopes, backward):
+        epilogue.softmax(panel, loss[here], target=partner[here], excluded=0, dscale=_part(dscale, here))
+    return loss
+
+
+def _clip(
+    x: _Operand, y: _Operand, scale: Tensor, slopes: _Slopes, backward: bool, dscale: Tensor | None
+) -> Tensor:
+    """Both directions share the products: first the sums of rows and columns, then the slopes."""
+    from thawkit.kernels import epilogue
+
+    loss, log_sum, missing, positive, maximum, largest = (_floats(x.x) for _ in range(6))
+    largest.fill_(-torch.inf)  # of the columns, the diagonal left out, and so is their sum
+    total = torch.zeros_like(largest)
+    for here, panel in _panels(x, y, scale, slopes, False):
+        known = panel.scores if panel.scores.shape[0] == loss.shape[0] else None
+        epilogue.column_sums(panel, largest, total)
+        epilogue.softmax(
+            panel,
+            loss[here],
+            log_sum=log_sum[here],
+            missing=missing[here],
+            positive=positive[here],
+            maximum=maximum[here],
+        )
+    larger = torch.maximum(largest, positive)
+    others = total * (largest - larger).exp()
+    both = others + (positive - larger).exp()
+    of_columns = torch.where(positive >= largest, others.log1p(), both.log() + (larger - positive))
+    column_log_sum, column_missing = larger + both.log(), others / both
+    if backward or dscale is not None:
+        for here, panel in _panels(x, y, scale, slopes, backward, known if loss.numel() else None):
+            epilogue.clip(
+                panel,
+                log_sum[here],
+                missing[here],
+                column_log_sum,
+                column_missing,
+                slopes.rows,
+                _part(dscale, here),
+            )
+    return (loss + of_columns) / 2
