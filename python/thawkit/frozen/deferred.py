@@ -150,8 +150,8 @@ class Input:
         """
         if version_of(self._x) != self._version:
             raise ThawkitError(
-                "the model writes to the input of a frozen convolution between it and its normalization, "
-                "which run as one; let it write to a copy"
+                "model: writes to a tensor after a frozen convolution or normalization has taken it and "
+                "before the layer after that, which run as one; let it write to a copy, y = y + z for y += z"
             )
         return self._x
 
