@@ -9,6 +9,8 @@ import torch
 from transformers import TrainerCallback
 from transformers.training_args import ParallelMode
 
+import thawkit
+from thawkit.errors import ThawkitWarning
 from thawkit.select import create_model
 from thawkit.tune import Method, TuneConfig
 from thawkit.tune.trainer import MethodTrainer, training_arguments
@@ -102,3 +104,13 @@ def test_several_gpus_are_taken_as_one(tmp_path):
     args._n_gpu = 4  # as Trainer finds out where there are four
     assert args.n_gpu == 1
     assert args.parallel_mode is ParallelMode.NOT_PARALLEL
+
+
+def test_an_optimizer_that_misses_what_trains_is_warned_of(splits, tmp_path):
+    model = create_model("lenet", 3, seed=0)
+    config = TuneConfig(epochs=1, batch_size=24, augment="none")
+    trainer = MethodTrainer(model, splits, None, Slope(1.0), config, tmp_path, [])
+    trainer.create_optimizer()
+    thawkit.freeze(model.module, "channels:0.5")  # too late: the optimizer has never seen the channels
+    with pytest.warns(ThawkitWarning, match="tensors that train are not in it, as 'body.0.weight_channels'"):
+        trainer.create_optimizer()

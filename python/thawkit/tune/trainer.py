@@ -16,7 +16,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from thawkit.choices import SCHEDULERS
 from thawkit.data import Augment, EpochSampler, ImageDataset, Splits, TrainingView
 from thawkit.errors import ThawkitError
-from thawkit.frozen import FeatureCache, parameter_groups
+from thawkit.frozen import FeatureCache, check_optimizer, parameter_groups
 from thawkit.select import Model
 from thawkit.tune.cached import CachedRun
 from thawkit.tune.config import TuneConfig
@@ -87,6 +87,12 @@ class MethodTrainer(Trainer):
     def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
         """Return the matrices and filters; vectors are biases and norms, and are not decayed."""
         return [name for name, parameter in model.named_parameters() if parameter.ndim > 1]
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Return Trainer's optimizer, having warned where it would not train what the policy says."""
+        optimizer = super().create_optimizer(model)
+        check_optimizer(self.thawkit_model.module, optimizer)
+        return optimizer
 
     def trainable_groups(self) -> list[dict[str, Any]]:
         """Return what trains now in the optimizer's groups, as ``create_optimizer`` made them."""
