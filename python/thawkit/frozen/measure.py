@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
@@ -153,5 +154,10 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
             module.training = mode
         with torch.no_grad():
             for buffer, value in buffers:
-                if not torch.equal(buffer, value):  # a write would look like a change to who counts them
+                if _may_differ(buffer, value):  # a write would look like a change to who counts them
                     buffer.copy_(value)
+
+
+def _may_differ(x: Tensor, y: Tensor) -> bool:
+    """Whether two tensors may have other values; those without values may."""
+    return x.is_meta or isinstance(y, FakeTensor) or not torch.equal(x, y)
