@@ -1,0 +1,167 @@
+"""The fused InfoNCE: no matrix of logits in memory."""
+
+from __future__ import annotations
+
+from functools import partial
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tests.gpu_proof.triton_checks.family import Comparison, Family, Mutant, poisoned, virtual
+
+# float32 sums; half precision rounds the weights once more before the second product
+_LOSS = 3e-6
+_GRADIENT = {torch.float32: 5e-6, torch.float16: 1.5e-3, torch.bfloat16: 8e-3}
+
+
+def _rows(count: int, features: int, dtype: torch.dtype, seed: int) -> Tensor:
+    return F.normalize(torch.randn(count, features, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def _truth(q: Tensor, k: Tensor, scale: Tensor, weight: Tensor) -> list[Tensor]:
+    q, k, scale = (x.double().requires_grad_() for x in (q, k, scale))
+    logits = scale * q @ k.t()
+    loss = F.cross_entropy(logits, torch.arange(q.shape[0]), reduction="none")
+    gradients = torch.autograd.grad((loss * weight.double()).sum(), (q, k, scale))
+    others = logits.detach().clone()
+    others.fill_diagonal_(-torch.inf)
+    log_sum = logits.detach().logsumexp(1)
+    dq, dk, dscale = gradients
+    missing = (others.logsumexp(1) - log_sum).exp()
+    return [x.detach() for x in (loss, log_sum, missing, dq / scale, dk / scale, dscale)]
+
+
+def _run(kernels: ModuleType, q: Tensor, k: Tensor, scale: Tensor, weight: Tensor) -> list[Tensor]:
+    loss, log_sum, missing, dscale = (poisoned(q.shape[0]) for _ in range(4))
+    dq, dk = poisoned(*q.shape), poisoned(*k.shape)
+    kernels.info_nce_forward(q, k, scale, loss, log_sum, missing)
+    kernels.info_nce_backward_queries(q, k, scale, log_sum, missing, weight, dq, dscale)
+    kernels.info_nce_backward_keys(q, k, scale, log_sum, missing, weight, dk)
+    return [loss, log_sum, missing, dq, dk, dscale.sum()]
+
+
+def _compared(kernels: ModuleType, q: Tensor, k: Tensor, scale: float) -> list[Comparison]:
+    number, weight = torch.tensor(scale), torch.linspace(0.5, 1.5, q.shape[0])
+    got, truth = _run(kernels, q, k, number, weight), _truth(q, k, number, weight)
+    gradient = max(_GRADIENT[q.dtype], 2e-7 * scale)  # the exponents' rounding grows with the scale
+    tolerances = _LOSS * max(1, scale), _LOSS, _LOSS * max(1, scale), gradient, gradient, 5e-5
+    names = "loss", "log_sum", "missing", "dq", "dk", "dscale"
+    return [Comparison(*c) for c in zip(names, got, truth, tolerances, strict=True)]
+
+
+def _random(
+    kernels: ModuleType, rows: int, keys: int, features: int, dtype: torch.dtype, scale: float = 14.3,
+    aligned: bool = False, opposed: bool = False,
+) -> list[Comparison]:  # fmt: skip
+    q, k = _rows(rows, features, dtype, 0), _rows(keys, features, dtype, 1)
+    if aligned:
+        k[:rows] = F.normalize(q.float() + 0.7 * k[:rows].float()).to(dtype)
+    if opposed:
+        q[:, 0], k[:, 0] = 5.0, -5.0
+        q, k = F.normalize(q.float()).to(dtype), F.normalize(k.float()).to(dtype)
+    return _compared(kernels, q, k, scale)
+
+
+def _far_apart(kernels: ModuleType) -> list[Comparison]:
+    q, k = (virtual(33, 16, 1 << 26, torch.bfloat16) for _ in range(2))
+    q.copy_(_rows(33, 16, torch.bfloat16, 0))
+    k.copy_(_rows(33, 16, torch.bfloat16, 1))
+    return _compared(kernels, q, k, 3.0)
+
+
+def _without_scale_gradient(kernels: ModuleType) -> list[Comparison]:
+    """Outputs that nobody asked for have no memory: writing to it is out of bounds."""
+    q, k = _rows(5, 3, torch.float32, 0), _rows(7, 3, torch.float32, 1)
+    scale, weight = torch.tensor(2.0), torch.ones(5)
+    loss, log_sum, missing, dq = poisoned(5), poisoned(5), poisoned(5), poisoned(5, 3)
+    kernels.info_nce_forward(q, k, scale, loss, log_sum, missing)
+    kernels.info_nce_backward_queries(q, k, scale, log_sum, missing, weight, dq, torch.empty(0))
+    return [Comparison("dq", dq, _truth(q, k, scale, weight)[3], 5e-6)]
+
+
+_SIZES = ((1, 1, 1), (5, 7, 3), (64, 64, 16), (70, 131, 33))
+
+
+def _configuration(kernels: ModuleType, features: int, dtype: torch.dtype, needs: str = "dq, dscale") -> None:
+    q, k = torch.empty(128, features, dtype=dtype), torch.empty(256, features, dtype=dtype)
+    rows, number = torch.empty(128), torch.empty(())
+    kernels.info_nce_forward(q, k, number, rows, rows, rows)
+    dq = torch.empty(128, features) if "dq" in needs else torch.empty(0)
+    dscale = rows if "dscale" in needs else torch.empty(0)
+    kernels.info_nce_backward_queries(q, k, number, rows, rows, rows, dq, dscale)
+    kernels.info_nce_backward_keys(q, k, number, rows, rows, rows, torch.empty(256, features))
+
+
+_MUTANTS = {
+    "keys past the last are loaded": Mutant("(rows[:, None] < count) & ", ""),
+    "rows past the last are stored": Mutant("(rows[:, None] < count) & ", "", occurrence=1),
+    "features past the last are loaded": Mutant(" & (columns[None, :] < features)", ""),
+    "rows: int32 offsets": Mutant(".to(tl.int64) * stride", " * stride"),
+    "the sum is not rescaled": Mutant("total * tl.exp(maximum - finite) +", "total +"),
+    "keys past the last count": Mutant("(column[None, :] < keys) & ~own", "~own"),
+    "the positive counts twice": Mutant(" & ~own", ""),
+    "scale 100: the maximum is lost": Mutant(
+        "tl.maximum(maximum, tl.max(logits, 1))", "tl.maximum(maximum, 0.0)"
+    ),
+    "a row without negatives so far": Mutant('tl.where(larger == -float("inf"), 0.0, larger)', "larger"),
+    "scale 100: cancellation": Mutant("_log1p(others)", "tl.log(1.0 + others)"),
+    "losses of rows past the last": Mutant(
+        "tl.store(Loss + row, loss, mask=row < rows)", "tl.store(Loss + row, loss)"
+    ),
+    "scale 100, all: softmax past the last key": Mutant(
+        "tl.where(column[None, :] < keys, tl.exp(products * scale - log_sum[:, None]), 0.0)",
+        "tl.exp(products * scale - log_sum[:, None])",
+    ),
+    "the positive has a softmax's slope": Mutant("-missing[:, None], softmax", "softmax, softmax"),
+    "no upstream weight": Mutant("slopes * weight[:, None]", "slopes"),
+    "dscale from the logits": Mutant("slopes * products, 1", "slopes * products * scale, 1"),
+    "rows overlap between programs": Mutant("tl.program_id(0) * BLOCK_M", "tl.program_id(0) * (BLOCK_M - 1)"),
+    "two programs write one block of dk": Mutant(
+        "tl.program_id(0) * BLOCK_N", "tl.program_id(0) // 2 * BLOCK_N"
+    ),
+    "too few programs": Mutant(
+        'triton.cdiv(k.shape[0], options["BLOCK_N"])', 'k.shape[0] // options["BLOCK_N"]'
+    ),
+    "many: a bfloat16 accumulator": Mutant(
+        'dq += tl.dot(slopes.to(k.dtype), k, input_precision="ieee")',
+        "dq = (dq + tl.dot(slopes.to(k.dtype), k)).to(k.dtype).to(tl.float32)",
+    ),
+    "dq though nobody asked": Mutant("NEED_DSCALE=dscale.numel() > 0", "NEED_DSCALE=True"),
+}
+
+FAMILY = Family(
+    name="info_nce (fused)",
+    file="pairwise.py",
+    problems={
+        **{
+            f"{'x'.join(map(str, sizes))} {str(dtype)[6:]}": partial(
+                _random, rows=sizes[0], keys=sizes[1], features=sizes[2], dtype=dtype
+            )
+            for sizes in _SIZES
+            for dtype in _GRADIENT
+        },
+        "scale 100, positives close": partial(
+            _random, rows=40, keys=70, features=24, dtype=torch.float32, scale=100.0, aligned=True
+        ),
+        "scale 100, all far apart": partial(
+            _random, rows=40, keys=70, features=24, dtype=torch.float32, scale=100.0, opposed=True
+        ),
+        "scale 1e-4": partial(_random, rows=40, keys=70, features=24, dtype=torch.float32, scale=1e-4),
+        "many keys in bfloat16": partial(_random, rows=64, keys=1024, features=16, dtype=torch.bfloat16),
+        "only dq": _without_scale_gradient,
+    },
+    configurations={
+        **{
+            f"{features} features {str(dtype)[6:]}": partial(_configuration, features=features, dtype=dtype)
+            for features in (64, 128)
+            for dtype in (torch.bfloat16, torch.float16)
+        },
+        "dq only": partial(_configuration, features=128, dtype=torch.bfloat16, needs="dq"),
+        "dscale only": partial(_configuration, features=128, dtype=torch.bfloat16, needs="dscale"),
+    },
+    mutants=_MUTANTS,
+    multiplies=True,
+    huge={"rows 2^26 elements apart": _far_apart},
+)

@@ -1,0 +1,120 @@
+"""Rung 5: what the Triton kernels move and compute, counted, against what the arithmetic needs.
+
+The counts are exact and asserted; the times made of them are predictions, not measurements.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton", minversion="3.8")
+
+from tests.gpu_proof.families import FAMILIES
+from tests.gpu_proof.ladder import record
+from tests.gpu_proof.triton_checks import interpreter
+from tests.gpu_proof.triton_checks.floor import H100, Floor, floor
+from tests.gpu_proof.triton_checks.memory import Traffic
+
+pytestmark = interpreter.required()
+
+
+def _counted(family: str, launch) -> Traffic:
+    kernels = FAMILIES[family].load()
+    with interpreter.checked(races=False) as memory:
+        launch(kernels)
+    return memory.traffic
+
+
+def test_sigmoid_focal_moves_each_byte_once():
+    x, t, grad = (torch.zeros(128, 64, dtype=torch.bfloat16) for _ in range(3))
+    total = torch.zeros(8)
+    launch = lambda kernels: kernels.sigmoid_focal(
+        x, t, kernels.Outputs(total=total, grad=grad), positive=0.25, negative=0.75, gamma=2.0
+    )
+    traffic = _counted("focal", launch)
+    assert traffic.loaded == 2 * x.nbytes
+    assert traffic.stored == grad.nbytes + total.nbytes
+    assert traffic.transcendentals == 2 * x.numel()  # exp(-|x|) and the logarithm of softplus
+    assert floor(traffic).bound == "memory"
+    assert floor(traffic).memory == pytest.approx(traffic.unique / H100.memory)
+
+
+@pytest.mark.parametrize(("classes", "reads"), [(64, 1), (5000, 3)])
+def test_softmax_focal_reads_logits_once_where_a_tile_holds_the_classes(classes, reads):
+    x, t = torch.zeros(32, classes), torch.zeros(32, dtype=torch.int64)
+    grad, total = torch.zeros_like(x), torch.zeros(32)
+    launch = lambda kernels: kernels.softmax_focal(x, t, kernels.Outputs(total=total, grad=grad), gamma=2.0)
+    traffic = _counted("focal", launch)
+    assert traffic.loaded == reads * x.nbytes + t.nbytes
+    assert traffic.stored - grad.nbytes <= total.nbytes
+    record("focal", 5)
+
+
+def test_bits_are_a_sixteenth_of_what_they_stand_for():
+    x, y = (torch.zeros(1 << 14, dtype=torch.bfloat16) for _ in range(2))
+    mask = torch.zeros(1 << 11, dtype=torch.uint8)
+    forward = _counted("frozen bits", lambda kernels: kernels.pack("relu", x, y, mask, 0.0, float("inf")))
+    assert (forward.loaded, forward.stored) == (x.nbytes, y.nbytes + mask.nbytes)
+    assert forward.unique == x.nbytes + y.nbytes + mask.nbytes
+    backward = _counted("frozen bits", lambda kernels: kernels.masked("pass", x, mask, y, 1.0, 0.0))
+    assert backward.unique == x.nbytes + y.nbytes + mask.nbytes
+    record("frozen bits", 5)
+
+
+def test_softmax_epilogue_reads_a_panel_twice_and_writes_it_once():
+    rows, columns = 3, 5000
+    scores, slopes = torch.zeros(rows, columns), torch.zeros(rows, columns, dtype=torch.bfloat16)
+    scale, loss = torch.tensor(1.0), torch.zeros(rows)
+
+    def launch(kernels):
+        kernels.softmax(kernels.Panel(scores, slopes, 0, scale), loss)
+
+    traffic = _counted("pairwise epilogue", launch)
+    assert traffic.loaded == 2 * scores.nbytes + rows * 8  # and for each row the scale and the positive
+    assert traffic.stored == slopes.nbytes + loss.nbytes
+    alone = _counted(
+        "pairwise epilogue", lambda kernels: kernels.softmax(kernels.Panel(scores, None, 0, scale), loss)
+    )
+    assert alone.loaded == scores.nbytes + rows * 8
+    assert alone.stored == loss.nbytes
+    record("pairwise epilogue", 5)
+
+
+def test_fused_info_nce_makes_its_products_anew():
+    n, features = 128, 64
+    q, k = (torch.zeros(n, features, dtype=torch.bfloat16) for _ in range(2))
+    scale, of_row, weight = torch.tensor(1.0), torch.zeros(3, n), torch.ones(n)
+
+    def launch(kernels):
+        kernels.info_nce_forward(q, k, scale, *of_row)
+        kernels.info_nce_backward_queries(
+            q, k, scale, *of_row[1:], weight, torch.zeros(n, features), torch.empty(0)
+        )
+        kernels.info_nce_backward_keys(q, k, scale, *of_row[1:], weight, torch.zeros(n, features))
+
+    traffic = _counted("info_nce (fused)", launch)
+    assert (
+        traffic.flops == 5 * 2 * n * n * features
+    )  # the products three times, and a gradient of either side
+    record("info_nce (fused)", 5)
+
+
+def test_a_floor_is_what_takes_longest():
+    found = Floor(memory=1.0, cache=3.0, products=2.0, transcendentals=0.5)
+    assert (found.bound, found.seconds) == ("cache", 3.0)
+
+
+def test_few_features_are_where_storing_products_costs_more_than_making_them_anew():
+    """Why the fused kernel ends at 128 features: predicted floors of one entry of the matrix of logits."""
+    from thawkit.kernels.pairwise import MOST_FEATURES
+
+    def stored(features: int) -> float:
+        moved = 4 + 2 * 4 + 2 + 2 * 2  # written, read twice; slopes written and read by two products
+        return 3 * 2 * features / H100.products + moved / H100.cache
+
+    def anew(features: int, efficiency: float = 0.5) -> float:
+        return 5 * 2 * features / (efficiency * H100.products) + 3 / H100.transcendentals
+
+    assert anew(MOST_FEATURES) < stored(MOST_FEATURES)
+    assert anew(4 * MOST_FEATURES) > stored(4 * MOST_FEATURES)
