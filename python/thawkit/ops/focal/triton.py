@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ def _scaled(sums: Tensor, factor: float, divisor: Tensor | None) -> Tensor:
     return value if divisor is None else value / divisor
 
 
-def _run(x: Tensor, t: Tensor, options: Options, **out: Tensor | float | None) -> None:
+def _run(x: Tensor, t: Tensor, options: Options, **out: Any) -> None:
     from thawkit.kernels import focal as kernels
 
     kernels.sigmoid_focal(
@@ -78,7 +80,7 @@ def backward(g: Tensor, x: Tensor, t: Tensor, options: Options) -> Tensor:
     return grad
 
 
-def _run_softmax(x: Tensor, t: Tensor, options: SoftmaxOptions, **out: Tensor | float | None) -> None:
+def _run_softmax(x: Tensor, t: Tensor, options: SoftmaxOptions, **out: Any) -> None:
     from thawkit.kernels import focal as kernels
 
     kernels.softmax_focal(

@@ -163,7 +163,7 @@ def row_softmax(
             "key_labels": None if key_labels is None else key_labels.contiguous(),
             **{"offset": offset, "excluded": excluded, "labels": labels, "margin": margin},
         }
-        rows: dict[str, Tensor] = {name: _floats(q) for name in ("loss", *_STATISTICS[: 2 * need_statistics])}
+        rows: dict[str, Any] = {name: _floats(q) for name in ("loss", *_STATISTICS[: 2 * need_statistics])}
         if need_dscale:
             rows["dscale"] = _floats(q)
         dbias = rows["loss"].new_zeros(k.shape[0]) if need_dbias else None
