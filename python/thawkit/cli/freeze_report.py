@@ -41,6 +41,7 @@ def run(args: argparse.Namespace) -> int:
 
     from thawkit.errors import ThawkitError, one_line
     from thawkit.frozen import freeze
+    from thawkit.frozen.measure import ExampleError
     from thawkit.frozen.report import extrapolated
     from thawkit.select import create_model
 
@@ -53,11 +54,9 @@ def run(args: argparse.Namespace) -> int:
     images = torch.zeros(_SIZES[1], 3, side, side)
     try:
         reports = [freeze(model.module, args.train, example=images[:size]) for size in _SIZES]
-    except ThawkitError:
-        raise
-    except Exception as error:  # whatever a network raises for images that it is not made for
+    except ExampleError as error:
         raise ThawkitError(
-            f"{args.model} does not take images of {side}x{side}: {one_line(error)}"
+            f"{args.model} does not take images of {side}x{side}: {one_line(error.__cause__ or error)}"
         ) from error
     report = extrapolated(reports, _SIZES, args.batch)
     by_module = reports[-1].forecast(args.batch).by_module

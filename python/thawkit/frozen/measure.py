@@ -14,7 +14,13 @@ from torch._subclasses import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._pytree import tree_leaves
 
+from thawkit.errors import ThawkitError
 from thawkit.ops.frozen.packed import version_of
+
+
+class ExampleError(ThawkitError):
+    """A model fails on the example that it is to be measured on; ``__cause__`` is what it raised."""
+
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 

@@ -38,7 +38,7 @@ from thawkit.frozen.extension import (
 from thawkit.frozen.fidelity import measure_fidelity
 from thawkit.frozen.forecast import Forecaster
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
-from thawkit.frozen.measure import Example, guess_example, saved_by_module, tensors_of
+from thawkit.frozen.measure import Example, ExampleError, guess_example, saved_by_module, tensors_of
 from thawkit.frozen.policy import Plan, parameter_names
 from thawkit.frozen.reach import unreached
 from thawkit.frozen.report import FreezeReport, make_report
@@ -191,7 +191,7 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
             callers = seen
     except Exception as error:  # without an example the guess was wrong, and not the model
         if example is not None:
-            raise ThawkitError(f"example: the model fails on it: {type(error).__name__}: {error}") from error
+            raise ExampleError(f"example: the model fails on it: {type(error).__name__}: {error}") from error
         batch, words = None, ""
     for name, choice in plan.channels.items():
         channels.attach(model.get_submodule(name), choice)
