@@ -419,7 +419,7 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.def("cpu_lanes", [] { return kernels().lanes; });
   m.def("cpu_bfloat16", [] { return kernels().bfloat16; });
   m.def("cpu_isas", [] { return available_isas(); });
-  m.def("cpu_is_intel", cpu_is_intel);
+  m.def("cpu_is_intel", [] { return cpu_is_intel(); });
   m.attr("focal_block") = kFocalBlock;
   m.def("cpu_problem", [] { return kernels_problem(); });
   m.def("set_blas", [](Pointer sgemm, Pointer set_threads) {
