@@ -31,7 +31,7 @@ ERROR = 4e-6
 
 
 def options(gamma: float) -> Options:
-    return Options(None, None, None, 0.25, 0.75, gamma, 1, 1, None, 0.0, False)
+    return Options(None, None, None, 0.25, 0.75, gamma, 1, 1, None, 0.0, False, "cuda")
 
 
 def inputs(n: int, dtype: torch.dtype, soft: bool, seed: int = 0) -> tuple[Tensor, Tensor]:
