@@ -124,7 +124,7 @@ def test_functions_and_lists(resnet: nn.Module) -> None:
         trainable_names(resnet, lambda name, parameter: False)
     with pytest.raises(ThawkitError, match="a function of name and parameter, got 3"):
         trainable_names(resnet, 3)
-    with pytest.raises(ThawkitError, match="selects none"):
+    with pytest.raises(ThawkitError, match="got an empty list"):
         trainable_names(resnet, [])
 
 
