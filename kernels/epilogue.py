@@ -12,17 +12,9 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from thawkit.kernels.arithmetic import log1p
 
 _MOST_COLUMNS = 4096  # of a row at a time
-
-
-@triton.jit
-def _log1p(x):
-    # exact to float32's rounding for small x, which log(1 + x) is not
-    one_more = 1.0 + x
-    return tl.where(
-        one_more == 1.0, x, tl.log(one_more) * (x / tl.where(one_more == 1.0, 1.0, one_more - 1.0))
-    )
 
 
 @triton.jit
@@ -54,7 +46,7 @@ def _counting(raw, column, columns, row, own, own_score, KeyLabels, row_label, e
 
 @triton.jit
 def _softplus(x):
-    return tl.maximum(x, 0.0) + _log1p(tl.exp(-tl.abs(x)))
+    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
 
 
 @triton.jit
@@ -110,7 +102,7 @@ def _softmax(
     larger = tl.where(larger == -float("inf"), 0.0, larger)
     others = total * tl.exp(maximum - larger)
     both = others + tl.where(paired, tl.exp(positive - larger), 0.0)
-    loss = tl.where(positive >= maximum, _log1p(others), tl.log(both) + (larger - positive))
+    loss = tl.where(positive >= maximum, log1p(others), tl.log(both) + (larger - positive))
     log_sum = larger + tl.log(both)
     tl.store(Loss + here, tl.where(paired, loss, log_sum))
     if SUMS:

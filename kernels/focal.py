@@ -9,13 +9,7 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def _log1p(x):
-    # exact to float32's rounding for small x, which log(1 + x) is not
-    sum = 1.0 + x
-    return tl.where(sum == 1.0, x, tl.log(sum) * (x / tl.where(sum == 1.0, 1.0, sum - 1.0)))
+from thawkit.kernels.arithmetic import log1p
 
 
 @triton.jit
@@ -104,7 +98,7 @@ def _sigmoid(
     smaller = e * larger
     p = tl.where(x >= 0.0, larger, smaller)
     q = tl.where(x >= 0.0, smaller, larger)
-    softplus = _log1p(e)
+    softplus = log1p(e)
     if SEPARATE:
         of_one, slope_of_one = _one_side(q, p, softplus - tl.minimum(x, 0.0), gamma, GAMMA)
         of_zero, slope_of_zero = _one_side(p, q, softplus + tl.maximum(x, 0.0), gamma, GAMMA)
@@ -155,7 +149,7 @@ def _add_classes(maximum, others, z):
 def _class_terms(z, maximum, others, gamma, GAMMA: tl.constexpr):
     """Return p and 1 - p of each class, its loss as if it were the target, and the loss's slope by log p."""
     distance = z - maximum[:, None]
-    log_p = distance - _log1p(others)[:, None]
+    log_p = distance - log1p(others)[:, None]
     p = tl.exp(distance) / (1.0 + others)[:, None]
     miss = tl.where(distance == 0.0, (others / (1.0 + others))[:, None], 1.0 - p)
     power = _power(miss, gamma, GAMMA)

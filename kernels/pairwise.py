@@ -9,6 +9,7 @@ to be of half precision: tensor cores have no float32, and without them a tile d
 import torch
 import triton
 import triton.language as tl
+from thawkit.kernels.arithmetic import log1p
 
 
 @triton.jit
@@ -23,15 +24,6 @@ def _store_rows(matrix, values, rows, count, features, BLOCK_D: tl.constexpr):
     columns = tl.arange(0, BLOCK_D)
     offsets = rows[:, None].to(tl.int64) * features + columns[None, :]
     tl.store(matrix + offsets, values, mask=(rows[:, None] < count) & (columns[None, :] < features))
-
-
-@triton.jit
-def _log1p(x):
-    # exact to float32's rounding for small x, which log(1 + x) is not
-    one_more = 1.0 + x
-    return tl.where(
-        one_more == 1.0, x, tl.log(one_more) * (x / tl.where(one_more == 1.0, 1.0, one_more - 1.0))
-    )
 
 
 @triton.jit
@@ -62,7 +54,7 @@ def _forward(
     both = others + tl.exp(positive - larger)
     tl.store(LogSum + row, larger + tl.log(both), mask=row < rows)
     tl.store(Missing + row, others / both, mask=row < rows)
-    loss = tl.where(positive >= maximum, _log1p(others), tl.log(both) + (larger - positive))
+    loss = tl.where(positive >= maximum, log1p(others), tl.log(both) + (larger - positive))
     tl.store(Loss + row, loss, mask=row < rows)
 
 

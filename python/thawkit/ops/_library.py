@@ -84,6 +84,14 @@ def outside_transforms() -> contextlib.AbstractContextManager:
 _without_transforms = getattr(torch._C, "_DisableFuncTorch", contextlib.nullcontext)
 
 
+def dtype_objection(*tensors: Tensor) -> str:
+    """Return why the kernels cannot take the dtype of one of the tensors ("" if they can)."""
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
+    return ""
+
+
 def takes_only(device: str) -> Callable[..., str]:
     """Return what says why the compiled kernels of ``device`` cannot take some tensors ("" if they can)."""
 
@@ -91,8 +99,8 @@ def takes_only(device: str) -> Callable[..., str]:
         for tensor in tensors:
             if tensor.device.type != device:
                 return f"takes {device.upper()} tensors, not {tensor.device}"
-            if tensor.dtype not in DTYPES:
-                return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
+            if problem := dtype_objection(tensor):
+                return problem
         return ""
 
     return objection

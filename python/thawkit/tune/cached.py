@@ -19,6 +19,7 @@ from thawkit.frozen import CachedDataset, FeatureCache
 from thawkit.frozen.schedule import parse_schedule
 from thawkit.select import Model
 from thawkit.tune.config import TuneConfig
+from thawkit.tune.evaluate import in_mode
 from thawkit.tune.method import Method
 from thawkit.tune.metrics import classification_metrics
 
@@ -82,19 +83,12 @@ class CachedRun:
         """Score the model on val's features, as :func:`thawkit.tune.evaluate` does on its images."""
         assert self._val is not None
         assert val.labels is not None
-        modes = [(module, module.training) for module in model.module.modules()]
-        device = next(model.module.parameters()).device
-        try:
-            model.module.eval()
-            with torch.no_grad():
-                parts = []
-                for start in range(0, len(val), batch_size):  # a DataLoader would draw a random number
-                    rows = range(start, min(start + batch_size, len(val)))
-                    features = default_collate([self._val[row][0] for row in rows])
-                    parts.append(self._val.model(_on(device, features)).float().cpu())
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        with in_mode(model.module, training=False) as device, torch.no_grad():
+            parts = []
+            for start in range(0, len(val), batch_size):  # a DataLoader would draw a random number
+                rows = range(start, min(start + batch_size, len(val)))
+                features = default_collate([self._val[row][0] for row in rows])
+                parts.append(self._val.model(_on(device, features)).float().cpu())
         return classification_metrics(torch.cat(parts).numpy(), val.labels)
 
 

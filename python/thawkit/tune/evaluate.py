@@ -35,7 +35,7 @@ def predict(
         device: where to run; where the model is when not given.
         on_batch: called with the number of images just done.
     """
-    with _mode(model.module, training=False, device=device) as place, torch.inference_mode():
+    with in_mode(model.module, training=False, device=device) as place, torch.inference_mode():
         parts = []
         for start in range(0, len(dataset), batch_size):
             images = [dataset.image(i) for i in range(start, min(start + batch_size, len(dataset)))]
@@ -98,7 +98,7 @@ def check_forward(model: Model, dataset: ImageDataset) -> None:
     buffers = {name: buffer.clone() for name, buffer in model.module.named_buffers()}
     try:
         with (
-            _mode(model.module, training=True) as place,
+            in_mode(model.module, training=True) as place,
             torch.random.fork_rng([place] if place.type == "cuda" else []),
             torch.no_grad(),
         ):
@@ -115,9 +115,10 @@ def check_forward(model: Model, dataset: ImageDataset) -> None:
 
 
 @contextmanager
-def _mode(
+def in_mode(
     module: nn.Module, *, training: bool, device: str | torch.device | None = None
 ) -> Iterator[torch.device]:
+    """Put all modules in training or evaluation mode, on a device, which is given; put the modes back."""
     modes = {child: child.training for child in module.modules()}
     place = next(module.parameters()).device if device is None else torch.device(device)
     try:

@@ -275,7 +275,7 @@ _MUTANTS = {
         "here.to(tl.int64) * w_stride + column, slopes", "here.to(tl.int64) * s_stride + column, slopes"
     ),
     "softmax: slopes past the last column": Mutant("slopes, mask=column < columns)", "slopes)"),
-    "softmax, sure: the loss cancels": Mutant("_log1p(others), tl.log(both)", "tl.log(both), tl.log(both)"),
+    "softmax, sure: the loss cancels": Mutant("log1p(others), tl.log(both)", "tl.log(both), tl.log(both)"),
     "softmax, sure: the own slope cancels": Mutant(
         "-others * share", "share * tl.exp(positive - larger) - weight"
     ),

@@ -106,7 +106,7 @@ _MUTANTS = {
         "tl.maximum(maximum, tl.max(logits, 1))", "tl.maximum(maximum, 0.0)"
     ),
     "a row without negatives so far": Mutant('tl.where(larger == -float("inf"), 0.0, larger)', "larger"),
-    "scale 100: cancellation": Mutant("_log1p(others)", "tl.log(1.0 + others)"),
+    "scale 100: cancellation": Mutant("log1p(others)", "tl.log(1.0 + others)"),
     "losses of rows past the last": Mutant(
         "tl.store(Loss + row, loss, mask=row < rows)", "tl.store(Loss + row, loss)"
     ),

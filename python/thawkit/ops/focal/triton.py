@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import DTYPES, empty
+from thawkit.ops._library import dtype_objection, empty
 
 if TYPE_CHECKING:
     from thawkit.ops.focal.sigmoid_operators import Options
     from thawkit.ops.focal.softmax_operators import Options as SoftmaxOptions
 
 
-def objection(*tensors: Tensor) -> str:
-    """Return what the kernels cannot take, or an empty string."""
-    for tensor in tensors:
-        if tensor.dtype not in DTYPES:
-            return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
-    return ""
+objection = dtype_objection
 
 
 def _sums(x: Tensor, programs: int) -> Tensor:

@@ -5,15 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import DTYPES
+from thawkit.ops._library import dtype_objection
 
-
-def objection(*tensors: Tensor) -> str:
-    """Return what the kernels cannot take, or an empty string."""
-    for tensor in tensors:
-        if tensor.dtype not in DTYPES:
-            return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
-    return ""
+objection = dtype_objection
 
 
 def pack(kind: str, x: Tensor, y: Tensor | None, mask: Tensor, a: float, b: float) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import DTYPES, empty
+from thawkit.ops._library import dtype_objection, empty
 from thawkit.ops.pairwise.common import full_precision, ignored_rows
 from thawkit.ops.pairwise.cpu import check_shapes
 from thawkit.ops.pairwise.rows import through_norm, unit_rows
@@ -23,12 +23,7 @@ if TYPE_CHECKING:
 _PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
 
 
-def objection(x: Tensor, *others: Tensor) -> str:
-    """Return what the kernels cannot take, or an empty string."""
-    for tensor in (x, *others):
-        if tensor.dtype not in DTYPES:
-            return f"takes float32, bfloat16 and float16, not {tensor.dtype}"
-    return ""
+objection = dtype_objection
 
 
 class _Operand:
