@@ -155,13 +155,23 @@ def with_peft(stock: nn.Module, frozen: nn.Module) -> nn.Module:
     return model
 
 
-def with_memory_saving(model: nn.Module) -> nn.Module | None:
-    """Let memsave_torch rewrite a convolutional model; None where it is not installed."""
+def with_memory_saving(stock: nn.Module, images: Tensor, labels: Tensor) -> nn.Module | None:
+    """Let memsave_torch rewrite a convolutional model.
+
+    None where it is not installed, or where what it makes fails (its dropout does) or trains something else
+    (it takes timm's normalizations, which hold an activation, for plain ones).
+    """
     try:
         from memsave_torch.nn import convert_to_memory_saving
     except ImportError:
         return None
-    return convert_to_memory_saving(model)
+    model = convert_to_memory_saving(copy.deepcopy(stock))
+    exact = gradients(stock, images, labels)
+    try:
+        found = gradients(model, images, labels)
+    except (RuntimeError, TypeError):
+        return None
+    return model if (found - exact).norm() < 0.05 * exact.norm() else None
 
 
 def with_frozen_batch_norm(model: nn.Module) -> nn.Module | None:
@@ -237,7 +247,7 @@ def freezing(report: Report, name: str, policy: str, compiles: bool, batch: int,
     if policy != "head":
         models["checkpoint"] = with_checkpoints(copy.deepcopy(stock))
     if policy in ("bias", "norm") and name not in ("vit_b_16", "bert_base"):
-        models["memsave"] = with_memory_saving(copy.deepcopy(stock))
+        models["memsave"] = with_memory_saving(stock, images, labels)
     if compiles and not report.options.quick:
         models["compile"] = compiled(copy.deepcopy(stock))
     variants = {variant: model for variant, model in models.items() if model is not None}

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 
 import pytest
+import timm.layers
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -91,6 +93,34 @@ def test_second_derivatives_go_through_a_recipe() -> None:
 
     assert torch.autograd.gradgradcheck(model, (x,))
     assert torch.autograd.gradcheck(weight_gradient, (x,))
+
+
+NORMS: dict[str, tuple[Callable[[int], nn.Module], int]] = {  # and what one keeps of a row beside its input
+    "layer norm": (nn.LayerNorm, 2),
+    "RMS norm": (nn.RMSNorm, 0),
+    "timm's layer norm": (timm.layers.LayerNorm, 2),
+    "timm's RMS norm": (timm.layers.RmsNorm, 0),
+}
+
+
+@pytest.mark.parametrize("policy", ["all", "0.*", "1.weight", "2.*"])
+@pytest.mark.parametrize("norm", NORMS)
+def test_normalizations_keep_their_input_alone(norm: str, policy: str) -> None:
+    make, statistics = NORMS[norm]
+    torch.manual_seed(0)
+    stock = nn.Sequential(nn.Linear(8, 6), make(6), nn.Linear(6, 3)).double()
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, policy)
+    for own, of_stock in zip(frozen.parameters(), stock.parameters(), strict=True):
+        of_stock.requires_grad_(own.requires_grad)
+    x = torch.randn(5, 8, dtype=torch.float64)
+    ours, theirs = _gradients(frozen, x), _gradients(stock, x)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, theirs[name], rtol=1e-13, atol=1e-14)
+    known = {t.untyped_storage().data_ptr() for t in (x, *frozen.parameters())}
+    if policy == "all":
+        assert sum(saved_by_module(frozen, x, known).values()) == 8 * 5 * (6 + statistics)
+        assert torch.autograd.gradgradcheck(frozen, (x.requires_grad_(),))
 
 
 @pytest.mark.parametrize("shape", [(8,), (0, 8), (2, 0, 8), (2, 3, 8)])

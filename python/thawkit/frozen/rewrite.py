@@ -386,11 +386,16 @@ def _classes() -> dict[type[nn.Module], type[Rewritten]]:
 
 def _decided_at_each_forward() -> dict[type[nn.Module], type[Rewritten]]:
     """The classes that are worth their rewriting whatever trains."""
-    if "transformers.pytorch_utils" not in sys.modules:
-        return transformer_layers.CLASSES
-    from thawkit.frozen import huggingface_layers
+    classes = transformer_layers.CLASSES
+    if "transformers.pytorch_utils" in sys.modules:
+        from thawkit.frozen import huggingface_layers
 
-    return transformer_layers.CLASSES | huggingface_layers.CLASSES
+        classes = classes | huggingface_layers.CLASSES
+    if "timm.layers" in sys.modules:
+        from thawkit.frozen import timm_layers
+
+        classes = classes | timm_layers.RECOMPUTABLE
+    return classes
 
 
 def _lossy_classes() -> tuple[dict[type[nn.Module], type[Rewritten]], dict[type[nn.Module], type[Rewritten]]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm import LayerNorm
+from timm.layers.fast_norm import rms_norm
+from timm.layers.norm import LayerNorm, RmsNorm
 from timm.layers.norm_act import BatchNormAct2d
 from timm.layers.padding import pad_same
 from torch import Tensor, nn
@@ -20,6 +22,7 @@ from thawkit.frozen.lossy_layers import (
     lossy_layer_norm,
     normalized_by_batch,
 )
+from thawkit.frozen.transformer_layers import composed, layer_norm, recomputable
 
 
 class FrozenConv2dSame(Rewritten, Conv2dSame):
@@ -54,6 +57,43 @@ class FrozenBatchNormAct2d(FrozenBatchNorm, BatchNormAct2d):
         else:
             y = self.normalize(x)
         return self.act(self.drop(y))
+
+
+class RecomputableTimmLayerNorm(Rewritten, LayerNorm):
+    """timm's layer normalization, whose output the next linear layer need not save."""
+
+    stock = LayerNorm
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Normalize ``x``, ``(*, *normalized_shape)``."""
+        if is_scripting():
+            return F.layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
+        else:
+            x = plain(x)
+            if self._fast_norm:
+                return self.stock.forward(self, x)
+            again = partial(layer_norm, self.normalized_shape, self.eps)
+            return recomputable(again, x, self.weight, self.bias)
+
+
+class RecomputableTimmRmsNorm(Rewritten, RmsNorm):
+    """timm's RMS normalization that saves its input alone, and whose output the next layer need not save."""
+
+    stock = RmsNorm
+
+    def forward(self: Any, x: Tensor) -> Tensor:
+        """Normalize ``x``, ``(*, *normalized_shape)``."""
+        if is_scripting():
+            return rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        else:
+            x = plain(x)
+            if self._fast_norm:
+                return self.stock.forward(self, x)
+            return composed(partial(_rms_norm, self.normalized_shape, self.eps), x, self.weight)
+
+
+def _rms_norm(shape: Any, eps: float, x: Tensor, weight: Tensor | None) -> Tensor:
+    return rms_norm(x, shape, weight, eps)
 
 
 class LossyConv2dSame(Lossy, FrozenConv2dSame):
@@ -110,6 +150,11 @@ CLASSES: dict[type[nn.Module], type[Rewritten]] = {
     Conv2dSame: FrozenConv2dSame,
     BatchNormAct2d: FrozenBatchNormAct2d,
 }
+RECOMPUTABLE: dict[type[nn.Module], type[Rewritten]] = {
+    LayerNorm: RecomputableTimmLayerNorm,
+    RmsNorm: RecomputableTimmRmsNorm,
+}
+"""Those that are worth their rewriting whatever trains."""
 LOSSY: dict[type[nn.Module], type[Lossy]] = {
     Conv2dSame: LossyConv2dSame,
     BatchNormAct2d: LossyBatchNormAct2d,

@@ -26,9 +26,11 @@ def recomputable(function: Any, x: Tensor, *parameters: Tensor | None) -> Tensor
     return with_recipe(y, function, x, *parameters) if recording(x) and y.requires_grad else y
 
 
-def composed(function: Any, x: Tensor) -> Tensor:
-    """``function(x)``, elementwise and of several operators, saving ``x`` alone."""
-    return apply_again(function, x) if recording(x) and x.requires_grad else function(x)
+def composed(function: Any, x: Tensor, *parameters: Tensor | None) -> Tensor:
+    """``function(x, *parameters)``, a function of several operators, saving ``x`` and these alone."""
+    if recording(x) and any(t is not None and t.requires_grad for t in (x, *parameters)):
+        return apply_again(function, x, *parameters)
+    return function(x, *parameters)
 
 
 class RecomputableLayerNorm(Rewritten, nn.LayerNorm):
@@ -45,9 +47,27 @@ class RecomputableLayerNorm(Rewritten, nn.LayerNorm):
             return recomputable(again, plain(input), self.weight, self.bias)
 
 
+class RecomputableRMSNorm(Rewritten, nn.RMSNorm):
+    """``nn.RMSNorm`` that saves its input alone, and whose output the next linear layer need not save."""
+
+    stock = nn.RMSNorm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize ``x``, ``(*, *normalized_shape)``."""
+        if is_scripting():
+            return F.rms_norm(x, self.normalized_shape, self.weight, self.eps)
+        else:
+            return composed(partial(rms_norm, self.normalized_shape, self.eps), plain(x), self.weight)
+
+
 def layer_norm(shape: Any, eps: float, x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     """:func:`torch.nn.functional.layer_norm` with what is no tensor first."""
     return F.layer_norm(x, shape, weight, bias, eps)
+
+
+def rms_norm(shape: Any, eps: float | None, x: Tensor, weight: Tensor | None) -> Tensor:
+    """:func:`torch.nn.functional.rms_norm` with what is no tensor first."""
+    return F.rms_norm(x, shape, weight, eps)
 
 
 class RecomputableGELU(Rewritten, nn.GELU):
@@ -134,6 +154,7 @@ CLASSES: dict[type[nn.Module], type[Rewritten]] = {
     kind.stock: kind
     for kind in (
         RecomputableLayerNorm,
+        RecomputableRMSNorm,
         RecomputableGELU,
         RecomputableSiLU,
         FrozenLinear,

@@ -84,28 +84,35 @@ def _view_again(
     return base.as_strided(*view)
 
 
-def apply_again(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, for the backward pass of which only ``x`` is saved, and which has a recipe.
+def apply_again(function: Callable[..., Tensor], x: Tensor, *parameters: Tensor | None) -> Tensor:
+    """``function(x, *parameters)``, whose backward pass needs nothing but these saved, and with a recipe.
 
     Args:
-        function: elementwise, of several operators that would each save something.
-        x: any shape; needs a gradient.
+        function: elementwise or along a row, of several operators that would each save something.
+        x: any shape.
+        parameters: what else it takes; one of all needs a gradient.
     """
-    return with_recipe(_Again.apply(x, function), function, x)
+    return with_recipe(_Again.apply(function, x, *parameters), function, x, *parameters)
 
 
 class _Again(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.save_for_backward(x)
+    def forward(ctx: Any, function: Callable[..., Tensor], x: Tensor, *parameters: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, *parameters)
         ctx.function = as_now(function, x)
-        return function(x)
+        return function(x, *parameters)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
         further = torch.is_grad_enabled()
         with torch.enable_grad():
-            x = x if further else x.detach().requires_grad_()
-            y = ctx.function(x)
-        return torch.autograd.grad(y, x, grad, create_graph=further)[0], None
+            if not further:
+                inputs = [
+                    None if t is None else t.detach().requires_grad_(need)
+                    for t, need in zip(inputs, needed, strict=True)
+                ]
+            y = ctx.function(*inputs)
+        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=further))
+        return None, *(next(found) if need else None for need in needed)
