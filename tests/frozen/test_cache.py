@@ -20,7 +20,6 @@ import thawkit
 from thawkit.errors import ThawkitError, ThawkitWarning
 from thawkit.frozen import CachedDataset, FeatureCache
 from thawkit.frozen.cache import _Samples
-from thawkit.frozen.fingerprint import data_digest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -247,19 +246,6 @@ def test_random_numbers_from_elsewhere_are_noticed(tmp_path: Path) -> None:
 def test_views_of_data_that_are_not_random_are_said_to_be_of_no_use(tmp_path: Path) -> None:
     with pytest.warns(ThawkitWarning, match="views=1 gives as much as views=3"):
         FeatureCache(tmp_path, views=3).dataset(_small(), Images(augment=False))
-
-
-def _digest_of_data(data) -> str:
-    return data_digest(data, _Samples(data, 0).first)
-
-
-def test_data_of_huggingface_go_by_their_own_fingerprint() -> None:
-    first, second = Images(augment=False), Images(augment=False)
-    first._fingerprint, second._fingerprint = "a", "a"
-    first._format_kwargs, second._format_kwargs = {"transform": lambda x: x}, {"transform": lambda x: x}
-    assert _digest_of_data(first) == _digest_of_data(second)
-    second._fingerprint = "b"
-    assert _digest_of_data(first) != _digest_of_data(second)
 
 
 def test_drawing_leaves_the_random_state(tmp_path: Path) -> None:
@@ -511,6 +497,14 @@ def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
     os.truncate(path, path.stat().st_size - 10)
     with pytest.raises(ThawkitError, match=r"is damaged: .* bytes long, expected"):
         cache.dataset(_small(), Images())
+
+
+def test_a_file_cut_short_while_it_is_open_is_refused(tmp_path: Path) -> None:
+    cached = FeatureCache(tmp_path).dataset(_small(), Images())
+    os.truncate(cached.file.path, 4096)
+    for use in (lambda: cached[N - 1], cached.file.done):
+        with pytest.raises(ThawkitError, match=r"is damaged: .* bytes long, expected"):
+            use()
 
 
 def test_max_bytes_refuses_and_makes_room(tmp_path: Path) -> None:

@@ -50,7 +50,8 @@ class FeatureCache:
 
     Attributes:
         folder: holds one file for each combination of frozen weights, data, views and dtype. Whatever of
-            these changes, another file is used: none is ever stale.
+            these changes, another file is used; of files that the data set reads, size and time are looked
+            at where their paths stand in it (:func:`~thawkit.frozen.fingerprint.data_digest`).
         views: how many forms of each sample are drawn, where the data set transforms them at random.
         dtype: ``float32`` keeps features as they are computed, bit by bit; ``float16`` rounds what is
             floating point to 11 bits and takes half the space.

@@ -33,11 +33,13 @@ class Pending(Protocol):
     Attributes:
         shape, like: shape of the result, and a tensor of its dtype and device.
         inputs: the tensors that the result depends on; those that need a gradient get it.
+        norm: the normalization in it, if there is one.
     """
 
     shape: tuple[int, ...]
     like: Tensor
     inputs: tuple[Tensor, ...]
+    norm: Any
 
     def compute(self) -> Tensor:
         """Compute the result."""
@@ -81,6 +83,7 @@ class Deferred(Tensor):
     pending: Pending | None
     known: Tensor | None
     modes: _Modes
+    node: Any  # the graph's, where it was tied to it
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -97,8 +100,9 @@ class Deferred(Tensor):
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         result = func(*args, **kwargs)
         for x, version in zip(stand_ins, versions, strict=True):
-            if version_of(plain(x)) != version:
-                _settle(x, plain(x))
+            value = plain(x)
+            if version_of(value) != version or func in _LISTENERS or _is_view_of(result, value):
+                _settle(x, value)
         return result
 
     @classmethod
@@ -119,8 +123,24 @@ def defer(pending: Pending) -> Tensor:
 def _standing_for(pending: Pending, stand_in: Deferred | None = None) -> Deferred:
     """A tensor that stands for ``pending`` from here on: ``stand_in``, or a new one."""
     anchored = _Anchor.apply(pending, stand_in, *pending.inputs)
-    anchored.modes = _Modes.here()
+    anchored.modes, anchored.node = _Modes.here(), _node(anchored)
     return anchored
+
+
+def _node(x: Deferred) -> Any:
+    with torch._C.DisableTorchFunctionSubclass():
+        return x.grad_fn
+
+
+@contextmanager
+def joining() -> Iterator[set[Any]]:
+    """Collect the normalizations whose result was joined by a sum or a clamp."""
+    seen: set[Any] = set()
+    before = _JOINED.set(seen)
+    try:
+        yield seen
+    finally:
+        _JOINED.reset(before)
 
 
 @contextmanager
@@ -142,6 +162,10 @@ def plain(x: Tensor) -> Tensor:
         with nullcontext() if x.modes == _Modes.here() else x.modes.restored():
             value = x.pending.compute()
         x.known, x.pending = value, None
+    if (node := _node(x)) is not x.node:  # a Function returned it: checkpoints do, without gradients inside
+        with torch.inference_mode(False), torch.enable_grad():
+            x.known = _Returned.apply(x, x.known)
+        x.node = node
     return x.known
 
 
@@ -163,9 +187,24 @@ def clamped(x: Deferred, lower: float, upper: float, inplace: bool, keep: bool) 
     """
     pending = pending_of(x)
     result = None if pending is None else pending.clamp(lower, upper, keep)
-    if result is not None and inplace:
+    if pending is None or result is None:
+        return None
+    _note(pending)
+    if inplace:
         _settle(x, result)
     return result
+
+
+def _note(pending: Pending) -> None:
+    if (seen := _JOINED.get()) is not None:
+        seen.add(pending.norm)
+
+
+def _is_view_of(result: Any, value: Tensor) -> bool:
+    """Whether someone may write to ``value``, which has a gradient, by way of ``result``."""
+    if not isinstance(result, Tensor) or not value.requires_grad or result is value:
+        return False
+    return result._base is not None and result._base is (value if value._base is None else value._base)
 
 
 def _settle(x: Deferred, value: Tensor) -> None:
@@ -178,6 +217,7 @@ class _Known:
     def __init__(self, value: Tensor) -> None:
         self.shape, self.like = tuple(value.shape), value
         self.inputs: tuple[Tensor, ...] = (value,)
+        self.norm = None
 
     def compute(self) -> Tensor:
         return self.like
@@ -190,12 +230,12 @@ class _Known:
 
 
 class WrittenInput(ThawkitError):
-    """The input of a layer that waits was written to. Attributes: ``module``, the layer."""
+    """What a layer that waits needs was written to. Attributes: ``module``, the layer."""
 
-    def __init__(self, module: Any) -> None:
+    def __init__(self, module: Any, what: str) -> None:
         super().__init__(
-            f"the model writes to the input of a frozen {module.stock.__name__} before the layers that "
-            "join it run; freeze with an example= that shows it, or let it write to a copy"
+            f"{what} of a frozen {module.stock.__name__} was written to before its result was used; freeze "
+            "with an example= that shows it, or let the model write to a copy, or use the result first"
         )
         self.module = module
 
@@ -213,8 +253,29 @@ class Input:
             WrittenInput: it was written to in the meantime.
         """
         if version_of(self._x) != self._version:
-            raise WrittenInput(self._module)
+            raise WrittenInput(self._module, "the input")
         return self._x
+
+
+class Parts:
+    """Parameters and buffers of a layer that waits, which must not change until they are used."""
+
+    def __init__(self, module: Any, *tensors: Tensor | None) -> None:
+        self._module, self._tensors = module, tensors
+        self._marks = self._seen()
+
+    def _seen(self) -> list[tuple[int, int]]:
+        return [(t.data_ptr(), version_of(t)) for t in self._tensors if t is not None]
+
+    def get(self) -> tuple[Any, ...]:
+        """Return the tensors that the layer had when it was called.
+
+        Raises:
+            WrittenInput: one was written to in the meantime.
+        """
+        if self._seen() != self._marks:
+            raise WrittenInput(self._module, "a parameter or buffer")
+        return self._tensors
 
 
 def _join(func: Any, args: tuple[Any, ...], kwargs: Any) -> Tensor | None:
@@ -231,10 +292,11 @@ def _join(func: Any, args: tuple[Any, ...], kwargs: Any) -> Tensor | None:
     other = plain(b)
     if other.shape != a.shape or other.dtype != a.dtype or other.device != a.device:
         return None
-    pending = pending.add(other)
-    if pending is None:
+    total = pending.add(other)
+    if total is None:
         return None
-    return _standing_for(pending, a if inplace else None)
+    _note(pending)
+    return _standing_for(total, a if inplace else None)
 
 
 class _Anchor(torch.autograd.Function):
@@ -262,10 +324,24 @@ class _Anchor(torch.autograd.Function):
         return None, None, *(next(found) if x.requires_grad else None for x in ctx.pending.inputs)
 
 
+class _Returned(torch.autograd.Function):
+    """The value of a deferred tensor that has a history of its own in the graph."""
+
+    @staticmethod
+    def forward(ctx: Any, stand_in: Deferred, value: Tensor) -> Tensor:
+        return value.detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
 _AT_ONCE: ContextVar[bool] = ContextVar("at_once", default=False)
+_JOINED: ContextVar[set[Any] | None] = ContextVar("joined", default=None)
 
 # What stands in for a function of torch whose first argument is a tensor: see functional.py, which fills it.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}
+_LISTENERS = {Tensor.register_hook, Tensor.retain_grad}
 _SUMS = {torch.add, Tensor.add, Tensor.add_}
 _METADATA = {
     Tensor.size,

@@ -67,14 +67,17 @@ class FeatureFile:
             self._file: IO[bytes] = self.path.open("r+b")
         except OSError as error:
             raise ThawkitError(f"{self.path}: {error.strerror}") from error
-        size = os.fstat(self._file.fileno()).st_size
-        expected = self._rows_at + self.rows * self._stride
-        if size != expected:
-            raise ThawkitError(f"{self.path} is damaged: {size} bytes long, expected {expected}; delete it")
+        self._check_length()
         fcntl.flock(self._file, fcntl.LOCK_SH)  # in use: not to be evicted
         self._claims = self.path.with_suffix(".claims").open("ab")
         self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         self._marks = np.frombuffer(self._map, np.uint8, self.rows, self._marks_at)
+
+    def _check_length(self) -> None:
+        size = os.fstat(self._file.fileno()).st_size
+        expected = self._rows_at + self.rows * self._stride
+        if size != expected:
+            raise ThawkitError(f"{self.path} is damaged: {size} bytes long, expected {expected}; delete it")
 
     def __getstate__(self) -> tuple[Any, ...]:
         return self.path, self.fields, self.rows, self._marks_at
@@ -84,6 +87,7 @@ class FeatureFile:
 
     def done(self) -> NDArray[np.bool_]:
         """Which rows are there, (rows,)."""
+        self._check_length()
         if self.rows and self._marks.max() > 1:
             raise ThawkitError(f"{self.path} is damaged: its marks are neither 0 nor 1; delete it")
         return self._marks == 1
@@ -94,6 +98,7 @@ class FeatureFile:
         Raises:
             ThawkitError: it is not there, or damaged.
         """
+        self._check_length()  # a part that is gone would end the process at the first touch
         if self._marks[row] != 1:
             raise ThawkitError(f"{self.path} has no row {row} yet; set_epoch computes the view of an epoch")
         start = self._rows_at + row * self._stride

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import inspect
+import os
 import pickle
+import stat
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_leaves
 from thawkit.errors import ThawkitError, one_line
 
 _SAMPLES = 16
+_LONGEST_PATH, _MOST_FOLDERS = 4096, 8
 
 
 def digest_of(*parts: Any) -> str:
@@ -55,9 +57,9 @@ def _source(kind: Any) -> str:
 def data_digest(dataset: Any, draw: Callable[[int], Any]) -> str:
     """A digest of a data set with its transforms.
 
-    By its method ``fingerprint()``, or 🤗's ``_fingerprint``; else of its pickled form, of the size and time
-    of the files in its ``samples`` (torchvision's folders), and of 16 samples' values, all of them where it
-    is no larger.
+    By its method ``fingerprint()``, or 🤗's ``_fingerprint``; else of its pickled form, and of the size and
+    time of every file whose path stands in that, whole or beside a folder's; and of 16 samples' values, all
+    of them where it is no larger. Files that it finds in another way are not seen to change.
 
     Args:
         dataset: of the map style.
@@ -66,14 +68,15 @@ def data_digest(dataset: Any, draw: Callable[[int], Any]) -> str:
     Raises:
         ThawkitError: it cannot be pickled, or samples are not the same when drawn again.
     """
-    count = len(dataset)
+    count, files = len(dataset), []
     own = getattr(dataset, "fingerprint", None)
     if callable(own):
         return digest_of(count, own())
     if isinstance(getattr(dataset, "_fingerprint", None), str):
         pickled: Any = dataset._fingerprint  # of its transforms as well
     else:
-        pickled = _pickled(dataset)
+        pickled, texts = _pickled(dataset)
+        files = _files(texts)
     chosen = _some(count)
     samples = [_sample_digest(draw(i)) for i in chosen]
     if chosen and _sample_digest(draw(chosen[0])) != samples[0]:
@@ -81,7 +84,7 @@ def data_digest(dataset: Any, draw: Callable[[int], Any]) -> str:
             "dataset: sample 0, drawn twice from the same seed, is not the same, so its random numbers come "
             "from elsewhere than torch, numpy and random; give it a method draw(index, view) that fixes them"
         )
-    return digest_of(count, pickled, samples, _files(dataset))
+    return digest_of(count, pickled, samples, files)
 
 
 def alike(count: int, draw: Callable[[int], Any], other: Callable[[int], Any]) -> bool:
@@ -105,17 +108,6 @@ def _sample_digest(sample: Any) -> list[Any]:
     return found
 
 
-def _files(dataset: Any) -> list[Any]:
-    while hasattr(dataset, "dataset"):  # torch's Subset
-        dataset = dataset.dataset
-    samples = getattr(dataset, "samples", None)
-    if not isinstance(samples, (list, tuple)):
-        return []
-    paths = [entry[0] if isinstance(entry, (list, tuple)) and entry else entry for entry in samples]
-    stats = [Path(p).stat() for p in paths if isinstance(p, (str, Path)) and Path(p).is_file()]
-    return [(stat.st_size, stat.st_mtime_ns) for stat in stats]
-
-
 class _Digest:
     def __init__(self) -> None:
         self.hash = hashlib.blake2b(digest_size=20)
@@ -126,7 +118,24 @@ class _Digest:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles tensors by their values: their own form holds addresses."""
+    """Pickles tensors by their values, as their own form holds addresses, and notes what may be a path."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file, protocol=4)
+        self.texts: dict[str, None] = {}  # a set in order
+
+    def persistent_id(self, value: Any) -> None:
+        if isinstance(value, str):
+            self._note(value)
+        elif isinstance(value, os.PathLike):
+            self._note(os.fsdecode(value))
+        elif isinstance(value, np.ndarray) and value.dtype.kind == "U":
+            for text in value.flat:
+                self._note(str(text))
+
+    def _note(self, text: str) -> None:
+        if (os.sep in text or "." in text) and len(text) < _LONGEST_PATH and "\0" not in text:
+            self.texts[text] = None
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, Tensor):
@@ -134,13 +143,31 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _pickled(dataset: Any) -> str:
+def _pickled(dataset: Any) -> tuple[str, list[str]]:
     digest = _Digest()
+    pickler = _Pickler(digest)
     try:
-        _Pickler(digest, protocol=4).dump(dataset)
+        pickler.dump(dataset)
     except Exception as error:  # whatever the parts of a data set raise when they cannot be pickled
         raise ThawkitError(
             f"dataset: {type(dataset).__name__} cannot be pickled, which its fingerprint needs "
             f"({one_line(error)}); give key=, a text that changes whenever the data or their transforms do"
         ) from error
-    return digest.hash.hexdigest()
+    return digest.hash.hexdigest(), list(pickler.texts)
+
+
+def _files(texts: Iterable[str]) -> list[tuple[int, int]]:
+    """Size and time of the files among paths, and of those that a path names in a folder among them."""
+    texts = list(texts)
+    folders = ["", *(text for text in texts if os.sep in text and os.path.isdir(text))][:_MOST_FOLDERS]
+    found = []
+    for text in texts:
+        for folder in folders:
+            try:
+                state = os.stat(os.path.join(folder, text))
+            except OSError:
+                continue
+            if stat.S_ISREG(state.st_mode):
+                found.append((state.st_size, state.st_mtime_ns))
+                break
+    return found

@@ -13,9 +13,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from thawkit.frozen.deferred import Input
+from thawkit.frozen.deferred import Input, Parts
 from thawkit.ops.frozen import onednn
 from thawkit.ops.frozen.convolution import folded_convolution, output_shape
 from thawkit.ops.frozen.geometry import Geometry
@@ -32,34 +33,37 @@ class Fold:
         packed: the scaled weight as the kernels want it; empty until used.
     """
 
-    def __init__(self, conv: nn.Conv2d, norm: Any) -> None:
+    def __init__(
+        self, weight: Tensor, gamma: Tensor | None, mean: Tensor, variance: Tensor, eps: float, lean: bool
+    ) -> None:
         with torch.no_grad():
-            self.scale = torch.rsqrt(norm.running_var + norm.eps)
-            if norm.weight is not None:
-                self.scale = self.scale * norm.weight
-            self.offset = -norm.running_mean * self.scale
-        self.packed = Packed(given_up=keeps_none(conv))
-        self._made_of = Fingerprint(*_parts(conv, norm))
-        self._eps = norm.eps
+            self.scale = torch.rsqrt(variance + eps)
+            if gamma is not None:
+                self.scale = self.scale * gamma
+            self.offset = -mean * self.scale
+        self.packed = Packed(given_up=lean)
+        self._made_of = Fingerprint(*_present(weight, gamma, mean, variance))
+        self._eps = eps
 
-    def current(self, conv: nn.Conv2d, norm: Any) -> bool:
-        """Whether it still is what it was made of."""
-        return self._eps == norm.eps and self._made_of.matches(*_parts(conv, norm))
+    def current(self, eps: float, *parts: Tensor | None) -> bool:
+        """Whether it still is what it was made of: weight, gamma, mean and variance."""
+        return self._eps == eps and self._made_of.matches(*_present(*parts))
 
 
-def _parts(conv: nn.Conv2d, norm: Any) -> list[Tensor]:
-    parts = conv.weight, norm.weight, norm.running_mean, norm.running_var
+def _present(*parts: Tensor | None) -> list[Tensor]:
     return [part for part in parts if part is not None]
 
 
 _FOLDS: WeakKeyDictionary[nn.Module, Fold] = WeakKeyDictionary()
 
 
-def fold_of(conv: nn.Conv2d, norm: Any) -> Fold:
-    """The fold of two modules, made anew where one of them has changed."""
+def fold_of(
+    conv: nn.Conv2d, eps: float, weight: Tensor, gamma: Tensor | None, mean: Tensor, variance: Tensor
+) -> Fold:
+    """The fold of a convolution, made anew where one of the parts has changed."""
     fold = _FOLDS.get(conv)
-    if fold is None or not fold.current(conv, norm):
-        fold = _FOLDS[conv] = Fold(conv, norm)
+    if fold is None or not fold.current(eps, weight, gamma, mean, variance):
+        fold = _FOLDS[conv] = Fold(weight, gamma, mean, variance, eps, keeps_none(conv))
     return fold
 
 
@@ -82,7 +86,10 @@ def put_off(conv: Any, x: Tensor) -> PendingConvolution | None:
         return None
     geometry = Geometry(conv.stride, conv.padding, conv.dilation, conv.groups)
     shape = output_shape(x, conv.weight, geometry)
-    return PendingConvolution(conv, geometry, shape, Input(x, conv)) if min(shape[2:]) > 0 else None
+    if min(shape[2:]) <= 0:
+        return None
+    parts = Parts(conv, conv.weight, conv.bias, None, None, None, None)
+    return PendingConvolution(conv, geometry, shape, Input(x, conv), parts)
 
 
 class PendingConvolution:
@@ -94,14 +101,15 @@ class PendingConvolution:
         geometry: Geometry,
         shape: tuple[int, ...],
         x: Input,
+        parts: Parts,
         norm: Any = None,
         other: Tensor | None = None,
     ) -> None:
         self.conv, self.geometry, self.shape, self.norm = conv, geometry, shape, norm
-        self._x, self._other = x, None if other is None else Input(other, conv)
-        biases = (conv.bias, None if norm is None else norm.bias)
+        self._x, self._other, self._parts = x, None if other is None else Input(other, conv), parts
         self.like = x.get()
-        self.inputs = tuple(t for t in (self.like, other, *biases) if t is not None)
+        bias, *_, shift = parts.get()[1:]
+        self.inputs = tuple(t for t in (self.like, other, bias, shift) if t is not None)
 
     def normalize(self, norm: Any) -> PendingConvolution | None:
         """What stands for the normalized convolution; None if it cannot join."""
@@ -110,13 +118,17 @@ class PendingConvolution:
             return None
         if norm.running_mean.shape[0] != self.shape[1] or norm.running_mean.dtype != self.like.dtype:
             return None
-        return PendingConvolution(self.conv, self.geometry, self.shape, self._x, norm)
+        of_norm = weight, norm.running_mean, norm.running_var, norm.bias
+        parts = Parts(norm, *self._parts.get()[:2], *of_norm)
+        return PendingConvolution(self.conv, self.geometry, self.shape, self._x, parts, norm)
 
     def add(self, other: Tensor) -> PendingConvolution | None:
         """See :meth:`~..deferred.Pending.add`."""
         if self.norm is None or self._other is not None:
             return None
-        return PendingConvolution(self.conv, self.geometry, self.shape, self._x, self.norm, other)
+        return PendingConvolution(
+            self.conv, self.geometry, self.shape, self._x, self._parts, self.norm, other
+        )
 
     def clamp(self, lower: float, upper: float, keep: bool) -> Tensor | None:
         """See :meth:`~..deferred.Pending.clamp`."""
@@ -128,29 +140,24 @@ class PendingConvolution:
 
     def _bare(self) -> Tensor:
         conv, x = self.conv, self._x.get()
-        if conv.weight.requires_grad or not onednn.takes(x, conv.weight):
+        weight, bias, *_ = self._parts.get()
+        if weight is not conv.weight or bias is not conv.bias:  # torch.func.functional_call lent others
+            return F.conv2d(x, weight, bias, *self.geometry)
+        if weight.requires_grad or not onednn.takes(x, weight):
             return conv.convolve(x)
-        return folded_convolution(
-            x,
-            conv.weight,
-            None,
-            conv.weight.new_zeros(self.shape[1]),
-            None,
-            conv.bias,
-            self.geometry,
-            packed=packed_of(conv),
-        )
+        none = weight.new_zeros(self.shape[1])
+        return folded_convolution(x, weight, None, none, None, bias, self.geometry, packed=packed_of(conv))
 
     def _run(self, lower: float, upper: float, keep: bool = False) -> Tensor:
-        conv, norm = self.conv, self.norm
-        fold = fold_of(conv, norm)
+        weight, bias, gamma, mean, variance, shift = self._parts.get()
+        fold = fold_of(self.conv, self.norm.eps, weight, gamma, mean, variance)
         return folded_convolution(
             self._x.get(),
-            conv.weight,
+            weight,
             fold.scale,
             fold.offset,
-            norm.bias,
-            conv.bias,
+            shift,
+            bias,
             self.geometry,
             other=None if self._other is None else self._other.get(),
             lower=lower,
@@ -165,6 +172,7 @@ class PendingNormalization:
 
     def __init__(self, norm: Any, x: Input, other: Tensor | None = None) -> None:
         self.norm, self._x, self._other = norm, x, None if other is None else Input(other, norm)
+        self._parts = Parts(norm, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         self.like = x.get()
         self.shape = tuple(self.like.shape)
         self.inputs = tuple(t for t in (self.like, other, norm.weight, norm.bias) if t is not None)
@@ -175,9 +183,8 @@ class PendingNormalization:
 
     def clamp(self, lower: float, upper: float, keep: bool = False) -> Tensor:
         """See :meth:`~..deferred.Pending.clamp`."""
-        norm = self.norm
         other = None if self._other is None else self._other.get()
-        arguments = self._x.get(), norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps
+        arguments = self._x.get(), *self._parts.get(), self.norm.eps
         return fixed_batch_norm(*arguments, other=other, lower=lower, upper=upper, keep=keep)
 
     def compute(self) -> Tensor:

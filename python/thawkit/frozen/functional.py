@@ -180,20 +180,48 @@ def _convolution(
     return stock(input, weight, bias, *geometry) if result is None else result
 
 
+def _in_order(x: Tensor) -> Tensor:
+    """``x``, which a fused convolution may have made channels-last, laid out as the stock layer's result.
+
+    In place, so that who views it writes to it as in the stock model.
+    """
+    x = plain(x)
+    if _lies_otherwise(x):
+        x.data = x.contiguous()
+    return x
+
+
+def _lies_otherwise(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _ordered(stock: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return stock(_in_order(input), *args, **kwargs)
+
+
 def _view(stock: Callable, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    """A view where there can be one; else a copy: a fused convolution's result lies channels-last."""
-    input = plain(input)
-    if input.dim() != 4 or input.is_contiguous():
-        return stock(input, *shape, **kwargs)
+    """A view, or a copy where only that of the stock layers' result, of which ``input`` is a view, can be."""
+    input = _in_order(input)
     try:
         return stock(input, *shape, **kwargs)
     except RuntimeError:
-        if not input.is_contiguous(memory_format=torch.channels_last):
+        if input._base is None or not _lies_otherwise(input._base):
             raise
         return stock(input.contiguous(), *shape, **kwargs)
 
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
+_OF_LAYOUT = (
+    torch.flatten,
+    Tensor.flatten,
+    torch.ravel,
+    Tensor.ravel,
+    torch.reshape,
+    Tensor.reshape,
+    Tensor.contiguous,
+    torch.as_strided,
+    Tensor.as_strided,
+)
 _TABLE: dict[Callable, Callable] = {
     F.relu: _relu,
     torch.relu: _relu_method,
@@ -216,6 +244,7 @@ _TABLE: dict[Callable, Callable] = {
     F.silu: _silu,
     F.layer_norm: _layer_norm,
     Tensor.view: _view,
+    **dict.fromkeys(_OF_LAYOUT, _ordered),
     **{f: _max_pool(d) for d, f in enumerate((F.max_pool1d, F.max_pool2d, F.max_pool3d), 1)},
     **{f: _max_pool(d) for d, f in enumerate((torch.max_pool1d, torch.max_pool2d, torch.max_pool3d), 1)},
     **{f: _avg_pool(d) for d, f in enumerate((F.avg_pool1d, F.avg_pool2d, F.avg_pool3d), 1)},
@@ -226,6 +255,12 @@ _TABLE: dict[Callable, Callable] = {
     **dict.fromkeys(_CONVOLUTIONS, _convolution),
 }
 FUNCTIONS.update({function: partial(call, function) for function, call in _TABLE.items()})
+
+
+def _has_layouts(args: Any) -> bool:
+    """Whether a tensor lies otherwise if its channels come last."""
+    x = args[0] if args and isinstance(args[0], Tensor) else None
+    return x is not None and x.dim() == 4 and x.shape[1] > 1 and x.shape[2] * x.shape[3] > 1
 
 
 class _Calls(TorchFunctionMode):
@@ -246,7 +281,7 @@ class _Seen(TorchFunctionMode):
         self._stack, self._callers = stack, callers
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in FUNCTIONS:
+        if func in FUNCTIONS and (func not in _OF_LAYOUT or _has_layouts(args)):
             self._callers.add(self._stack[-1])
         return func(*args, **(kwargs or {}))
 

@@ -180,7 +180,8 @@ class FrozenConv2d(_FrozenConv, nn.Conv2d):
             return self._conv_forward(input, self.weight, self.bias)
         else:
             x = plain(input)
-            if self.folds and _foldable(self, x):
+            # whoever listens for the result may keep it for later
+            if self.folds and _foldable(self, x) and not self._forward_hooks:
                 waiting = put_off(self, x)
                 if waiting is not None:
                     return defer(waiting)
@@ -228,7 +229,7 @@ class FrozenBatchNorm(Rewritten):
         if isinstance(pending := pending_of(x), PendingConvolution) and not comes_and_goes(self):
             normalized = pending.normalize(self)
             if normalized is not None:
-                return defer(normalized)
+                return defer(normalized) if self.folds and not self._forward_hooks else normalized.compute()
         x = plain(x)
         if _waits(self, x):
             return defer(PendingNormalization(self, Input(x, self)))
@@ -255,6 +256,7 @@ def _waits(norm: Any, x: Tensor) -> bool:
     """Whether a normalization of ``x`` may wait for a sum and a clamp to join it."""
     return (
         norm.folds
+        and not norm._forward_hooks
         and can_replace(x)
         and x.dim() > 2
         and x.shape[1] == norm.running_mean.shape[0]

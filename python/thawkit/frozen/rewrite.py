@@ -28,7 +28,7 @@ from thawkit.frozen import (
 )
 from thawkit.frozen.cache import FeatureCache
 from thawkit.frozen.cut import NoCutError, find_cut
-from thawkit.frozen.deferred import WrittenInput
+from thawkit.frozen.deferred import WrittenInput, joining
 from thawkit.frozen.extension import (
     Extended,
     in_stock_form,
@@ -223,13 +223,17 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
 
 
 def _measured(model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: list[Any]) -> Counter[str]:
-    """The bytes that a frozen model saves; layers whose input it overwrites are told not to wait."""
+    """The bytes that a frozen model saves; layers that wait in vain, or must not, are told so."""
     for _ in model.modules():
         try:
-            return saved_by_module(model, batch, fixed, outputs)
+            with joining() as joined:
+                saved_by_module(model, batch, fixed)
+            break
         except WrittenInput as written:
             written.module.folds = False
-            outputs.clear()
+    for module in model.modules():
+        if isinstance(module, FrozenBatchNorm) and module not in joined:
+            module.folds = False
     return saved_by_module(model, batch, fixed, outputs)
 
 

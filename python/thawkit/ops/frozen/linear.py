@@ -45,10 +45,21 @@ def linear(
 
 
 def usable(packed: Packed | None, x: Tensor, weight: Tensor) -> Packed | None:
-    """``packed`` where products with a weight laid out in it are possible, and faster; else None."""
-    if packed is None or packed.given_up or weight.requires_grad or autocast_dtype(x) is not None:
+    """What lays the weight out for oneDNN where that multiplies faster; else None.
+
+    A weight that trains, or of which nothing is to be kept, is laid out anew for each product, which is worth
+    it for many rows.
+    """
+    if autocast_dtype(x) is not None or not onednn.takes(x, weight) or not onednn.products_gain():
         return None
-    return packed if onednn.takes(x, weight) and onednn.products_gain() else None
+    if packed is not None and not packed.given_up and not weight.requires_grad:
+        return packed
+    large = x.numel() >= _MANY_ROWS * x.shape[-1] and weight.numel() >= _LARGE
+    return _ANEW if large else None
+
+
+_ANEW = Packed(given_up=True)
+_MANY_ROWS, _LARGE = 256, 512 * 512  # measured: from here on oneDNN gains in all three products
 
 
 def product(
@@ -65,6 +76,13 @@ def input_gradient(grad: Tensor, weight: Tensor, packed: Packed | None, transpos
     if packed is not None and not torch.is_grad_enabled():
         return onednn.linear_input_gradient(grad, weight, packed, transposed)
     return grad @ (weight.t() if transposed else weight).to(grad.dtype)
+
+
+def weight_gradient(grad: Tensor, x: Tensor, packed: Packed | None) -> Tensor:
+    """Gradient of :func:`linear` in its weight: ``(O, I)`` of ``grad``, ``(N, O)``, and ``x``, ``(N, I)``."""
+    if packed is not None and not torch.is_grad_enabled():
+        return onednn.linear(grad.t(), x, None, _ANEW, transposed=True)
+    return grad.t() @ x
 
 
 class _Linear(torch.autograd.Function):
@@ -100,7 +118,10 @@ class _Linear(torch.autograd.Function):
             if needs_weight:
                 x = ctx.function(*saved) if ctx.function else saved[0]
                 x = x.reshape(-1, x.shape[-1]).to(grad.dtype)
-                grad_weight = x.t() @ rows if ctx.transposed else rows.t() @ x
+                if ctx.transposed:
+                    grad_weight = weight_gradient(x, rows, ctx.packed)
+                else:
+                    grad_weight = weight_gradient(rows, x, ctx.packed)
         if needs_bias:
             grad_bias = rows.sum(0, dtype=ctx.bias_dtype)
         return grad_x, grad_weight, grad_bias, *(None,) * (len(ctx.needs_input_grad) - 3)

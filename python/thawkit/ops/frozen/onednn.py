@@ -30,6 +30,7 @@ def available() -> bool:
         y = convolution(x, weight, None, torch.ones(1), geometry, x, Packed())
         g = input_gradient(y, weight, None, x.shape, geometry, Packed())
         z = linear(x.view(1, 1), weight.view(1, 1), None, Packed())
+        z *= linear(x.view(1, 1), weight.view(1, 1), None, Packed(given_up=True), transposed=True)
     except (AttributeError, RuntimeError):
         return False
     return bool(y.item() == 3 and g.item() == 3 and z.item() == 1)
@@ -37,7 +38,8 @@ def available() -> bool:
 
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether the packed operators take a tensor and a weight."""
-    return x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in _DTYPES and available()
+    fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in _DTYPES
+    return fits and x.dim() > 0 and x.numel() > 0 and weight.numel() > 0 and available()
 
 
 @functools.cache
@@ -55,21 +57,23 @@ def linear(
     x: Tensor, weight: Tensor, bias: Tensor | None, packed: Packed, transposed: bool = False
 ) -> Tensor:
     """``x @ weight.T + bias`` for ``x``, ``(*, I)``; with a ``transposed`` weight ``x @ weight + bias``."""
-    rows = x.numel() // x.shape[-1]
-    layout = packed.get(weight, ("linear", rows), lambda: _laid_out(weight, rows, transposed))
+    layout = _laid_out("linear", weight, x.numel() // x.shape[-1], transposed, packed)
     return _op("_linear_pointwise")(x, layout, bias, "none", [], "")
 
 
 def linear_input_gradient(grad: Tensor, weight: Tensor, packed: Packed, transposed: bool = False) -> Tensor:
     """``grad @ weight`` for ``grad``, ``(*, O)``; with a ``transposed`` weight ``grad @ weight.T``."""
     rows = grad.numel() // grad.shape[-1]
-    layout = packed.get(weight, ("linear input", rows), lambda: _laid_out(weight, rows, not transposed))
+    layout = _laid_out("linear input", weight, rows, not transposed, packed)
     return _op("_linear_pointwise")(grad, layout, None, "none", [], "")
 
 
-def _laid_out(weight: Tensor, rows: int, transpose: bool) -> Tensor:
-    weight = weight.detach()
-    return _op("_reorder_linear_weight")((weight.t() if transpose else weight).contiguous(), rows)
+def _laid_out(use: str, weight: Tensor, rows: int, transpose: bool, packed: Packed) -> Tensor:
+    matrix = weight.detach().t() if transpose else weight.detach()
+    if packed.given_up:  # the product lays it out for itself
+        return matrix
+    make = lambda: _op("_reorder_linear_weight")(matrix.contiguous(), rows)
+    return packed.get(weight, (use, rows), make)
 
 
 def scaled(weight: Tensor, scale: Tensor | None) -> Tensor:

@@ -1,0 +1,191 @@
+"""Results that wait are used late, or in another way than a layer after them would."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import thawkit
+from thawkit.errors import ThawkitError
+
+
+def _pair(**options: Any) -> nn.Sequential:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, **options), nn.BatchNorm2d(8)).eval()
+    nn.init.normal_(model[1].running_mean)
+    nn.init.uniform_(model[1].running_var, 0.5, 2.0)
+    return model
+
+
+class Model(nn.Module):
+    """A convolution, a normalization and what a test does with their result, then a head."""
+
+    def __init__(self, use: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.bn = _pair()
+        self.head = nn.Linear(8, 5)
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.use(self.bn(self.conv(x))).mean((2, 3)))
+
+
+def _written(
+    change: Callable[[Tensor], Any], after: Callable[[Tensor], Tensor]
+) -> Callable[[Tensor], Tensor]:
+    def use(y: Tensor) -> Tensor:
+        y = after(y)
+        change(y)
+        return y
+
+    return use
+
+
+class Tripled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 3
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 3
+
+
+def _hooked(y: Tensor) -> Tensor:
+    y.register_hook(lambda grad: grad * 5)
+    return Tripled.apply(y)
+
+
+def _halved_in_part(y: Tensor) -> Tensor:
+    y[:, 2:5].mul_(0.5)
+    return Tripled.apply(y)
+
+
+CHANGES: dict[str, Callable[[Tensor], Any]] = {
+    "view": lambda y: y.view(len(y), -1)[:, ::2].zero_(),
+    "clamped view": lambda y: y.view(len(y), -1).clamp_(min=0.1),
+    "flatten": lambda y: y.flatten(1)[:, ::2].zero_(),
+    "torch.flatten": lambda y: torch.flatten(y, 1)[:, ::2].zero_(),
+    "reshape": lambda y: y.reshape(len(y), -1)[:, ::2].zero_(),
+    "contiguous": lambda y: y.contiguous().mul_(2),
+    "as_strided": lambda y: y.as_strided((2, 8, 4), (288, 36, 1)).zero_(),
+}
+USES: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f"{name} of a sum": _written(change, lambda y: y) for name, change in CHANGES.items()},
+    **{f"{name} of the negative": _written(change, torch.neg) for name, change in CHANGES.items()},
+    "a hook before a Function": _hooked,
+    "a part written before a Function": _halved_in_part,
+    "a view of an added size": lambda y: torch.relu(y).unsqueeze(2).view(2, 8, -1)[..., None],
+    "strides": lambda y: y.as_strided((2, 8, 4), (288, 36, 1))[..., None],
+    "pairs as complex numbers": lambda y: torch.view_as_complex(y.view(2, 8, 18, 2)).abs()[..., None],
+    "checkpointed, reentrant": lambda y: checkpoint(torch.tanh, y, use_reentrant=True),
+}
+
+
+@pytest.mark.parametrize("with_example", [True, False])
+@pytest.mark.parametrize("use", USES)
+def test_as_the_stock_model(use: str, with_example: bool) -> None:
+    torch.manual_seed(1)
+    stock, x = Model(USES[use]), torch.randn(2, 3, 6, 6)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, "bias", example=x if with_example else None)
+    trains = dict(frozen.named_parameters())
+    for name, parameter in stock.named_parameters():
+        parameter.requires_grad_(trains[name].requires_grad)
+    stock.bn.eval()
+    for model in (stock, frozen):
+        model(x).square().sum().backward()
+    torch.testing.assert_close(frozen(x), stock(x), rtol=1e-5, atol=1e-6)
+    for name, parameter in stock.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_result_is_that_of_the_weights_it_was_made_with() -> None:
+    stock, x = _pair(), torch.randn(2, 3, 8, 8)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, "bias")
+    other = {name: p + 1 for name, p in stock.named_parameters()}
+    ours, theirs = (torch.func.functional_call(model, other, (x,)) for model in (frozen, stock))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    ours, theirs = frozen(x), stock(x)
+    assert type(ours) is Tensor
+    with torch.no_grad():
+        for parameter in (*frozen.parameters(), *stock.parameters()):
+            parameter.mul_(2)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_a_hook_keeps_is_that_of_its_time() -> None:
+    kept: list[Tensor] = []
+    stock = nn.Sequential(*_pair(), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
+    frozen, x = copy.deepcopy(stock), torch.randn(2, 3, 6, 6)
+    thawkit.freeze(frozen, "bias", example=x)
+    for model in (frozen, stock.eval()):
+        model[1].register_forward_hook(lambda module, args, output: kept.append(output))
+        model(x)
+    with torch.no_grad():
+        for parameter in (*frozen.parameters(), *stock.parameters()):
+            parameter.add_(1)
+    torch.testing.assert_close(kept[0], kept[1], rtol=1e-4, atol=1e-5)
+
+
+def test_what_nobody_can_know_any_more_is_an_error() -> None:
+    """The result of a pair that a ReLU joins, kept by the model itself beyond a change of the weights."""
+
+    class Keeps(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = _pair()
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.kept = self.bn(self.conv(x))
+            return self.head(self.kept.relu().mean((2, 3)))
+
+    model, x = Keeps(), torch.randn(2, 3, 6, 6)
+    thawkit.freeze(model, "bias", example=x)
+    model(x)
+    with torch.no_grad():
+        model.conv.weight.mul_(2)
+    with pytest.raises(ThawkitError, match="a parameter or buffer of a frozen BatchNorm2d was written to"):
+        model.kept.sum()
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_checkpoints_that_end_in_a_result_that_waits(reentrant: bool) -> None:
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block, self.head = nn.Conv2d(3, 3, 1), _pair(bias=False), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = checkpoint(self.block, self.stem(x), use_reentrant=reentrant)
+            return self.head(y.relu().mean((2, 3)))
+
+    stock, x = Checkpointed(), torch.randn(2, 3, 6, 6)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, "bias")
+    trains = dict(frozen.named_parameters())
+    for name, parameter in stock.named_parameters():
+        parameter.requires_grad_(trains[name].requires_grad)
+    for model in (stock, frozen):
+        model.block[1].eval()
+        model(x).square().sum().backward()
+    for name, parameter in stock.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_layers_without_features() -> None:
+    model = nn.Sequential(nn.Linear(0, 8), nn.Linear(8, 2))
+    thawkit.freeze(model, "head")
+    assert model(torch.zeros(3, 0)).shape == (3, 2)
+    with pytest.raises(RuntimeError):
+        nn.Sequential(model[1])(torch.tensor(1.0))
