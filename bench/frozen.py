@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import gc
 import json
 import math
 import os
@@ -275,6 +276,12 @@ def freezing(report: Report, name: str, policy: str, compiles: bool, batch: int,
     )
 
 
+def release_models() -> None:
+    """Let go of models in cycles, and of those the compiler keeps: few of ViT's size fill memory."""
+    torch.compiler.reset()
+    gc.collect()
+
+
 def folded(model: nn.Module, images: Tensor) -> Callable[[], Any]:
     """The forward pass as inductor compiles it with its weights as constants."""
     import torch._inductor.config as inductor
@@ -456,6 +463,7 @@ def main() -> None:
         for name in options.models:
             for policy, compiles in POLICIES[name].items() if "steps" in options.parts else ():
                 freezing(report, name, policy, compiles, batch, 224 if name == "vit_b_16" else size)
+                release_models()
         for name, policy in PROCESSES.items():
             if name in options.models and "processes" in options.parts and not options.quick:
                 peak_rss(report, name, policy, batch, size)

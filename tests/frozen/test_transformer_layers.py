@@ -15,7 +15,8 @@ from torch import Tensor, nn
 import thawkit
 from thawkit.frozen.measure import saved_by_module
 from thawkit.frozen.transformer_layers import FrozenMultiheadAttention
-from thawkit.ops.frozen.packed import packed_of
+from thawkit.ops.frozen.linear import linear, usable
+from thawkit.ops.frozen.packed import Packed, packed_of
 
 POLICIES = ["all", "bias", "norm", "head", "last:1", "*.mlp.*", "lora:2"]
 
@@ -215,3 +216,42 @@ def test_a_weight_that_never_stays_is_packed_no_more() -> None:
             model(x)
         model[0].weight.data.add_(0.01)
     assert not packed_of(model[0]).given_up
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("trains", [True, False])
+def test_large_products_without_layouts_that_stay(trains: bool, transposed: bool) -> None:
+    """As exact as torch's, where oneDNN takes the matrices as they are."""
+    torch.manual_seed(0)
+    rows, size, wider = 256, 512, 520
+    x, g = torch.randn(rows, size, requires_grad=True), torch.randn(rows, wider)
+    weight = torch.randn((size, wider) if transposed else (wider, size), requires_grad=trains)
+    assert usable(Packed(given_up=True), x, weight) is not None
+    assert usable(Packed(given_up=True), x[:100], weight) is None
+    wanted = [t for t in (x, weight) if t.requires_grad]
+
+    def results(product: Callable, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+        y = product(x.to(dtype), weight.to(dtype))
+        return [y.detach(), *torch.autograd.grad(y, wanted, g.to(dtype))]
+
+    def stock(x: Tensor, weight: Tensor) -> Tensor:
+        return x @ (weight if transposed else weight.t())
+
+    ours = results(lambda x, w: linear(x, w, None, Packed(given_up=True), transposed=transposed))
+    for found, theirs, truth in zip(ours, results(stock), results(stock, torch.float64), strict=True):
+        error, of_torch = ((t - truth).norm() / truth.norm() for t in (found, theirs))
+        assert 0 < error < 2 * of_torch
+
+
+def test_an_adapted_layer_without_gradients() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 8))
+    thawkit.freeze(model, "lora:2")
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            nn.init.normal_(parameter)
+    x = torch.randn(5, 64)
+    with torch.no_grad():
+        without = model(x)
+    torch.testing.assert_close(without, model(x).detach())
+    assert packed_of(model[0]).nbytes() > 0

@@ -28,7 +28,7 @@ from thawkit.frozen.extension import (
     extended,
     is_linear_of_huggingface,
 )
-from thawkit.frozen.layers import is_scripting, padded
+from thawkit.frozen.layers import can_replace, is_scripting, padded
 from thawkit.ops.frozen import linear
 from thawkit.ops.frozen.autocast import autocast, full_precision
 from thawkit.ops.frozen.convolution import (
@@ -256,14 +256,17 @@ class LoraLinear(LoraLayer, nn.Linear):
 def lora_linear(module: Any, x: Tensor) -> Tensor:
     """Apply a linear layer with adapters to ``x``, ``(*, in)``."""
     a, b, scale = module.lora_A, module.lora_B, module.lora_scale
+    weight = module.weight.t() if module.transposed else module.weight
+    packed = linear.usable(packed_of(module), x, weight) if can_replace(x) else None
     if extended(x):
-        weight = module.weight.t() if module.transposed else module.weight
         recipe = recipe_of(x)
-        packed = linear.usable(packed_of(module), x, weight)
         function, inputs = (recipe.function, recipe.inputs) if recipe else (None, ())
         x = autocast(x)
         return _LoraLinear.apply(x, weight, module.bias, a, b, scale, packed, function, *inputs)[0]
-    return module.stock.forward(module, x) + scale * F.linear(F.linear(x, a), b)
+    low = F.linear(F.linear(x, a), b)
+    if packed is not None and not torch.is_grad_enabled():
+        return linear.product(x, weight, module.bias, packed).add_(low, alpha=scale)
+    return module.stock.forward(module, x) + scale * low
 
 
 class _LoraConv(LoraLayer):
