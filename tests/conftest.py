@@ -2,12 +2,23 @@
 
 import os
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core to itself
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import torch
 
 # Triton decides when it is imported whether it interprets, so the variable is set before anything can.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep a file's tests in one process, and all that need the CUDA sources built for the CPU in one."""
+    for item in items:
+        builds = "cuda_build" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("cuda_build" if builds else str(item.path)))
 
 
 @pytest.fixture(scope="module")
