@@ -16,9 +16,10 @@ static inline void store_up_to(float* p, Floats v, int64_t count) {
     store_part(p, v, count);
 }
 
-// Rows on the way into a packed form: a tile of them and one more, for one thread.
+// Rows on the way into a packed form: a tile of them, which Arm's are higher than wide, and one more, for one
+// thread.
 struct Scratch {
-  static constexpr int64_t kRows = kTileCols + 1;
+  static constexpr int64_t kRows = (kTileCols > kTileRows ? kTileCols : kTileRows) + 1;
   float* rows;
   int64_t stride;
 

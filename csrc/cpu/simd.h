@@ -98,6 +98,8 @@ static inline Floats sqrt(Floats a) {
   return bit_cast<Floats>(_mm256_sqrt_ps(bit_cast<__m256>(a)));
 #elif defined(THAWKIT_SSE2)
   return bit_cast<Floats>(_mm_sqrt_ps(bit_cast<__m128>(a)));
+#elif defined(THAWKIT_NEON) && defined(__aarch64__)
+  return bit_cast<Floats>(vsqrtq_f32(bit_cast<float32x4_t>(a)));
 #else
   for (int i = 0; i < kLanes; ++i) a[i] = __builtin_sqrtf(a[i]);
   return a;
@@ -285,6 +287,9 @@ static inline uint32_t to_bits(Ints mask) {
   return static_cast<uint32_t>(_mm256_movemask_ps(bit_cast<__m256>(mask)));
 #elif defined(THAWKIT_SSE2)
   return static_cast<uint32_t>(_mm_movemask_ps(bit_cast<__m128>(mask)));
+#elif defined(THAWKIT_NEON) && defined(__aarch64__)  // there is no move of a mask: a sum over the lanes
+  const Ints weight = {1, 2, 4, 8};
+  return vaddvq_u32(bit_cast<uint32x4_t>(mask & weight));
 #else
   uint32_t bits = 0;
   for (int i = 0; i < kLanes; ++i) bits |= static_cast<uint32_t>(mask[i] & 1) << i;
