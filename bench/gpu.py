@@ -34,6 +34,8 @@ PANEL_BYTES = 1 << 31  # of the scores that the bare products hold at once
 
 Loss = Callable[..., Tensor]
 
+ABSENT: dict[str, str] = {}  # peers that cannot be imported, and why
+
 
 @dataclass
 class Case:
@@ -53,10 +55,13 @@ class Case:
 
 def peer(name: str, module: str, make: Callable[..., Loss]) -> dict[str, Loss]:
     """Return the peer's loss by name, nothing where it cannot be imported."""
+    if name in ABSENT:
+        return {}
     try:
         return {name: make(importlib.import_module(module))}
     except Exception as error:  # some peers raise anything where there is no GPU
-        print(f"without {name}: {type(error).__name__}: {error}")
+        ABSENT[name] = f"{type(error).__name__}: {error}"
+        print(f"without {name}: {ABSENT[name]}")
         return {}
 
 
@@ -363,7 +368,7 @@ def main() -> int:
         slug = "-".join("".join(c if c.isalnum() else " " for c in machine.name.lower()).split())
         chosen.output = RESULTS / f"gpu-{slug}.json"
     torch.manual_seed(0)
-    report = Report("gpu", chosen, notes={"device": machine.name, **machine.facts()})
+    report = Report("gpu", chosen, notes={"device": machine.name, **machine.facts(), "without": ABSENT})
     end = time.perf_counter() + chosen.seconds
     for make in Cases(machine.device, chosen.quick):
         if time.perf_counter() > end:

@@ -8,6 +8,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from packaging.specifiers import SpecifierSet
     from rich.console import Console
 
 HELP = "what is installed, which kernels run here, and why others do not"
@@ -39,21 +40,35 @@ def run(args: argparse.Namespace) -> int:
     console = Console(soft_wrap=True)
     where = escape(f"Python {platform.python_version()} on {platform.platform()}")
     console.print(f"[bold]thawkit doctor[/]  {where}")
-    _versions(console)
-    healthy = _machine(console)
+    healthy = _versions(console)
+    console.print("\n[bold]Machine[/]")
+    try:
+        from thawkit import ops  # noqa: F401
+    except Exception as error:  # whatever an unsuitable torch makes of it: to say so is what this is for
+        console.print(f"  [red]the operators do not load: {escape(f'{type(error).__name__}: {error}')}[/]")
+        return 1
+    healthy &= _machine(console)
     _kernels(console)
     return 0 if healthy else 1
 
 
-def _versions(console: Console) -> None:
+def _versions(console: Console) -> bool:
     from rich.markup import escape
 
     console.print("\n[bold]Packages[/]")
+    floors, healthy = _requirements(), True
     for name in _PACKAGES:
         try:
-            console.print(f"  {name:34} {metadata.version(name)}")
+            version = metadata.version(name)
         except metadata.PackageNotFoundError:
             console.print(f"  {name:34} [yellow]not installed[/]")
+            continue
+        floor = floors.get(name)
+        if floor is None or floor.contains(version, prereleases=True):
+            console.print(f"  {name:34} {version}")
+        else:
+            console.print(f"  {name:34} [red]{version}, but thawkit needs {escape(str(floor))}[/]")
+            healthy = False
     from thawkit.deploy import runtime
 
     status = runtime.status()
@@ -64,6 +79,19 @@ def _versions(console: Console) -> None:
     console.print(f"  {'onnxruntime':34} [{colour}]{installed}[/]")
     if not status.ok:
         console.print(f"  {'':34} {escape(status.advice)}")
+    return healthy
+
+
+def _requirements() -> dict[str, SpecifierSet]:
+    """Return the versions that thawkit's metadata asks for, of what it cannot do without here."""
+    from packaging.requirements import Requirement
+
+    try:
+        every = [Requirement(line) for line in metadata.requires("thawkit") or []]
+    except metadata.PackageNotFoundError:  # run from its sources
+        return {}
+    here = {"extra": ""}
+    return {one.name: one.specifier for one in every if one.marker is None or one.marker.evaluate(here)}
 
 
 def _machine(console: Console) -> bool:
@@ -73,7 +101,6 @@ def _machine(console: Console) -> bool:
     from thawkit.errors import ThawkitError
     from thawkit.ops.pairwise import gemm
 
-    console.print("\n[bold]Machine[/]")
     try:
         from thawkit import _C
     except ImportError as error:
@@ -100,8 +127,22 @@ def _machine(console: Console) -> bool:
                 f"  CUDA device   {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
             )
     else:
-        console.print("  CUDA device   none that torch sees")
+        console.print(f"  CUDA device   none that torch sees: {_why_no_device()}")
     return healthy
+
+
+def _why_no_device() -> str:
+    import ctypes
+
+    import torch
+
+    if torch.version.cuda is None:
+        return "it was built without CUDA"
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return "no NVIDIA driver is installed (libcuda.so.1)"
+    return "the driver has none for it"
 
 
 def _kernels(console: Console) -> None:

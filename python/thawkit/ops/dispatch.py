@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -119,10 +120,13 @@ def _problem(backend: str) -> str:
 def _triton_problem() -> str:
     if importlib.util.find_spec("triton") is None:
         return "needs the package triton, which is not installed"
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return ""
-    if not torch.cuda.is_available():
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not interpreted and not torch.cuda.is_available():
         return "needs a CUDA device, and torch sees none (TRITON_INTERPRET=1 runs it slowly on a CPU)"
-    if torch.cuda.get_device_capability() < (8, 0):
+    if not interpreted and torch.cuda.get_device_capability() < (8, 0):
         return "needs compute capability 8.0 or newer: Triton emits no tensor-core code for older devices"
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"needs the package triton, which does not load ({error})"
     return ""
