@@ -25,8 +25,8 @@ def define(schema: str, kernel: Callable, fake: Callable) -> Callable:
 
     Args:
         schema: e.g. ``"double(Tensor x) -> Tensor"``.
-        kernel: runs on CPU and CUDA tensors, the first argument being one; may return None for outputs that
-            nobody asked for.
+        kernel: runs on CPU and CUDA tensors, the first argument being one or a list of them, on whose device
+            CUDA launches; may return None for outputs that nobody asked for.
         fake: returns empty tensors of the right shapes and dtypes.
 
     Returns:
@@ -35,8 +35,15 @@ def define(schema: str, kernel: Callable, fake: Callable) -> Callable:
     """
     name = schema.split("(", 1)[0]
 
+    def on_its_device(*arguments: Any) -> Any:
+        first = arguments[0] if isinstance(arguments[0], Tensor) else arguments[0][0]
+        if not first.is_cuda:
+            return kernel(*arguments)
+        with torch.cuda.device(first.device):
+            return kernel(*arguments)
+
     def with_all_outputs(*arguments: Any) -> Any:
-        results = kernel(*arguments)
+        results = on_its_device(*arguments)
         if not isinstance(results, tuple) or all(x is not None for x in results):
             return results
         return tuple(y if x is None else x for x, y in zip(results, fake(*arguments), strict=True))
@@ -49,7 +56,7 @@ def define(schema: str, kernel: Callable, fake: Callable) -> Callable:
     def operator(*arguments: Any) -> Any:
         if torch.compiler.is_compiling() or _dispatch_modes() or not _PLAIN.issuperset(map(type, arguments)):
             return overload(*arguments)
-        return kernel(*arguments)
+        return on_its_device(*arguments)
 
     return operator
 

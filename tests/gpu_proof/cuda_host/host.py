@@ -80,9 +80,9 @@ class Host:
         with contextlib.ExitStack() as stack:
             stack.enter_context(patch.object(thawkit, "_C", self.module))
             stack.enter_context(patch.object(torch.cuda, "device", lambda device: contextlib.nullcontext()))
-            for glue in _glue():
-                stack.enter_context(patch.object(glue, "pointer", self._pointer))
-                stack.enter_context(patch.object(glue, "stream", lambda: 0))
+            for part in glue():
+                stack.enter_context(patch.object(part, "pointer", self._pointer))
+                stack.enter_context(patch.object(part, "stream", lambda: 0))
             stack.enter_context(_poisoned_memory())
             try:
                 yield
@@ -146,7 +146,7 @@ def _load(path: Path) -> ModuleType:
     return module
 
 
-def _glue() -> list[ModuleType]:
+def glue() -> list[ModuleType]:
     """The modules that hand tensors to CUDA kernels."""
     named = re.compile(r"thawkit\.ops\.\w+\.cuda")
     return [module for name, module in sys.modules.items() if named.fullmatch(name)]

@@ -1,0 +1,190 @@
+"""No operator makes the CPU wait for the GPU, and each launches on its tensors' device and current stream.
+
+Tensors are fake ones of a CUDA device: they have shapes and no numbers, so that whoever reads a number of
+theirs, which on a GPU would wait for it and could not be captured in a CUDA graph, raises. What prepares
+launches runs as it is; the launches themselves do nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.function import BackwardCFunction
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import thawkit
+
+pytest.importorskip("triton")
+
+from tests.gpu.calls import CALLS
+from tests.gpu_proof.cuda_host.host import glue
+from tests.gpu_proof.triton_checks import interpreter
+from thawkit import ops
+from thawkit.errors import ThawkitError
+from thawkit.ops import dispatch
+
+STREAM = 1234
+DEVICE = torch.device("cuda", 1)  # not the current one
+
+_COPIES = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
+
+pytestmark = interpreter.required()
+
+
+def _kernels() -> dict[Any, tuple[Callable, Callable]]:
+    """What runs each operator of the namespace, and its fake, by the operator."""
+    found = {}
+    for module in [m for name, m in sys.modules.items() if name.startswith("thawkit.ops")]:
+        for value in vars(module).values():
+            if getattr(value, "__qualname__", "") == "define.<locals>.operator":
+                names = inspect.getclosurevars(value).nonlocals
+                inner = inspect.getclosurevars(names["on_its_device"]).nonlocals
+                found[names["overload"]] = names["on_its_device"], inner["kernel"]
+    return found
+
+
+class Prepared(TorchDispatchMode):
+    """Runs what an operator's call on a GPU runs up to its launches, in place of its fake kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = _kernels()
+        self.copies: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in self.kernels:
+            wanted = func(*args, **kwargs)  # the fake ones, for outputs that nobody asked for
+            with self:
+                results = self.kernels[func][0](*args, **kwargs)
+            if not isinstance(results, tuple):
+                return results
+            return tuple(b if a is None else a for a, b in zip(results, wanted, strict=True))
+        out = func(*args, **kwargs)
+        places = {x.device.type for x in (*args, out) if isinstance(x, FakeTensor)}
+        if func in _COPIES and len(places) > 1:
+            self.copies.append(f"{func} of {tuple(out.shape)}")
+        return out
+
+
+class Launches:
+    """Stands for the compiled module: launches nothing, remembers on what device and stream it would have."""
+
+    def __init__(self) -> None:
+        self.current = torch.device("cuda", 0)
+        self.seen: list[tuple[str, torch.device, int]] = []
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        return lambda *arguments: self.seen.append((name, self.current, arguments[-1]))
+
+    @contextlib.contextmanager
+    def device(self, device: torch.device) -> Iterator[None]:
+        before, self.current = self.current, device
+        yield
+        self.current = before
+
+    def triton(self, *arguments: Any, **options: Any) -> None:
+        self.seen.append(("triton", self.current, STREAM))  # Triton takes the current device's stream
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Launches:
+    from triton.runtime.interpreter import InterpretedFunction
+
+    launches = Launches()
+    monkeypatch.setattr(thawkit, "_C", launches)
+    monkeypatch.setattr(InterpretedFunction, "__getitem__", lambda kernel, grid: launches.triton)
+    monkeypatch.setattr(torch.cuda, "device", launches.device)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: SimpleNamespace(cuda_stream=STREAM))
+    monkeypatch.setattr(dispatch, "_problems", {"cuda": "", "triton": ""})
+    for module in glue():
+        monkeypatch.setattr(module, "pointer", lambda x: 0 if x is None else 1)
+    return launches
+
+
+def _gradients(out: Tensor) -> list[Tensor]:
+    """Run the backward pass node by node: autograd's engine asks CUDA for the device of fake tensors."""
+    waiting: Counter[Any] = Counter()
+    nodes = [out.grad_fn]
+    for node in nodes:  # which grows
+        for after, _ in node.next_functions:
+            nodes += [after] if after is not None and not waiting[after] else []
+            waiting[after] += 1
+    received: dict[Any, dict[int, Tensor]] = {out.grad_fn: {out.output_nr: torch.ones_like(out)}}
+    leaves, ready = [], [out.grad_fn]
+    with torch.no_grad():
+        while ready:
+            node = ready.pop()
+            if hasattr(node, "variable"):
+                leaves.append(received[node][0])
+                continue
+            for grad, (after, place) in _edges(node, _arrived(node, received[node])):
+                seen = received.setdefault(after, {})
+                seen[place] = seen[place] + grad if place in seen else grad
+                waiting[after] -= 1
+                ready += [] if waiting[after] else [after]
+    return leaves
+
+
+def _arrived(node: Any, grads: dict[int, Tensor]) -> list[Tensor]:
+    """What a node gets of each of its outputs: zeros where nothing came, as from the engine."""
+    places = enumerate(node._input_metadata)
+    return [
+        grads[i] if i in grads else torch.zeros(m.shape, dtype=m.dtype, device=m.device) for i, m in places
+    ]
+
+
+def _edges(node: Any, arrived: list[Tensor]) -> Iterator[tuple[Tensor, tuple[Any, int]]]:
+    edges = [edge for edge in node.next_functions if edge[0] is not None]
+    if isinstance(node, BackwardCFunction):  # has edges of tensors only
+        found = [grad for grad in node.apply(*arrived) if grad is not None]
+        return zip(found, edges, strict=True)
+    found = node(*arrived)
+    every = zip(found if isinstance(found, tuple) else (found,), node.next_functions, strict=True)
+    return ((grad, edge) for grad, edge in every if edge[0] is not None)
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("name", CALLS)
+def test_nothing_is_read_from_the_device(name, backend, launches):
+    call = CALLS[name]
+    try:
+        with FakeTensorMode(), Prepared() as mode, ops.use_backend(backend):
+            given = [torch.empty(s, device=DEVICE, requires_grad=call.differentiable) for s in call.shapes]
+            out = call.function(*given)
+            results = [out, *(_gradients(out) if call.differentiable else ())]
+    except ThawkitError as error:
+        if "was forced, but it" not in str(error):
+            raise
+        pytest.skip(str(error))
+    assert all(x.device == DEVICE for x in results)
+    assert not mode.copies
+    assert launches.seen
+    assert {place for _, place, _ in launches.seen} == {DEVICE}
+    assert {stream for _, _, stream in launches.seen} == {STREAM}
+    assert launches.current == torch.device("cuda", 0)
+
+
+def test_reading_would_be_noticed(launches):
+    with (
+        FakeTensorMode(),
+        Prepared(),
+        pytest.raises(Exception, match=r"item|data-dependent|_local_scalar"),
+    ):
+        torch.empty(3, device=DEVICE).sum().item()
+
+
+def test_copying_would_be_noticed(launches):
+    with FakeTensorMode(), Prepared() as mode:
+        torch.empty(3, device=DEVICE).cpu()
+    assert mode.copies
