@@ -61,7 +61,7 @@ CALLS = {
     "sigmoid_focal, each": Call("sigmoid_focal", lambda x: F.sigmoid_focal_loss(x, _bits(x)), ((20, 7),)),
     "softmax_focal": Call("softmax_focal", lambda x: F.focal_loss(x, _classes(x, 7)), ((20, 7),)),
     "packed_relu": Call("packed_relu", frozen.packed_relu, _IMAGES),
-    "packed_clamp": Call("packed_relu", lambda x: frozen.packed_clamp(x, -0.3, 0.7), _IMAGES),
+    "packed_hardsigmoid": Call("packed_relu", frozen.packed_hardsigmoid, _IMAGES),
     "packed_leaky_relu": Call("packed_relu", lambda x: frozen.packed_leaky_relu(x, 0.2), _IMAGES),
     "packed_abs": Call("packed_relu", frozen.packed_abs, _IMAGES),
     "packed_max_pool": Call("packed_max_pool", lambda x: frozen.packed_max_pool(x, 2, 3, 2, 1), _IMAGES),
