@@ -140,6 +140,7 @@ def _gradients(out: Tensor) -> list[Tensor]:
                 continue
             for grad, (after, place) in _edges(node, _arrived(node, received[node])):
                 seen = received.setdefault(after, {})
+                grad = grad.sum_to_size(after._input_metadata[place].shape)  # as the engine does
                 seen[place] = seen[place] + grad if place in seen else grad
                 waiting[after] -= 1
                 ready += [] if waiting[after] else [after]
@@ -164,7 +165,7 @@ def _edges(node: Any, arrived: list[Tensor]) -> Iterator[tuple[Tensor, tuple[Any
     return ((grad, edge) for grad, edge in every if edge[0] is not None)
 
 
-@pytest.mark.parametrize("backend", ["triton", "cuda"])
+@pytest.mark.parametrize("backend", ["triton", "cuda", "reference"])
 @pytest.mark.parametrize("name", CALLS)
 def test_nothing_is_read_from_the_device(name, backend, launches):
     call = CALLS[name]
@@ -179,6 +180,8 @@ def test_nothing_is_read_from_the_device(name, backend, launches):
         pytest.skip(str(error))
     assert all(x.device == DEVICE for x in results)
     assert not mode.copies
+    if backend == "reference":  # what torch's operators launch, and in what order, is torch's business
+        return
     assert not mode.called & _REFUSED
     assert name in _SUMS_OVER_CLASSES or not mode.called & _BY_ATOMICS
     assert launches.seen

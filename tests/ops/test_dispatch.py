@@ -12,6 +12,7 @@ import torch
 from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
+from thawkit.ops import dispatch
 from thawkit.ops.dispatch import choose, forced_backend
 
 
@@ -64,6 +65,18 @@ def test_the_environment_forces_a_backend(monkeypatch):
     monkeypatch.setenv("THAWKIT_BACKEND", "reference")
     q = torch.randn(3, 2, requires_grad=True)
     assert "RowSoftmax" not in type(F.info_nce(q, q.detach()).grad_fn).__name__
+
+
+def test_compiling_reads_the_choice_as_an_older_compiler_can(monkeypatch):
+    monkeypatch.setattr(dispatch, "_OLD_COMPILER", True)
+    torch._dynamo.reset()
+    q, k = torch.randn(6, 4), torch.randn(6, 4)
+    step = torch.compile(lambda q, k: F.info_nce(q, k), fullgraph=True, backend="eager")
+    torch.testing.assert_close(step(q, k), F.info_nce(q, k))
+    torch._dynamo.reset()
+    with ops.use_backend("cuda"), pytest.raises(Exception, match="'cuda' was forced, but it"):
+        torch.compile(lambda x: F.info_nce(x, x), fullgraph=True, backend="eager")(q)
+    torch._dynamo.reset()
 
 
 def test_every_instruction_set_passes_the_kernel_tests():

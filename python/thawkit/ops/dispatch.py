@@ -50,10 +50,19 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 def forced_backend() -> str | None:
     """Return the backend that the block or the environment asks for, if any."""
-    name = _forced.get() or os.environ.get("THAWKIT_BACKEND") or None
+    name = _wanted_of_old() if _OLD_COMPILER and torch.compiler.is_compiling() else _wanted()
     if name is not None and name not in BACKENDS:
         raise ThawkitError(f"THAWKIT_BACKEND must be one of {', '.join(BACKENDS)}, got {name!r}")
     return name
+
+
+def _wanted() -> str | None:
+    return _forced.get() or os.environ.get("THAWKIT_BACKEND") or None
+
+
+# Before 2.14 torch.compile may not read a ContextVar: what holds while it traces holds for the graph.
+_OLD_COMPILER = torch.__version__ < "2.14"  # compares versions, not letters
+_wanted_of_old = torch.compiler.assume_constant_result(_wanted)
 
 
 def choose(operator: str, kernels: Mapping[str, Objection], *tensors: Tensor) -> str:

@@ -12,6 +12,7 @@ from tests.ops.frozen.conftest import LAYOUTS, laid_out
 from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.ops.frozen import (
+    activations,
     packed_abs,
     packed_clamp,
     packed_hardsigmoid,
@@ -96,6 +97,8 @@ def test_in_place(name, layout):
 @pytest.mark.parametrize("name", PAIRS)
 def test_saves_bits(name, count, saved_bytes):
     ours, _, bits = PAIRS[name]
+    if name.startswith("clamp") and not activations._CLAMPS:
+        pytest.skip("this torch's clamp passes the gradient at a bound, so torch's own runs")
     x = torch.randn(count, requires_grad=True)
     assert saved_bytes(lambda: ours(x)) == bits * ((count + 7) // 8)
     assert saved_bytes(lambda: ours(x * 1, inplace=True)) == bits * ((count + 7) // 8)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thawkit import ops
 from thawkit.errors import ThawkitError
-from thawkit.ops.frozen import fixed_batch_norm
+from thawkit.ops.frozen import activations, fixed_batch_norm
 
 BOUNDS = [(-math.inf, math.inf), (0.0, math.inf), (0.0, 6.0), (-0.3, 0.7)]
 SHAPES = [
@@ -98,6 +98,8 @@ def test_values_and_gradients(shape, bounds, order):
 def test_half_precision_is_no_further_from_the_truth_than_torch(bounds, dtype):
     (x, other), parameters = inputs((4, 33, 9, 7), dtype, "channels_last")
     lower, upper = bounds
+    if math.isfinite(upper) and not activations._CLAMPS:
+        pytest.skip("this torch's clamp passes the gradient at a bound")
 
     def ours(x, other, weight, bias, mean, variance):
         return fixed_batch_norm(x, weight, bias, mean, variance, 1e-5, other=other, lower=lower, upper=upper)

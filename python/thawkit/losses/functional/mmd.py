@@ -291,8 +291,8 @@ def sample_of(
         median = _pairwise.usual_squared_distance(x, y)
         return Sample(x, y, Kernel(kernel), 1 / median[None].clamp_min(1e-290))  # of equal rows: finite
     multiplier, count = _multiplier_and_count(bandwidths)
-    exponents = range(count - 1 - count // 2, -1 - count // 2, -1)
-    rates = torch.tensor([multiplier**-e for e in exponents], dtype=torch.float64, device=x.device)
+    exponents = torch.arange(1 - count + count // 2, count // 2 + 1, dtype=torch.float64, device=x.device)
+    rates = multiplier**exponents  # made where they are used: a copy would wait for the GPU
     # Each squaring doubles the relative rounding error of the one exponential that they start from.
     doubling = kernel == "rbf" and multiplier == 2.0 and count <= 8
     return Sample(x, y, Kernel(kernel, relative=True, doubling=doubling), rates)
