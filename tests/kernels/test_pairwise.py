@@ -8,7 +8,7 @@ from tests.ops.conftest import relative_error, values_and_gradients
 
 from thawkit import ops
 from thawkit.losses import functional as F
-from thawkit.ops.pairwise import triton as engine
+from thawkit.ops.pairwise import triton_panels as engine
 
 pytest.importorskip("triton")
 
@@ -106,8 +106,8 @@ def test_unwanted_gradients_launch_nothing(monkeypatch):
 
 def test_a_frozen_tower_costs_no_product(monkeypatch):
     """Of the three products of a panel, one is made without gradients, two for one side, three for both."""
-    made, product = [], engine._product
-    monkeypatch.setattr(engine, "_product", lambda a, b: (made.append(1), product(a, b))[1])
+    made, product = [], engine.product
+    monkeypatch.setattr(engine, "product", lambda a, b: (made.append(1), product(a, b))[1])
     for needs, products in (((), 1), ((0,), 2), ((1,), 2), ((0, 1), 3)):
         made.clear()
         towers = [_random(8, 4, seed=s).requires_grad_(s in needs) for s in (0, 1)]

@@ -6,8 +6,7 @@ Small problems of half precision take a kernel that makes the products itself an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,107 +14,9 @@ from torch import Tensor
 from thawkit.ops._library import dtype_objection, empty
 from thawkit.ops.pairwise.common import full_precision, ignored_rows
 from thawkit.ops.pairwise.cpu import check_shapes
-from thawkit.ops.pairwise.rows import through_norm, unit_rows
-
-if TYPE_CHECKING:
-    from thawkit.kernels.epilogue import Panel
-
-_PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
-
+from thawkit.ops.pairwise.triton_panels import Operand, Slopes, floats, panels, total
 
 objection = dtype_objection
-
-
-class _Operand:
-    """One side's rows, over their norms where that is asked for, and what becomes their gradient."""
-
-    def __init__(self, x: Tensor, normalize: bool, need: bool) -> None:
-        self.x, self.normalize = x, normalize
-        self.rows, self.norms = unit_rows(x, normalize)
-        if self.rows.stride(-1) != 1:
-            self.rows = self.rows.contiguous()
-        self.gradient = torch.zeros(x.shape, dtype=torch.float32, device=x.device) if need else None
-
-    def through(self, factor: Tensor | float) -> Tensor | None:
-        """Return the gradient by ``x``, that by the rows being ``factor`` times what was added up."""
-        if self.gradient is None:
-            return None
-        gradient = self.gradient * factor
-        if self.normalize:
-            gradient = through_norm(gradient, self.x, self.norms)
-        return gradient.to(self.x.dtype)
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in float32, never rounded to half precision on the way."""
-    if a.dtype == torch.float32:
-        return a @ b
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
-
-
-class _Slopes:
-    """How slopes are stored: in the dtype of the operands, and so that they use its range.
-
-    A mean over many rows would make float16 slopes vanish, so that what all rows share comes after the
-    products: ``shared``, of gradients and of sums.
-    """
-
-    def __init__(self, like: Tensor, row_weight: Tensor | None, weight: float) -> None:
-        self.factor = 4096.0 if like.dtype == torch.float16 else 1.0
-        self.rows: Tensor | None = None
-        self.shared: Tensor | float = weight / self.factor
-        if row_weight is not None and row_weight.numel():
-            largest = row_weight.float().abs().amax()
-            largest = largest.where(largest != 0, 1.0)
-            self.rows, self.shared = (row_weight.float() / largest).contiguous(), largest / self.factor
-
-
-def panel_height(rows: int, columns: int) -> int:
-    """Return how many rows of products are made at a time."""
-    return max(1, min(rows, _PANEL_BYTES // (4 * max(columns, 1))))
-
-
-def _panels(
-    x: _Operand, y: _Operand, scale: Tensor, slopes: _Slopes, backward: bool, known: Tensor | None = None
-) -> Iterator[tuple[slice, Panel]]:
-    """Yield panels of products; once the caller has written slopes, add their products to the gradients.
-
-    Args:
-        x: the rows.
-        y: the columns; may be ``x``.
-        scale: float32 scalar.
-        slopes: how they are stored.
-        backward: whether slopes are wanted.
-        known: the products, where one panel holds them all and they have been made.
-    """
-    from thawkit.kernels.epilogue import Panel
-
-    rows = x.rows.shape[0]
-    height = panel_height(rows, y.rows.shape[0])
-    for first in range(0, rows, height):
-        here = slice(first, first + height)
-        scores = _product(x.rows[here], y.rows.t()) if known is None else known
-        written = None
-        if backward:
-            written = (
-                scores if x.rows.dtype == torch.float32 else torch.empty_like(scores, dtype=x.rows.dtype)
-            )
-        of_rows = None if slopes.rows is None else slopes.rows[here]
-        yield here, Panel(scores, written, first, scale, of_rows, slopes.factor)
-        if written is None:
-            continue
-        if x.gradient is not None:
-            x.gradient[here] += _product(written, y.rows)
-        if y.gradient is not None:
-            y.gradient += _product(written.t(), x.rows[here])
-
-
-def _total(loss: Tensor, row_weight: Tensor | None, weight: float) -> Tensor:
-    if row_weight is None:
-        return loss.sum() * weight
-    return (loss.where((row_weight != 0) | loss.isfinite(), 0.0) * row_weight).sum()
 
 
 def row_softmax(
@@ -151,24 +52,24 @@ def row_softmax(
         if ignored is not None:
             q = q.masked_fill(ignored[:, None], 0)
         scale = scale.to(device=q.device, dtype=torch.float32)
-        x, y = _Operand(q, normalize, need_dq), _Operand(k, normalize, need_dk)
-        slopes = _Slopes(q, row_weight, weight)
+        x, y = Operand(q, normalize, need_dq), Operand(k, normalize, need_dk)
+        slopes = Slopes(q, row_weight, weight)
         options: dict[str, Any] = {
             "bias": None if bias is None else bias.float().contiguous(),
             "key_labels": None if key_labels is None else key_labels.contiguous(),
             **{"offset": offset, "excluded": excluded, "labels": labels, "margin": margin},
         }
-        rows: dict[str, Any] = {name: _floats(q) for name in ("loss", *_STATISTICS[: 2 * need_statistics])}
+        rows: dict[str, Any] = {name: floats(q) for name in ("loss", *_STATISTICS[: 2 * need_statistics])}
         if need_dscale:
-            rows["dscale"] = _floats(q)
+            rows["dscale"] = floats(q)
         dbias = rows["loss"].new_zeros(k.shape[0]) if need_dbias else None
         plain = (bias, target, excluded, labels, offset) == (None, None, -1, 0, 0) and margin == math.inf
         if plain and not need_statistics and _fits_fused(q):
             _info_nce_fused(x, y, scale, slopes, rows["loss"], rows.get("dscale"))
-            panels: Any = ()
+            parts: Any = ()
         else:
-            panels = _panels(x, y, scale, slopes, need_dq or need_dk or need_dbias)
-        for here, panel in panels:
+            parts = panels(x, y, scale, slopes, need_dq or need_dk or need_dbias)
+        for here, panel in parts:
             epilogue.softmax(
                 panel,
                 target=None if target is None else target[here].contiguous(),
@@ -183,7 +84,7 @@ def row_softmax(
             loss = loss.masked_fill(ignored, torch.nan)
         return (
             loss,
-            _total(loss, row_weight, weight),
+            total(loss, row_weight, weight),
             rows.get("positive"),
             rows.get("maximum"),
             x.through(slopes.shared * scale),
@@ -208,7 +109,7 @@ def _fits_fused(q: Tensor) -> bool:
 
 
 def _info_nce_fused(
-    x: _Operand, y: _Operand, scale: Tensor, slopes: _Slopes, loss: Tensor, dscale: Tensor | None
+    x: Operand, y: Operand, scale: Tensor, slopes: Slopes, loss: Tensor, dscale: Tensor | None
 ) -> None:
     """Write the losses, and add up what gradients are wanted."""
     from thawkit.kernels import pairwise as kernels
@@ -231,11 +132,6 @@ def _or_empty(x: Tensor | None, like: Tensor) -> Tensor:
     return empty(like) if x is None else x
 
 
-def _floats(like: Tensor) -> Tensor:
-    """Return memory for a number a row."""
-    return torch.empty(like.shape[0], dtype=torch.float32, device=like.device)
-
-
 def pair_loss(
     x: Tensor,
     y: Tensor | None,
@@ -254,12 +150,12 @@ def pair_loss(
     """Losses of the rows, their weighted sum (float32), and the gradients of the latter."""
     with full_precision(x):
         scale = scale.to(device=x.device, dtype=torch.float32)
-        of_x = _Operand(x, normalize, need_dx)
-        of_y = of_x if y is None else _Operand(y, normalize, need_dy)
-        slopes = _Slopes(x, row_weight, weight)
+        of_x = Operand(x, normalize, need_dx)
+        of_y = of_x if y is None else Operand(y, normalize, need_dy)
+        slopes = Slopes(x, row_weight, weight)
         needs = need_dx or need_dy
-        dscale = _floats(x) if need_dscale else None
-        dbias = _floats(x) if need_dbias else None
+        dscale = floats(x) if need_dscale else None
+        dbias = floats(x) if need_dbias else None
         if bias is not None:
             bias = bias.to(device=x.device, dtype=torch.float32)
             loss = _sigmoid(of_x, of_y, scale, bias, slopes, offset, needs, dscale, dbias)
@@ -269,7 +165,7 @@ def pair_loss(
             loss = _clip(of_x, of_y, scale, slopes, needs, dscale)
         return (
             loss,
-            _total(loss, row_weight, weight),
+            total(loss, row_weight, weight),
             of_x.through(slopes.shared * scale),
             None if y is None else of_y.through(slopes.shared * scale),
             None if dscale is None else dscale.sum() * slopes.shared,
@@ -282,11 +178,11 @@ def _part(of_rows: Tensor | None, here: slice) -> Tensor | None:
 
 
 def _sigmoid(
-    x: _Operand,
-    y: _Operand,
+    x: Operand,
+    y: Operand,
     scale: Tensor,
     bias: Tensor,
-    slopes: _Slopes,
+    slopes: Slopes,
     offset: int | None,
     backward: bool,
     dscale: Tensor | None,
@@ -294,33 +190,33 @@ def _sigmoid(
 ) -> Tensor:
     from thawkit.kernels import epilogue
 
-    loss = _floats(x.x)
-    for here, panel in _panels(x, y, scale, slopes, backward):
+    loss = floats(x.x)
+    for here, panel in panels(x, y, scale, slopes, backward):
         epilogue.sigmoid(panel, bias, offset, loss[here], _part(dscale, here), _part(dbias, here))
     return loss
 
 
-def _nt_xent(z: _Operand, scale: Tensor, slopes: _Slopes, backward: bool, dscale: Tensor | None) -> Tensor:
+def _nt_xent(z: Operand, scale: Tensor, slopes: Slopes, backward: bool, dscale: Tensor | None) -> Tensor:
     from thawkit.kernels import epilogue
 
     rows = z.rows.shape[0]
-    loss = _floats(z.x)
+    loss = floats(z.x)
     partner = torch.arange(rows, device=z.x.device).roll(rows // 2)
-    for here, panel in _panels(z, z, scale, slopes, backward):
+    for here, panel in panels(z, z, scale, slopes, backward):
         epilogue.softmax(panel, loss[here], target=partner[here], excluded=0, dscale=_part(dscale, here))
     return loss
 
 
 def _clip(
-    x: _Operand, y: _Operand, scale: Tensor, slopes: _Slopes, backward: bool, dscale: Tensor | None
+    x: Operand, y: Operand, scale: Tensor, slopes: Slopes, backward: bool, dscale: Tensor | None
 ) -> Tensor:
     """Both directions share the products: first the sums of rows and columns, then the slopes."""
     from thawkit.kernels import epilogue
 
-    loss, log_sum, missing, positive, maximum, largest = (_floats(x.x) for _ in range(6))
+    loss, log_sum, missing, positive, maximum, largest = (floats(x.x) for _ in range(6))
     largest.fill_(-torch.inf)  # of the columns, the diagonal left out, and so is their sum
     total = torch.zeros_like(largest)
-    for here, panel in _panels(x, y, scale, slopes, False):
+    for here, panel in panels(x, y, scale, slopes, False):
         known = panel.scores if panel.scores.shape[0] == loss.shape[0] else None
         epilogue.column_sums(panel, largest, total)
         epilogue.softmax(
@@ -337,7 +233,7 @@ def _clip(
     of_columns = torch.where(positive >= largest, others.log1p(), both.log() + (larger - positive))
     column_log_sum, column_missing = larger + both.log(), others / both
     if backward or dscale is not None:
-        for here, panel in _panels(x, y, scale, slopes, backward, known if loss.numel() else None):
+        for here, panel in panels(x, y, scale, slopes, backward, known if loss.numel() else None):
             epilogue.clip(
                 panel,
                 log_sum[here],

@@ -1,0 +1,114 @@
+"""The panel driver of the Triton backend: panels of cuBLAS products, and what their slopes add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from thawkit.ops.pairwise.rows import through_norm, unit_rows
+
+if TYPE_CHECKING:
+    from thawkit.kernels.epilogue import Panel
+
+_PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
+
+
+class Operand:
+    """One side's rows, over their norms where that is asked for, and what becomes their gradient."""
+
+    def __init__(self, x: Tensor, normalize: bool, need: bool) -> None:
+        self.x, self.normalize = x, normalize
+        self.rows, self.norms = unit_rows(x, normalize)
+        if self.rows.stride(-1) != 1:
+            self.rows = self.rows.contiguous()
+        self.gradient = torch.zeros(x.shape, dtype=torch.float32, device=x.device) if need else None
+
+    def through(self, factor: Tensor | float) -> Tensor | None:
+        """Return the gradient by ``x``, that by the rows being ``factor`` times what was added up."""
+        if self.gradient is None:
+            return None
+        gradient = self.gradient * factor
+        if self.normalize:
+            gradient = through_norm(gradient, self.x, self.norms)
+        return gradient.to(self.x.dtype)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in float32, never rounded to half precision on the way."""
+    if a.dtype == torch.float32:
+        return a @ b
+    if a.device.type == "cuda":
+        return torch.mm(a, b, out_dtype=torch.float32)
+    return a.float() @ b.float()
+
+
+class Slopes:
+    """How slopes are stored: in the dtype of the operands, and so that they use its range.
+
+    A mean over many rows would make float16 slopes vanish, so that what all rows share comes after the
+    products: ``shared``, of gradients and of sums.
+    """
+
+    def __init__(self, like: Tensor, row_weight: Tensor | None, weight: float) -> None:
+        self.factor = 4096.0 if like.dtype == torch.float16 else 1.0
+        self.rows: Tensor | None = None
+        self.shared: Tensor | float = weight / self.factor
+        if row_weight is not None and row_weight.numel():
+            largest = row_weight.float().abs().amax()
+            largest = largest.where(largest != 0, 1.0)
+            self.rows, self.shared = (row_weight.float() / largest).contiguous(), largest / self.factor
+
+
+def panel_height(rows: int, columns: int) -> int:
+    """Return how many rows of products are made at a time."""
+    return max(1, min(rows, _PANEL_BYTES // (4 * max(columns, 1))))
+
+
+def panels(
+    x: Operand, y: Operand, scale: Tensor, slopes: Slopes, backward: bool, known: Tensor | None = None
+) -> Iterator[tuple[slice, Panel]]:
+    """Yield panels of products; once the caller has written slopes, add their products to the gradients.
+
+    Args:
+        x: the rows.
+        y: the columns; may be ``x``.
+        scale: float32 scalar.
+        slopes: how they are stored.
+        backward: whether slopes are wanted.
+        known: the products, where one panel holds them all and they have been made.
+    """
+    from thawkit.kernels.epilogue import Panel
+
+    rows = x.rows.shape[0]
+    height = panel_height(rows, y.rows.shape[0])
+    for first in range(0, rows, height):
+        here = slice(first, first + height)
+        scores = product(x.rows[here], y.rows.t()) if known is None else known
+        written = None
+        if backward:
+            written = (
+                scores if x.rows.dtype == torch.float32 else torch.empty_like(scores, dtype=x.rows.dtype)
+            )
+        of_rows = None if slopes.rows is None else slopes.rows[here]
+        yield here, Panel(scores, written, first, scale, of_rows, slopes.factor)
+        if written is None:
+            continue
+        if x.gradient is not None:
+            x.gradient[here] += product(written, y.rows)
+        if y.gradient is not None:
+            y.gradient += product(written.t(), x.rows[here])
+
+
+def total(loss: Tensor, row_weight: Tensor | None, weight: float) -> Tensor:
+    """Return the weighted sum of the rows' losses; one of weight 0 may hold anything."""
+    if row_weight is None:
+        return loss.sum() * weight
+    return (loss.where((row_weight != 0) | loss.isfinite(), 0.0) * row_weight).sum()
+
+
+def floats(like: Tensor) -> Tensor:
+    """Return memory for a number a row."""
+    return torch.empty(like.shape[0], dtype=torch.float32, device=like.device)
