@@ -100,6 +100,79 @@ def test_fused_info_nce_makes_its_products_anew():
     record("info_nce (fused)", 5)
 
 
+def _margin_rows(kernels, rows: int, columns: int, positives: int):
+    """Rows whose class is the first columns."""
+    whole = {"dtype": torch.int32}
+    return kernels.Rows(
+        torch.ones(rows), torch.ones(columns), torch.zeros(rows, **whole),
+        torch.full((rows,), positives, **whole), torch.arange(columns, **whole),
+        torch.arange(columns, **whole), False, False,
+    )  # fmt: skip
+
+
+def test_pairs_and_the_hardest_triplets_read_a_panel_once():
+    rows, columns = 3, 5000
+    scores, w, margin = torch.zeros(rows, columns), torch.zeros(rows, columns), torch.tensor(0.2)
+    of_row, active = torch.zeros(4, rows), torch.zeros(rows, dtype=torch.int64)
+    of_all, of_one = rows * columns * 4, rows * 4  # what a number each takes
+
+    def pairs(kernels):
+        panel, known = kernels.Panel(scores, w, 0, torch.ones(())), _margin_rows(kernels, rows, columns, 70)
+        kernels.contrastive_pairs(panel, known, margin, margin, None, *of_row)
+
+    traffic = _counted("margin losses", pairs)
+    assert traffic.loaded == 2 * of_all + 5 * of_one  # the products, the columns' norms
+    assert traffic.stored == of_all + of_row.nbytes
+
+    def hardest(kernels):
+        panel, known = kernels.Panel(scores, w, 0, torch.ones(())), _margin_rows(kernels, rows, columns, 70)
+        two = torch.zeros(rows, 2, dtype=torch.int64), torch.zeros(rows, 2)
+        kernels.hardest_triplet(panel, known, margin, of_row[0], active, *two)
+
+    traffic = _counted("margin losses", hardest)
+    assert traffic.loaded == 3 * of_all + 5 * of_one  # and the columns' numbers
+    assert traffic.stored == rows * (4 + 8 + 2 * 8 + 2 * 4)
+
+
+@pytest.mark.parametrize("positives", [4, 8, 20])
+def test_all_triplets_read_distances_once_and_for_every_eight_positives(positives):
+    rows, columns = 3, 5000
+    d, w, margin = torch.ones(rows, columns), torch.zeros(rows, columns), torch.tensor(0.2)
+    of_row, active = torch.zeros(2, rows), torch.zeros(rows, dtype=torch.int64)
+    of_all, of_one = rows * columns * 4, rows * 4
+
+    def launch(kernels):
+        panel = kernels.Panel(d, w, 0, torch.ones(()))
+        known = _margin_rows(kernels, rows, columns, positives)
+        kernels.all_triplets(panel, known, d, margin, of_row[0], active, of_row[1])
+
+    traffic = _counted("margin losses", launch)
+    blocks = -(-columns // 512)
+    again = (1 + blocks) * positives * of_one  # the positives, and once more for each block of columns
+    assert traffic.loaded == (1 + -(-positives // 8)) * of_all + again + 3 * of_one
+    assert traffic.stored == w.nbytes + of_row.nbytes + active.nbytes
+    record("margin losses", 5)
+
+
+def test_a_similarity_is_read_once_and_a_few_once_more():
+    rows, columns, k, group = 3, 1 << 14, 10, 32
+    products, best = torch.zeros(rows, columns), torch.zeros(rows, columns // group, dtype=torch.int64)
+    traffic = _counted(
+        "top_k", lambda kernels: kernels.best_of_groups(kernels.Scores(products, 0), group, best)
+    )
+    assert (traffic.loaded, traffic.stored) == (products.nbytes, best.nbytes)
+    chosen, keys = (1 << 40) + best[:, :k], torch.zeros(rows, k * group, dtype=torch.int64)
+    traffic = _counted(
+        "top_k",
+        lambda kernels: kernels.keys_of_groups(
+            kernels.Scores(products, 0), group, chosen + (1 << 31) - 1, keys
+        ),
+    )
+    assert traffic.loaded == keys.numel() * products.element_size() + rows * k * keys.element_size()
+    assert traffic.stored == keys.nbytes
+    record("top_k", 5)
+
+
 def test_a_floor_is_what_takes_longest():
     found = Floor(memory=1.0, cache=3.0, products=2.0, transcendentals=0.5)
     assert (found.bound, found.seconds) == ("cache", 3.0)

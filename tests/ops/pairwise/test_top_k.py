@@ -249,8 +249,8 @@ def test_extra_memory_is_a_sliver_of_the_matrix(backend, monkeypatch):
 def test_top_k_operator_is_well_formed():
     queries, gallery = rows(9, 5), rows(12, 5, 1)
     op = torch.ops.thawkit.top_k.default
-    torch.library.opcheck(op, (queries, gallery, 4, "dot", None))
-    torch.library.opcheck(op, (queries.half(), gallery.half(), 20, "euclidean", torch.arange(9)))
+    torch.library.opcheck(op, (queries, gallery, 4, "dot", None, "cpu"))
+    torch.library.opcheck(op, (queries.half(), gallery.half(), 20, "euclidean", torch.arange(9), "cpu"))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

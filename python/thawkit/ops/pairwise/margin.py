@@ -13,10 +13,11 @@ from torch import Tensor
 
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise import cpu, reference, triton_margin
 from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced_over
 
-OBJECTIONS = {"cpu": cpu.objection}
+KERNELS = {"cpu": cpu, "triton": triton_margin}
+OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 KINDS = ("all", "hard", "semihard", "contrastive")  # in the order of the compiled kernels' MarginLoss
 _MEANS = ("sum", "mean", "mean_nonzero")  # and of their MarginMean
@@ -97,7 +98,7 @@ _operator = define(
     "Tensor? y_labels, Tensor? row_weight, float weight, str kind, str distance, str reduction, "
     "bool[3] need, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     lambda x, y, margin, negative_margin, labels, y_labels, row_weight, weight, kind, distance, reduction,
-    need, backend: cpu.margin_loss(
+    need, backend: KERNELS[backend].margin_loss(
         x, y, margin, negative_margin, labels, y_labels, row_weight, weight, KINDS.index(kind),
         DISTANCES.index(distance), _MEANS.index(reduction), *need
     ),

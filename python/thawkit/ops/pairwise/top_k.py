@@ -9,9 +9,10 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise import cpu, reference, triton_top_k
 
-OBJECTIONS = {"cpu": cpu.objection}
+KERNELS = {"cpu": cpu, "triton": triton_top_k}
+OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 SIMILARITIES = ("dot", "cosine", "euclidean")
 
 
@@ -45,11 +46,12 @@ def top_k(
     """
     _check_top_k(queries, gallery, k, similarity, excluded)
     queries, gallery = queries.detach(), gallery.detach()
-    if choose("top_k", OBJECTIONS, queries, gallery) == "reference":
+    backend = choose("top_k", OBJECTIONS, queries, gallery)
+    if backend == "reference":
         if queries.dtype in (torch.bfloat16, torch.float16):
             queries, gallery = queries.float(), gallery.float()
         return reference.top_k(queries, gallery, k, similarity, excluded)
-    return _top_k_op(queries, gallery, k, similarity, excluded)
+    return _top_k_op(queries, gallery, k, similarity, excluded, backend)
 
 
 def _check_top_k(queries: Tensor, gallery: Tensor, k: int, similarity: str, excluded: Tensor | None) -> None:
@@ -73,9 +75,12 @@ def _check_top_k(queries: Tensor, gallery: Tensor, k: int, similarity: str, excl
 
 
 _top_k_op = define(
-    "top_k(Tensor queries, Tensor gallery, int k, str similarity, Tensor? excluded) -> (Tensor, Tensor)",
-    cpu.top_k,
-    lambda queries, gallery, k, similarity, excluded: (
+    "top_k(Tensor queries, Tensor gallery, int k, str similarity, Tensor? excluded, str backend) "
+    "-> (Tensor, Tensor)",
+    lambda queries, gallery, k, similarity, excluded, backend: KERNELS[backend].top_k(
+        queries, gallery, k, similarity, excluded
+    ),
+    lambda queries, gallery, k, similarity, excluded, backend: (
         queries.new_empty((queries.shape[0], k), dtype=torch.float32),
         queries.new_empty((queries.shape[0], k), dtype=torch.int64),
     ),
