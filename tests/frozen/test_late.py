@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
+import timm
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import thawkit
@@ -79,6 +84,22 @@ CHANGES: dict[str, Callable[[Tensor], Any]] = {
 USES: dict[str, Callable[[Tensor], Tensor]] = {
     **{f"{name} of a sum": _written(change, lambda y: y) for name, change in CHANGES.items()},
     **{f"{name} of the negative": _written(change, torch.neg) for name, change in CHANGES.items()},
+    **{
+        f"{name}, in place": lambda y, act=act: Tripled.apply(act(y))
+        for name, act in {
+            "silu": nn.SiLU(inplace=True),
+            "functional silu": partial(F.silu, inplace=True),
+            "gelu": F.gelu,
+            "elu": nn.ELU(inplace=True),
+            "hardswish": nn.Hardswish(inplace=True),
+            "leaky relu": nn.LeakyReLU(inplace=True),
+            "mish": nn.Mish(inplace=True),
+        }.items()
+    },
+    "silu in place, then the tensor itself": lambda y: (F.silu(y, inplace=True), Tripled.apply(y))[1],
+    "views of other sizes": lambda y: (y[:, :, 0] * 2).view(2, 48)[..., None, None][:, :8],
+    "stacked": lambda y: torch.stack([y, y], 1).view(2, 8, 72)[..., None],
+    "flattened in part": lambda y: y.flatten(2).view(2, 8, 36)[..., None],
     "a hook before a Function": _hooked,
     "a part written before a Function": _halved_in_part,
     "a view of an added size": lambda y: torch.relu(y).unsqueeze(2).view(2, 8, -1)[..., None],
@@ -181,6 +202,41 @@ def test_checkpoints_that_end_in_a_result_that_waits(reentrant: bool) -> None:
     for name, parameter in stock.named_parameters():
         if parameter.requires_grad:
             torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("policy", ["bias", "head"])
+def test_a_network_of_silus_in_place(policy: str) -> None:
+    torch.manual_seed(0)
+    stock, x = timm.create_model("rexnet_100", num_classes=3).eval(), torch.randn(2, 3, 64, 64)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, policy, example=x)
+    torch.testing.assert_close(frozen(x), stock(x), rtol=1e-3, atol=1e-5)
+
+
+def test_a_model_that_counts_on_its_strides() -> None:
+    class Strict(Model):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn(self.conv(x))
+            return self.head(torch.ops.aten.view(y.relu(), [2, 8, 36]).mean(2))
+
+    stock, x = Strict(torch.relu).eval(), torch.randn(2, 3, 6, 6)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, "bias", example=x)
+    torch.testing.assert_close(frozen(x), stock(x), rtol=1e-4, atol=1e-5)
+
+
+def test_what_has_no_values_and_what_derives_forward() -> None:
+    model = nn.Sequential(*_pair(), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
+    thawkit.freeze(model, "bias", example=torch.randn(2, 3, 6, 6))
+    assert copy.deepcopy(model).to("meta")(torch.zeros(2, 3, 6, 6, device="meta")).shape == (2, 3)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert model(mode.from_tensor(torch.zeros(2, 3, 6, 6))).shape == (2, 3)
+    x, tangent = torch.randn(2, 3, 6, 6), torch.randn(2, 3, 6, 6)
+    with forward_ad.dual_level():
+        derived = forward_ad.unpack_dual(model(forward_ad.make_dual(x, tangent))).tangent
+    step = 1e-3
+    near = (model(x + step * tangent) - model(x - step * tangent)) / (2 * step)
+    torch.testing.assert_close(derived, near, rtol=0.05, atol=0.01)
 
 
 def test_layers_without_features() -> None:

@@ -82,6 +82,7 @@ class Deferred(Tensor):
 
     pending: Pending | None
     known: Tensor | None
+    version: int  # of what is known, when the graph was last told of it
     modes: _Modes
     node: Any  # the graph's, where it was tied to it
 
@@ -94,15 +95,14 @@ class Deferred(Tensor):
         if joined is not None:
             return joined
         if func in FUNCTIONS and args and isinstance(args[0], Deferred) and not torch.compiler.is_compiling():
-            return FUNCTIONS[func](*args, **(kwargs or {}))
+            result = FUNCTIONS[func](*args, **(kwargs or {}))
+            _settle_written(args[0], result)
+            return result
         stand_ins = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Deferred)]
-        versions = [version_of(plain(x)) for x in stand_ins]
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         result = func(*args, **kwargs)
-        for x, version in zip(stand_ins, versions, strict=True):
-            value = plain(x)
-            if version_of(value) != version or func in _LISTENERS or _is_view_of(result, value):
-                _settle(x, value)
+        for x in stand_ins:
+            _settle_written(x, result, func in _LISTENERS)
         return result
 
     @classmethod
@@ -161,11 +161,11 @@ def plain(x: Tensor) -> Tensor:
         assert x.pending is not None
         with nullcontext() if x.modes == _Modes.here() else x.modes.restored():
             value = x.pending.compute()
-        x.known, x.pending = value, None
+        x.known, x.pending, x.version = value, None, version_of(value)
     if (node := _node(x)) is not x.node:  # a Function returned it: checkpoints do, without gradients inside
         with torch.inference_mode(False), torch.enable_grad():
             x.known = _Returned.apply(x, x.known)
-        x.node = node
+        x.node, x.version = node, version_of(x.known)
     return x.known
 
 
@@ -210,7 +210,13 @@ def _is_view_of(result: Any, value: Tensor) -> bool:
 def _settle(x: Deferred, value: Tensor) -> None:
     """Let ``x`` stand for ``value``, also in the graph."""
     _standing_for(_Known(value), x)
-    x.pending, x.known = None, value
+    x.pending, x.known, x.version = None, value, version_of(value)
+
+
+def _settle_written(x: Deferred, result: Any, listened: bool = False) -> None:
+    """Tell the graph of a value that was written to, may now be, or is listened to."""
+    if x.known is not None and (listened or version_of(x.known) != x.version or _is_view_of(result, x.known)):
+        _settle(x, x.known)
 
 
 class _Known:

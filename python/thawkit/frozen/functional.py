@@ -150,7 +150,8 @@ def _gelu(stock: Callable, input: Tensor, *, approximate: str = "none") -> Tenso
 
 
 def _silu(stock: Callable, input: Tensor, inplace: bool = False) -> Tensor:
-    return stock(input, inplace=True) if inplace else recomputable(stock, plain(input))
+    input = plain(input)
+    return stock(input, inplace=True) if inplace else recomputable(stock, input)
 
 
 def _layer_norm(
@@ -200,14 +201,22 @@ def _ordered(stock: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tenso
 
 
 def _view(stock: Callable, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    """A view, or a copy where only that of the stock layers' result, of which ``input`` is a view, can be."""
+    """A view; where that cannot be, for strides that a fused convolution left, one of another layout.
+
+    What is itself a view is copied. A tensor that lies so for other reasons is viewed, too, where the stock
+    model would have failed.
+    """
     input = _in_order(input)
     try:
         return stock(input, *shape, **kwargs)
     except RuntimeError:
-        if input._base is None or not _lies_otherwise(input._base):
+        if input.is_contiguous():
             raise
-        return stock(input.contiguous(), *shape, **kwargs)
+        if input._base is None:
+            input.data = input.contiguous()
+        else:
+            input = input.contiguous()
+        return stock(input, *shape, **kwargs)
 
 
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)

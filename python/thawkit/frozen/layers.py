@@ -21,6 +21,8 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses import FakeTensor
+from torch.autograd import forward_ad
 from torch.nn.modules.conv import _ConvNd
 
 from thawkit.frozen.deferred import Deferred, Input, clamped, defer, pending_of, plain
@@ -40,6 +42,7 @@ def can_replace(x: Tensor) -> bool:
         and isinstance(x, Tensor)  # torch.fx traces with proxies
         and not torch.jit.is_tracing()  # type: ignore[attr-defined]  # as above
         and not torch._C._are_functorch_transforms_active()
+        and forward_ad._current_level < 0
     )
 
 
@@ -191,6 +194,7 @@ class FrozenConv2d(_FrozenConv, nn.Conv2d):
 def _foldable(module: nn.Conv2d, x: Tensor) -> bool:
     return (
         can_replace(x)
+        and not isinstance(x, FakeTensor)  # has no values to be folded
         and not module.weight.requires_grad
         and x.device.type == "cpu"
         and x.dtype == module.weight.dtype
@@ -258,6 +262,7 @@ def _waits(norm: Any, x: Tensor) -> bool:
         norm.folds
         and not norm._forward_hooks
         and can_replace(x)
+        and not isinstance(x, FakeTensor)
         and x.dim() > 2
         and x.shape[1] == norm.running_mean.shape[0]
         and _packs(x)

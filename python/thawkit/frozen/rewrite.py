@@ -224,14 +224,18 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
 
 def _measured(model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: list[Any]) -> Counter[str]:
     """The bytes that a frozen model saves; layers that wait in vain, or must not, are told so."""
-    for _ in model.modules():
+    waiting = [m for m in model.modules() if isinstance(m, (FrozenConv2d, FrozenBatchNorm)) and m.folds]
+    for _ in waiting:
         try:
             with joining() as joined:
                 saved_by_module(model, batch, fixed)
             break
         except WrittenInput as written:
             written.module.folds = False
-    for module in model.modules():
+        except Exception:  # whatever a model raises that takes its activations' strides for granted
+            for module in waiting:
+                module.folds = False
+    for module in waiting:
         if isinstance(module, FrozenBatchNorm) and module not in joined:
             module.folds = False
     return saved_by_module(model, batch, fixed, outputs)

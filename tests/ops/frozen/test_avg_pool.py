@@ -36,11 +36,12 @@ ADAPTIVE = [
 PAIRS = [(avg_pool, STOCK, *case) for case in CASES] + [
     (adaptive_avg_pool, STOCK_ADAPTIVE, dims, shape, (size,)) for dims, shape, size in ADAPTIVE
 ]
+NAMES = [f"{ours.__name__}-{dims}-{shape}-{options}" for ours, _, dims, shape, options in PAIRS]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("last", [False, True])
-@pytest.mark.parametrize("case", PAIRS, ids=str)
+@pytest.mark.parametrize("case", PAIRS, ids=NAMES)
 def test_equals_torch_bit_for_bit_and_saves_nothing(case, last, dtype, run, saved_bytes):
     ours, stock, dims, shape, options = case
     if stock[dims] is F.avg_pool3d and dtype in (torch.bfloat16, torch.float16):
@@ -59,7 +60,7 @@ def test_equals_torch_bit_for_bit_and_saves_nothing(case, last, dtype, run, save
     assert saved_bytes(lambda: ours(leaf, dims, *options)) == 0
 
 
-@pytest.mark.parametrize("case", PAIRS, ids=str)
+@pytest.mark.parametrize("case", PAIRS, ids=NAMES)
 def test_derivatives(case):
     ours, _, dims, shape, options = case
     x = torch.randn(*[min(size, 5) for size in shape], dtype=torch.float64, requires_grad=True)

@@ -18,7 +18,9 @@ from torch import Tensor
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype in which autocast has a product of ``x``; None where it leaves ``x`` alone."""
     kind = x.device.type
-    casts = torch.is_autocast_enabled(kind) and x.is_floating_point() and x.dtype != torch.float64
+    if kind == "meta" or not torch.is_autocast_enabled(kind):
+        return None
+    casts = x.is_floating_point() and x.dtype != torch.float64
     return torch.get_autocast_dtype(kind) if casts else None
 
 

@@ -11,12 +11,13 @@ import functools
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from thawkit.ops.frozen.geometry import Geometry
 from thawkit.ops.frozen.packed import Packed
 
 _DTYPES = (torch.float32,)
+_TYPES = (Tensor, nn.Parameter)
 
 
 @functools.cache
@@ -38,6 +39,8 @@ def available() -> bool:
 
 def takes(x: Tensor, weight: Tensor) -> bool:
     """Whether the packed operators take a tensor and a weight."""
+    if type(x) not in _TYPES or type(weight) not in _TYPES:  # FakeTensor has no values to be laid out
+        return False
     fits = x.device.type == "cpu" and x.dtype == weight.dtype and x.dtype in _DTYPES
     return fits and x.dim() > 0 and x.numel() > 0 and weight.numel() > 0 and available()
 
