@@ -81,7 +81,7 @@ def wrong_wheel(path: Path) -> list[str]:
     if (size := path.stat().st_size) > MOST_BYTES:
         problems.append(f"has {size / 2**20:.1f} MiB, more than {MOST_BYTES >> 20}")
     with zipfile.ZipFile(path) as wheel, tempfile.TemporaryDirectory() as folder:
-        names = [name for name in wheel.namelist() if ".dist-info/" not in name]
+        names = [name for name in wheel.namelist() if ".dist-info/" not in name and not name.endswith("/")]
         problems += wrong_names(names)
         for name in names:
             if name.endswith(".so") and shutil.which("readelf"):
