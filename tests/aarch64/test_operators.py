@@ -18,6 +18,7 @@ from tests.aarch64 import build
 from tests.gpu_proof.cuda_host.build import kept
 
 ROOT = Path(__file__).parents[2]
+OLDEST = "cortex-a72"  # the Raspberry Pi 4's, which lacks all that came after Arm v8.0
 
 pytestmark = pytest.mark.skipif(
     bool(build.missing()), reason=f"aarch64 cannot be emulated here: {build.missing()}"
@@ -29,7 +30,7 @@ def environment(request: pytest.FixtureRequest) -> dict[str, str]:
     folder = kept(request.config, "aarch64")
     return os.environ | {
         "LD_PRELOAD": str(build.arena(folder)),
-        "THAWKIT_SERVER": shlex.join([build.emulator(), str(build.server(folder))]),
+        "THAWKIT_SERVER": shlex.join([build.emulator(), "-cpu", OLDEST, str(build.server(folder))]),
         "THAWKIT_GEMM": "own",
     }
 
