@@ -89,7 +89,7 @@ def test_a_wrong_call_is_an_error_and_the_server_goes_on(environment):
 
 def _pytest(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
     plugins = ["-p", "tests.aarch64.remote", "-p", "no:cacheprovider"]
-    return _run(environment, "-m", "pytest", "-q", "-x", *plugins, *arguments)
+    return _run(environment, "-m", "pytest", "-q", "-x", "--numprocesses=0", *plugins, *arguments)
 
 
 def _python(environment: dict[str, str], code: str) -> subprocess.CompletedProcess[str]:
