@@ -15,10 +15,10 @@ from thawkit.ops import _library, unavailable
 
 pytest.importorskip("triton")
 
-from tests.gpu_proof.families import FAMILIES  # noqa: E402
-from tests.gpu_proof.ladder import record  # noqa: E402
-from tests.gpu_proof.triton_checks import interpreter  # noqa: E402
-from tests.gpu_proof.triton_checks.family import faults  # noqa: E402
+from tests.gpu_proof.families import FAMILIES
+from tests.gpu_proof.ladder import record
+from tests.gpu_proof.triton_checks import interpreter
+from tests.gpu_proof.triton_checks.family import faults
 
 
 def _needs(backend: str) -> pytest.MarkDecorator:
