@@ -141,14 +141,15 @@ def test_special_values_among_the_anchors(kind, value):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_far_away_leaves_the_distances_of_others_alone(kind):
+    """The far row and the one of its class are no anchors: which triplet they mine is for rounding to say."""
     z, labels = with_one_far_away(40), torch.arange(40, device=DEVICE) // 2
     function = (
-        (lambda z: F.contrastive(z, labels, negative_margin=2.0, reduction="none"))
+        (lambda z: F.contrastive(z, labels, negative_margin=2.0, reduction="none")[2:])
         if kind == "contrastive"
-        else (lambda z: F.triplet_margin(z, labels, mining=kind, reduction="none"))
+        else (lambda z: F.triplet_margin(z, labels, mining=kind, reduction="none")[2:])
     )
     (got, truth), (dz, exact) = both(function, z)
-    assert relative_error(got[2:], truth[2:]) < 1e-5
+    assert relative_error(got, truth) < 1e-5
     assert relative_error(dz[2:], exact[2:]) < 1e-4
 
 

@@ -32,7 +32,7 @@ def triplet_margin(
       the farthest negative where none is (Schroff et al. sec. 3.2, in the form of TensorFlow Addons and
       sentence-transformers).
 
-    On CPU no (N, M) matrix is stored.
+    On CPU and with Triton no (N, M) matrix is stored.
 
     Embeddings are taken as they are: normalize them first where distances are to be on the sphere.
 

@@ -77,17 +77,15 @@ def margin_loss(
         if itself and weights is not None:
             weights = weights[classes.order]
         run = _Run(x, y, classes, weights, weight, kind, distance == 1, need_dx, need_dy and not itself)
-        run.over_panels(
-            *(m if m is None else m.to(x.device, torch.float32) for m in (margin, negative_margin))
-        )
+        margins = margin, margin if negative_margin is None else negative_margin
+        run.over_panels(*(m.to(x.device, torch.float32) for m in margins))
         count = {_MINED: run.classes.mined(kind, itself), _ACTIVE: run.active}.get(mean)
         divisor = 1.0 if count is None else count.sum().clamp_min(1).float()
         dx, dy = run.gradients(divisor)
-        rows, dx = (_unsorted(t, classes.order) if itself else t for t in (run.loss, dx))
         return (
-            rows,
+            _unsorted(run.loss, classes.order) if itself else run.loss,
             total(run.loss, weights, weight) / divisor,
-            None if dx is None else dx.to(x.dtype),
+            None if dx is None else (_unsorted(dx, classes.order) if itself else dx).to(x.dtype),
             None if dy is None or y is None else _unsorted(dy, classes.order).to(y.dtype),
             run.dmargins() / divisor if need_dmargins else None,
         )
@@ -105,8 +103,8 @@ def _nothing(x: Tensor, y: Tensor | None, *need: bool) -> tuple[Tensor | None, .
     )
 
 
-def _unsorted(x: Tensor | None, order: Tensor) -> Tensor | None:
-    return None if x is None else torch.empty_like(x).index_copy_(0, order, x)
+def _unsorted(x: Tensor, order: Tensor) -> Tensor:
+    return torch.empty_like(x).index_copy_(0, order, x)
 
 
 class _Run:
@@ -211,28 +209,25 @@ class _Run:
 
     def gradients(self, divisor: Tensor | float) -> tuple[Tensor | None, Tensor | None]:
         """Return those by the rows and the columns, sorted as they are here; None where not wanted."""
-        found = []
-        for operand, weights in ((self.x, self.row_weights), (self.y, self.column_weights)):
-            if operand.gradient is None or (found and operand is self.x):
-                found.append(None)
-                continue
-            if self.cosine:
-                weights = torch.zeros_like(weights)
-            operand.gradient = weights[:, None] * operand.rows - operand.gradient
-            operand.gradient += self._strange(operand)
-            found.append(operand.through(self.slopes.shared / divisor))
-        return found[0], found[1]
+        of_y = None if self.x is self.y else self._gradient(self.y, self.column_weights, divisor)
+        return self._gradient(self.x, self.row_weights, divisor), of_y
+
+    def _gradient(self, operand: Operand, weights: Tensor, divisor: Tensor | float) -> Tensor | None:
+        if operand.gradient is None:
+            return None
+        of_rows = 0.0 if self.cosine else weights[:, None] * operand.rows
+        operand.gradient = of_rows - operand.gradient + self._strange(operand)
+        return operand.through(self.slopes.shared / divisor)
 
     def _strange(self, operand: Operand) -> Tensor:
         """Return 0, or NaN where weights that were not formed, or times infinity, would have been so."""
-        nothing = self.norms.new_zeros(())
         if self.kind not in (_HARD, _SEMIHARD, _CONTRASTIVE):
-            return nothing
+            return self.norms.new_zeros(())
         of_rows = self.norms - self.norms
+        no_number = self.column_norms.isnan()[:, None]
         if operand is self.y:
-            return nothing + of_rows.sum()
-        of_columns = (self.y.rows * 0.0).masked_fill(self.column_norms.isnan()[:, None], torch.nan)
-        return of_rows[:, None] + of_columns.sum(0)
+            return of_rows.sum().masked_fill(no_number, torch.nan)
+        return of_rows[:, None] + (self.y.rows * 0.0).masked_fill(no_number, torch.nan).sum(0)
 
     def dmargins(self) -> Tensor:
         """Return the gradients by the margin, or by the positive and the negative one."""

@@ -37,7 +37,7 @@ def top_k(
         q, g = _prepared(queries, gallery, similarity)
         norms = [x.square().sum(1) for x in (q, g)] if similarity == "euclidean" else None
         kept = torch.full((q.shape[0], k), NONE, dtype=torch.int64, device=q.device)
-        width = min(g.shape[0], _WIDTH)
+        width = max(1, min(g.shape[0], _WIDTH))
         height = panel_height(q.shape[0], width)
         for top in range(0, q.shape[0], height):
             here = slice(top, top + height)
