@@ -111,5 +111,5 @@ def test_the_median_bandwidth_is_the_median_distance():
 
 def test_median_operator_is_well_formed():
     torch.library.opcheck(
-        torch.ops.thawkit.median_squared_distance.default, (torch.randn(9, 3), torch.randn(4, 3))
+        torch.ops.thawkit.median_squared_distance.default, (torch.randn(9, 3), torch.randn(4, 3), "cpu")
     )

@@ -469,6 +469,7 @@ def test_operator_is_well_formed(need):
         need == "samples",
         [need == "samples", need == "samples"],
         [need == "rates", False],
+        "cpu",
     )
     torch.library.opcheck(torch.ops.thawkit.mmd.default, arguments)
 

@@ -173,8 +173,8 @@ def test_rows_are_chosen_independently_between_permutations():
 def test_operator_is_well_formed():
     z, chosen = rows(9, 5), subsets(9, 4, 6, seed=0)
     op = torch.ops.thawkit.permutation_sums.default
-    torch.library.opcheck(op, (z, torch.tensor([0.1, 0.2]), chosen, 4, True))
-    torch.library.opcheck(op, (z.half(), torch.tensor([0.1, 0.3]), chosen, 4, False))
+    torch.library.opcheck(op, (z, torch.tensor([0.1, 0.2]), chosen, 4, True, "cpu"))
+    torch.library.opcheck(op, (z.half(), torch.tensor([0.1, 0.3]), chosen, 4, False, "cpu"))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

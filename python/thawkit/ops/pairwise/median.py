@@ -8,10 +8,11 @@ from torch import Tensor
 from thawkit.ops import checks
 from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise import cpu, reference, triton_mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
 
-OBJECTIONS = {"cpu": cpu.objection}
+KERNELS = {"cpu": cpu, "triton": triton_mmd}
+OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 
 def median_squared_distance(x: Tensor, y: Tensor) -> Tensor:
@@ -22,10 +23,11 @@ def median_squared_distance(x: Tensor, y: Tensor) -> Tensor:
     """
     checks.row_pair("x", x, "y", y)
     x, y = x.detach(), y.detach()
-    if choose("median_squared_distance", OBJECTIONS, x, y) == "reference":
+    backend = choose("median_squared_distance", OBJECTIONS, x, y)
+    if backend == "reference":
         with full_precision(x):
             return _definition(lifted(x), lifted(y))
-    median: Tensor = _median_op(x, y)
+    median: Tensor = _median_op(x, y, backend)
     return median
 
 
@@ -50,7 +52,7 @@ def usual_squared_distance(x: Tensor, y: Tensor) -> Tensor:
 
 
 _median_op = define(
-    "median_squared_distance(Tensor x, Tensor y) -> Tensor",
-    cpu.median_squared_distance,
-    lambda x, y: x.new_empty((), dtype=torch.float64),
+    "median_squared_distance(Tensor x, Tensor y, str backend) -> Tensor",
+    lambda x, y, backend: KERNELS[backend].median_squared_distance(x, y),
+    lambda x, y, backend: x.new_empty((), dtype=torch.float64),
 )

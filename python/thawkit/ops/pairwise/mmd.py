@@ -12,12 +12,13 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise import cpu, reference, triton_mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference.kernels import Kernel
 from thawkit.ops.pairwise.reference.mmd import Sample, Weights
 
-OBJECTIONS = {"cpu": cpu.objection}
+KERNELS = {"cpu": cpu, "triton": triton_mmd}
+OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 
 def mmd(layers: Sequence[Sample], weights: Weights | None = None, *, unbiased: bool = False) -> Tensor:
@@ -37,7 +38,8 @@ def mmd(layers: Sequence[Sample], weights: Weights | None = None, *, unbiased: b
     """
     _check(layers, unbiased or (weights is not None and weights.same is not None))
     samples = [sample for layer in layers for sample in (layer.x, layer.y)]
-    if choose("mmd", {} if _unusual(layers, weights) else OBJECTIONS, *samples) == "reference":
+    backend = choose("mmd", {} if _unusual(layers, weights) else OBJECTIONS, *samples)
+    if backend == "reference":
         return definition(layers, weights, unbiased)
     rates = [layer.x.new_empty(0) if layer.rates is None else layer.rates for layer in layers]
     if not torch.is_grad_enabled():
@@ -51,7 +53,7 @@ def mmd(layers: Sequence[Sample], weights: Weights | None = None, *, unbiased: b
         same = None if weights.same is None else torch.cat(weights.same)
         labels = None if weights.labels is None else torch.cat(weights.labels)
         unbiased = same is not None
-    value: Tensor = _MMD.apply(names, numbers, unbiased, pair, same, labels, *samples, *rates)
+    value: Tensor = _MMD.apply(backend, names, numbers, unbiased, pair, same, labels, *samples, *rates)
     return value
 
 
@@ -112,6 +114,7 @@ def _fake(
     unbiased: bool,
     need_samples: list[bool],
     need_rates: list[bool],
+    backend: str,
 ) -> list[Tensor]:
     x = samples[0]
     gradients = [z.new_empty(z.shape) if need_samples[i // 2] else empty(z) for i, z in enumerate(samples)]
@@ -124,8 +127,9 @@ def _fake(
 
 _mmd_op = define(
     "mmd(Tensor[] samples, Tensor[] rates, Tensor? weights, Tensor? same, Tensor? labels, str[] kernels, "
-    "float[] numbers, bool unbiased, bool[] need_samples, bool[] need_rates) -> Tensor[]",
-    cpu.mmd,
+    "float[] numbers, bool unbiased, bool[] need_samples, bool[] need_rates, str backend) "
+    "-> Tensor[]",
+    lambda *arguments: KERNELS[arguments[-1]].mmd(*arguments[:-1]),
     _fake,
 )
 
@@ -136,6 +140,7 @@ class _MMD(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
+        backend: str,
         names: list[str],
         numbers: list[float],
         unbiased: bool,
@@ -146,11 +151,11 @@ class _MMD(torch.autograd.Function):
     ) -> Tensor:
         count = len(names)
         samples, rates = list(tensors[: 2 * count]), list(tensors[2 * count :])
-        need = ctx.needs_input_grad[6:]
+        need = ctx.needs_input_grad[7:]
         need_samples = [need[2 * i] or need[2 * i + 1] for i in range(count)]
         need_rates = [need[2 * count + i] for i in range(count)]
         value, *gradients = _mmd_op(
-            samples, rates, weights, same, labels, names, numbers, unbiased, need_samples, need_rates
+            samples, rates, weights, same, labels, names, numbers, unbiased, need_samples, need_rates, backend
         )
         ctx.save_for_backward(weights, same, labels, *tensors, *gradients)
         ctx.options = names, numbers, unbiased
@@ -159,19 +164,19 @@ class _MMD(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         names, numbers, unbiased = ctx.options
-        need = ctx.needs_input_grad[6:]
+        need = ctx.needs_input_grad[7:]
         weights, same, labels, *saved = ctx.saved_tensors  # once: checkpointing hands them out only once
         tensors, gradients = saved[: 3 * len(names)], saved[3 * len(names) :]
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             found = scaled(gradients, g, need)
             as_given = [None if d is None else d.to(t.dtype) for d, t in zip(found, tensors, strict=True)]
-            return *[None] * 6, *as_given
+            return *[None] * 7, *as_given
         tensors = apart(*tensors)
         layers = _layers(names, numbers, tensors)
         value = definition(layers, _weights(layers[0].x.shape[0], weights, same, labels), unbiased)
         wanted = [t for t, needed in zip(tensors, need, strict=True) if needed]
         exact = iter(torch.autograd.grad(value, wanted, g, create_graph=True))
-        return *[None] * 6, *(next(exact) if needed else None for needed in need)
+        return *[None] * 7, *(next(exact) if needed else None for needed in need)
 
 
 def _layers(names: list[str], numbers: list[float], tensors: Sequence[Tensor]) -> list[Sample]:

@@ -11,13 +11,14 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose, forced_backend, unavailable
-from thawkit.ops.pairwise import cpu, reference
+from thawkit.ops.pairwise import cpu, reference, triton_mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference.distances import centre
 from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix
 from thawkit.ops.pairwise.reference.mmd import largest_rate
 
-OBJECTIONS = {"cpu": cpu.objection}
+KERNELS = {"cpu": cpu, "triton": triton_mmd}
+OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 
 def permutation_sums(
@@ -51,10 +52,11 @@ def permutation_sums(
         )
     checks.same_device("chosen", chosen, "z", z)
     z, gamma = z.detach(), gamma.detach()
-    if choose("permutation_sums", OBJECTIONS, z) == "reference":
+    backend = choose("permutation_sums", OBJECTIONS, z)
+    if backend == "reference":
         with full_precision(z):
             return reference.permutation_sums(*_in_units(z, gamma), chosen, first)
-    return _permutation_sums_op(z, gamma, chosen, first, doubling)
+    return _permutation_sums_op(z, gamma, chosen, first, doubling, backend)
 
 
 _FARTHEST = 1e16  # rows of more have squares that float32 cannot add up
@@ -70,7 +72,7 @@ def _in_units(z: Tensor, gamma: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _sums(
-    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool
+    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What the kernel says of rows in units, so that their scale does not matter.
 
@@ -79,18 +81,18 @@ def _sums(
     rows, rates = _in_units(z, gamma)
     if rows.numel() and not bool(rows.abs().amax() <= _FARTHEST):
         return reference.permutation_sums(z.double(), gamma, chosen, first)
-    return cpu.permutation_sums(rows, rates, chosen, first, doubling)
+    return KERNELS[backend].permutation_sums(rows, rates, chosen, first, doubling)
 
 
 def _fake(
-    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool
+    z: Tensor, gamma: Tensor, chosen: Tensor, first: int, doubling: bool, backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     permutations = z.new_empty(chosen.shape[1], dtype=torch.float64)
     return permutations, torch.empty_like(permutations), permutations.new_empty(z.shape[0], 2)
 
 
 _permutation_sums_op = define(
-    "permutation_sums(Tensor z, Tensor gamma, Tensor chosen, int first, bool doubling) "
+    "permutation_sums(Tensor z, Tensor gamma, Tensor chosen, int first, bool doubling, str backend) "
     "-> (Tensor, Tensor, Tensor)",
     _sums,
     _fake,
