@@ -81,6 +81,63 @@ def test_softmax_epilogue_reads_a_panel_twice_and_writes_it_once():
     record("pairwise epilogue", 5)
 
 
+_MMD_EXPONENTIALS = {"doubling": 1, "rbf": 5, "laplace": 5, "imq": 0, "energy": 0}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"), [(torch.bfloat16, "doubling"), *((torch.float32, k) for k in _MMD_EXPONENTIALS)]
+)
+def test_mmd_reads_products_once_and_writes_slopes_once(dtype, kind):
+    """And of five bandwidths that double, one exponential an entry is all."""
+    rows, columns, bandwidths = 32, 1024, 5
+    scores = torch.zeros(1, rows, columns)
+    slopes = scores if dtype == torch.float32 else torch.zeros(scores.shape, dtype=dtype)
+    of_rows, numbers = torch.ones(1, rows + columns), torch.full((1, bandwidths), -1.0)
+
+    def launch(kernels, written=slopes, learned=False):
+        value = torch.zeros(kernels.programs(rows, columns, 1), dtype=torch.float64)
+        assert value.numel() == rows * columns // _MMD_BLOCK[0] // _MMD_BLOCK[1]
+        layer = kernels.Layer(kind, bandwidths, written is not None)
+        pairs = kernels.Pairs(
+            (layer,), of_rows, numbers, numbers, 1e-6, of_rows[0], None, None, rows, True, value
+        )
+        kernels.tile(pairs, scores, written, 0, rows, 2.0)
+
+    traffic, alone = (_counted("mmd", lambda k, w=w: launch(k, w)) for w in (slopes, None))
+    programs = rows * columns // _MMD_BLOCK[0] // _MMD_BLOCK[1]
+    of_numbers = 4 * {"energy": 0, "doubling": 2}.get(kind, 2 * bandwidths)
+    of_program = 8 * sum(_MMD_BLOCK) + 8 + of_numbers  # norms and weights of its rows and columns, its sum
+    assert traffic.loaded == alone.loaded == scores.nbytes + programs * of_program
+    assert traffic.stored == slopes.nbytes + 8 * programs
+    assert alone.stored == 8 * programs
+    assert traffic.transcendentals == _MMD_EXPONENTIALS[kind] * scores.numel()
+    if kind == "doubling":
+        assert traffic.loaded + traffic.stored < 1.2 * (scores.nbytes + slopes.nbytes)
+        assert floor(traffic).bound in ("memory", "cache")
+        record("mmd", 5)
+
+
+_MMD_BLOCK = 8, 256  # rows and columns of a program
+
+
+def test_mmd_permutations_write_the_kernel_over_its_products():
+    rows, columns = 32, 1024
+    scores = torch.zeros(rows, columns)
+    of_rows, numbers = torch.ones(1, rows + columns), torch.full((1, 5), -1.0)
+
+    def launch(kernels):
+        none = torch.empty(0, dtype=torch.float64)
+        layer = kernels.Layer("doubling", 5)
+        pairs = kernels.Pairs((layer,), of_rows, numbers, numbers, 1e-6, none, None, None, 0, False, none)
+        kernels.values(pairs, scores, 0, rows)
+
+    traffic = _counted("mmd", launch)
+    programs = rows * columns // _MMD_BLOCK[0] // _MMD_BLOCK[1]
+    assert traffic.loaded == scores.nbytes + programs * 4 * (sum(_MMD_BLOCK) + 2)
+    assert traffic.stored == scores.nbytes
+    assert traffic.transcendentals == scores.numel()
+
+
 def test_fused_info_nce_makes_its_products_anew():
     n, features = 128, 64
     q, k = (torch.zeros(n, features, dtype=torch.bfloat16) for _ in range(2))

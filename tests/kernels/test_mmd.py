@@ -225,13 +225,14 @@ class _Allocated(TorchDispatchMode):
         return results
 
 
-def test_memory_of_large_samples(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_memory_of_large_samples(dtype, monkeypatch):
     """Twice 100,000 rows of 512 features, 5 bandwidths and gradients: counted on tensors without data."""
     from thawkit.kernels import mmd as epilogue
 
     monkeypatch.setattr(epilogue, "tile", lambda *arguments: None)  # it works in place
     n, features = 100_000, 512
-    samples = [torch.empty(n, features, device="meta") for _ in range(2)]
+    samples = [torch.empty(n, features, dtype=dtype, device="meta") for _ in range(2)]
     rates = torch.empty(5, dtype=torch.float64, device="meta")
     numbers = [1.0, 1.0, 1.0, 0.0]
     with _Allocated() as allocated:
