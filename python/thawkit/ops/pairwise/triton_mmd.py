@@ -92,7 +92,7 @@ class _Layer(NamedTuple):
 
     rows: _Rows
     kind: str
-    count: int  # of bandwidths, of a product the degree
+    number: int  # of bandwidths, of a product the degree
     rates: Tensor
     first: Tensor
     second: Tensor
@@ -187,7 +187,7 @@ def _pairs(
     learned = any(layer.learned for layer in layers)
     return epilogue.Pairs(
         layers=tuple(
-            epilogue.Layer(layer.kind, layer.count, layer.rows.gradient is not None, layer.learned)
+            epilogue.Layer(layer.kind, layer.number, layer.rows.gradient is not None, layer.learned)
             for layer in layers
         ),
         norms=torch.stack([layer.rows.norms for layer in layers]),
@@ -219,8 +219,10 @@ def mmd(
     """Squared MMD (float32 scalar), its gradients by both samples of each layer, and by each one's rates."""
     with full_precision(samples[0]):
         layers = [
-            _layer(*samples[2 * i : 2 * i + 2], rates[i], kernel, numbers[4 * i : 4 * i + 4], *needs)
-            for i, (kernel, *needs) in enumerate(zip(kernels, need_samples, need_rates, strict=True))
+            _layer(x, y, rate, kernel, numbers[4 * i : 4 * i + 4], need, need_rate)
+            for i, (x, y, rate, kernel, need, need_rate) in enumerate(
+                zip(samples[::2], samples[1::2], rates, kernels, need_samples, need_rates, strict=True)
+            )
         ]
         rows, n, m = layers[0].rows, samples[0].shape[0], samples[1].shape[0]
         if weights is None:
@@ -246,7 +248,7 @@ def mmd(
                 )
             sums = pairs.rate_sums
             if layer.learned and sums is not None:
-                of_rates.append(layer.by_rates(sums[:, i, : layer.count].sum(0)) / unit)
+                of_rates.append(layer.by_rates(sums[:, i, : layer.number].sum(0)) / unit)
             else:
                 of_rates.append(rates[i].new_zeros(rates[i].shape if need_rates[i] else 0).double())
         return [(pairs.value.sum() / unit).float(), *gradients, *of_rates]
