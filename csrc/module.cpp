@@ -391,20 +391,68 @@ void define_cuda(py::module_& m, const char* name, Args (*make)(Fields...),
   });
 }
 
-cuda::InfoNCEPanelArgs info_nce_panel_args(Pointer scores, int64_t rows, int64_t keys, int64_t stride,
-                                           int64_t first, Pointer row_weight, float weight, Pointer scale,
-                                           Pointer loss, Pointer dscale, bool gradient) {
-  return {as<float>(scores),
+// A panel's fields, in order.
+using PanelFields =
+    std::tuple<Pointer, int64_t, int64_t, int64_t, Pointer, int, int64_t, int64_t, Pointer, Pointer, float>;
+
+cuda::Panel panel(const PanelFields& fields) {
+  const auto& [scores, rows, columns, stride, slopes, dtype, slope_stride, first, scale, row_weight, factor] =
+      fields;
+  return {as<const float>(scores),
           rows,
-          keys,
+          columns,
           stride,
+          as<void>(slopes),
+          static_cast<Dtype>(dtype),
+          slope_stride,
           first,
-          as<const float>(row_weight),
-          weight,
           as<const float>(scale),
+          as<const float>(row_weight),
+          factor};
+}
+
+cuda::SoftmaxPanelArgs softmax_panel_args(PanelFields fields, Pointer target, int64_t offset, Pointer bias,
+                                          int64_t excluded, Pointer row_labels, Pointer key_labels,
+                                          int labels, float margin, Pointer loss, Pointer log_sum,
+                                          Pointer missing, Pointer positive, Pointer maximum,
+                                          Pointer dscale) {
+  return {panel(fields),
+          as<const int64_t>(target),
+          offset,
+          as<const float>(bias),
+          excluded,
+          as<const int32_t>(row_labels),
+          as<const int32_t>(key_labels),
+          static_cast<Labels>(labels),
+          margin,
           as<float>(loss),
-          as<float>(dscale),
-          gradient};
+          as<float>(log_sum),
+          as<float>(missing),
+          as<float>(positive),
+          as<float>(maximum),
+          as<float>(dscale)};
+}
+
+cuda::ColumnSumsPanelArgs column_sums_panel_args(PanelFields fields, Pointer maximum, Pointer total) {
+  return {panel(fields), as<float>(maximum), as<float>(total)};
+}
+
+cuda::ClipPanelArgs clip_panel_args(PanelFields fields, Pointer log_sum, Pointer missing,
+                                    Pointer column_log_sum, Pointer column_missing, Pointer column_weight,
+                                    Pointer dscale) {
+  return {panel(fields),
+          as<const float>(log_sum),
+          as<const float>(missing),
+          as<const float>(column_log_sum),
+          as<const float>(column_missing),
+          as<const float>(column_weight),
+          as<float>(dscale)};
+}
+
+cuda::SigmoidPanelArgs sigmoid_panel_args(PanelFields fields, Pointer bias, int64_t offset, bool paired,
+                                          Pointer loss, Pointer dscale, Pointer dbias) {
+  return {panel(fields),   as<const float>(bias), offset,          paired,
+          as<float>(loss), as<float>(dscale),     as<float>(dbias)};
 }
 #endif
 
@@ -480,8 +528,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   m.attr("has_cuda") = true;
   m.def("cuda_runtime_version", &cuda::runtime_version);
   m.def("cuda_device_count", &cuda::device_count);
-  define_cuda(m, "info_nce_panel_cuda", info_nce_panel_args, cuda::info_nce_panel);
+  define_cuda(m, "softmax_panel_cuda", softmax_panel_args, cuda::softmax_panel);
+  define_cuda(m, "column_sums_panel_cuda", column_sums_panel_args, cuda::column_sums_panel);
+  define_cuda(m, "clip_panel_cuda", clip_panel_args, cuda::clip_panel);
+  define_cuda(m, "sigmoid_panel_cuda", sigmoid_panel_args, cuda::sigmoid_panel);
   define_cuda(m, "sigmoid_focal_cuda", focal_args, cuda::sigmoid_focal);
+  define_cuda(m, "softmax_focal_cuda", softmax_focal_args, cuda::softmax_focal);
   define_cuda(m, "pack_cuda", pack_args, cuda::pack);
   define_cuda(m, "masked_cuda", masked_args, cuda::masked);
   define_cuda(m, "channel_sum_cuda", channel_sum_args, cuda::channel_sum);

@@ -7,12 +7,12 @@ dtype in which they are multiplied next. All arithmetic is float32.
 
 # Triton reads annotations at run time, so they are not postponed here.
 import math
-from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 from thawkit.kernels.arithmetic import log1p
+from thawkit.kernels.panel import Panel
 
 _MOST_COLUMNS = 4096  # of a row at a time
 
@@ -225,37 +225,9 @@ def _entries(
         tl.store(DBias + here, dbias)
 
 
-@dataclass(frozen=True)
-class Panel:
-    """Products of some rows with all columns, and where their slopes go.
-
-    Attributes:
-        scores: (R, C) float32 products, without the scale; rows at any distance.
-        slopes: (R, C) of any dtype, may be ``scores``; None: nobody asked.
-        first: number of the first row.
-        scale: float32 scalar.
-        row_weight: (R,) float32 factors of the slopes, or None.
-        factor: of all slopes and of what is summed from them.
-    """
-
-    scores: torch.Tensor
-    slopes: torch.Tensor | None
-    first: int
-    scale: torch.Tensor
-    row_weight: torch.Tensor | None = None
-    factor: float = 1.0
-
-    def __post_init__(self) -> None:
-        for x in (self.scores, self.slopes):
-            assert x is None or x.stride(1) == 1 or x.shape[1] == 1
-
-    def strides(self) -> tuple[int, int]:
-        """Return those of the rows of scores and slopes."""
-        return self.scores.stride(0), 0 if self.slopes is None else self.slopes.stride(0)
-
-    def block(self) -> int:
-        """Return how many columns of a row are worked on at a time."""
-        return min(_MOST_COLUMNS, max(16, triton.next_power_of_2(self.scores.shape[1])))
+def _block(panel: Panel) -> int:
+    """Return how many columns of a row are worked on at a time."""
+    return min(_MOST_COLUMNS, max(16, triton.next_power_of_2(panel.scores.shape[1])))
 
 
 def _or(x: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
@@ -290,7 +262,7 @@ def softmax(
     Of each row (R,), float32: the loss; the log-sum-exp and 1 less the positive's softmax, both or neither;
     the positive's logit and the largest one, both or neither; its part of the scale's gradient.
     """
-    s, block = panel.scores, panel.block()
+    s, block = panel.scores, _block(panel)
     if s.shape[0] == 0:
         return
     _softmax[(s.shape[0],)](
@@ -325,7 +297,7 @@ def clip(
     dscale: torch.Tensor | None = None,
 ) -> None:
     """Write the slopes of CLIP's loss, whose log-sum-exps and 1 less the positives' softmax are known."""
-    s, block = panel.scores, panel.block()
+    s, block = panel.scores, _block(panel)
     if s.shape[0] == 0:
         return
     _entries[(s.shape[0],)](
@@ -346,7 +318,7 @@ def sigmoid(
     dbias: torch.Tensor | None = None,
 ) -> None:
     """Write SigLIP's losses and slopes. Row i belongs to column i + offset; None: to none."""
-    s, block = panel.scores, panel.block()
+    s, block = panel.scores, _block(panel)
     if s.shape[0] == 0:
         return
     _entries[(s.shape[0],)](

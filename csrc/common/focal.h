@@ -3,11 +3,7 @@
 // select for V.
 #pragma once
 
-#ifdef __CUDACC__
-#define THAWKIT_INLINE __host__ __device__ __forceinline__
-#else
-#define THAWKIT_INLINE inline __attribute__((always_inline))
-#endif
+#include "common/sigmoid.h"
 
 enum class FocalPower { kZero, kOne, kTwo, kAny };
 
@@ -16,21 +12,6 @@ struct FocalTerm {
   V loss;
   V gradient;
 };
-
-// What both forms below need of e = exp(-|x|). p and 1 - p come from it separately, so neither tail cancels.
-template <class V>
-struct SigmoidParts {
-  V larger, smaller;  // sigmoid(|x|) and sigmoid(-|x|)
-  V softplus;         // log(1 + exp(-|x|))
-};
-
-template <class V>
-static THAWKIT_INLINE SigmoidParts<V> sigmoid_parts(V e) {
-  // One division serves 1 / (1 + e) and the argument of the logarithm, e / (2 + e).
-  const V reciprocal = 1.f / ((1.f + e) * (2.f + e));
-  const V larger = reciprocal * (2.f + e);
-  return {larger, e * larger, log1p_unit(e * (reciprocal * (1.f + e)))};
-}
 
 // Weights of what is positive and of what is negative, and of the cross-entropy's positive part alone.
 template <class V>

@@ -235,7 +235,7 @@ struct MarginArgs {
 // common/focal.h.
 //   writes their sum times `factor` to *total, loss[n] and grad[n], each where not null; grad comes times
 //   upstream[i] or, where that is null, times `factor`
-// What follows `threads` is for the CPU only, and every element i may have its own:
+// What follows `threads` are options, and every element i may have its own:
 //   classes: three vectors, [kFocalBlock + period] each, of what weighs the positive, the negative and the
 //     cross-entropy's positive part; element i has number i % period, and they go on periodically
 //   row_weight[i / row], another factor

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+
+from thawkit import ops
+from thawkit.ops import dispatch
+from thawkit.ops._library import dtype_objection
+from thawkit.ops.focal.sigmoid import _KERNELS as SIGMOID_FOCAL
+from thawkit.ops.focal.softmax import _KERNELS as SOFTMAX_FOCAL
+from thawkit.ops.pairwise.pairs import OBJECTIONS as PAIRS
+from thawkit.ops.pairwise.row_softmax import OBJECTIONS as ROW_SOFTMAX
 
 from .cuda_host import Build, Host, missing_tool
 from .cuda_host.build import kept
@@ -21,3 +31,13 @@ def cuda_build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def cuda_host(cuda_build: Build) -> Host:
     """The CUDA kernels as they stand."""
     return Host(cuda_build.library())
+
+
+@pytest.fixture
+def on_cuda(cuda_host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The backend ``cuda`` takes tensors of the CPU, and is the one that runs."""
+    for objections in (ROW_SOFTMAX, PAIRS, SIGMOID_FOCAL, SOFTMAX_FOCAL):
+        monkeypatch.setitem(objections, "cuda", dtype_objection)
+    monkeypatch.setitem(dispatch._problems, "cuda", "")
+    with cuda_host.running(), ops.use_backend("cuda"):
+        yield

@@ -20,6 +20,7 @@ BUDGET = Path(__file__).parent / "budgets" / "cuda.json"
 # name of a function in csrc/cuda -> name of the kernel in thawkit._C
 KERNEL_OF = {
     "focal_kernel": "sigmoid_focal",
+    "focal_options_kernel": "sigmoid_focal",
     "pack_kernel": "pack",
     "pack_bytes_kernel": "pack",
     "masked_kernel": "masked",
@@ -30,7 +31,11 @@ KERNEL_OF = {
     "unpool_kernel": "max_pool_backward",
     "quantize_kernel": "quantize",
     "dequantize_kernel": "dequantize",
-    "info_nce_kernel": "info_nce_panel",
+    "softmax_focal_kernel": "softmax_focal",
+    "softmax_kernel": "softmax_panel",
+    "column_sums_kernel": "column_sums_panel",
+    "clip_kernel": "clip_panel",
+    "sigmoid_kernel": "sigmoid_panel",
 }
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from . import cuda_focal_mutants, cuda_panel_mutants
+
 
 class Mutant(NamedTuple):
     """A bug; ``harmless`` says why the checks cannot see it, where they cannot."""
@@ -24,12 +26,12 @@ class Mutant(NamedTuple):
 
 FOCAL, PACK, BITS = "cuda/focal.cu", "cuda/pack.cu", "cuda/bits.cuh"
 CHANNELS, POOL, QUANTIZE = "cuda/channels.cu", "cuda/max_pool.cu", "cuda/quantize.cu"
-PAIRWISE, COMMON = "cuda/pairwise.cu", "cuda/common.cuh"
+COMMON = "cuda/common.cuh"
 
 _LOOP = "int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += stride"
 _WARP_LOOP = "int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i - threadIdx.x % 32 < n; i += stride"
 
-_SHOWN_BY_HALF = {"bounds are not rounded", "bits of what is not rounded"}
+_SHOWN_BY_HALF = {"bounds are not rounded", "bits of what is not rounded"} | cuda_panel_mutants.SHOWN_BY_HALF
 
 # kernel: (name, file, what stands there, what is planted, why it is harmless if it is)
 _PLANTED: dict[str, list[tuple[str, ...]]] = {
@@ -42,12 +44,12 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("offset of 32 bits in the index of a block", FOCAL, "(int64_t(blockIdx.x) * kThreads + threadIdx.x) * kLanes", "(blockIdx.x * kThreads + threadIdx.x) * kLanes", "the product of 32 unsigned bits holds every first element of a grid"),
         ("stride of a block too short", FOCAL, "int64_t(gridDim.x) * kThreads * kLanes", "int64_t(gridDim.x - 1) * kThreads * kLanes + kLanes"),
         ("sign of the logit", FOCAL, "exp_negative(-abs(logit))", "exp_negative(abs(logit))"),
-        ("factor is dropped", FOCAL, ": factor)", ": 1.f)"),
+        ("factor is dropped", FOCAL, ": a.factor)", ": 1.f)"),
         ("upstream of another lane", FOCAL, "to_float(vu.lane[j])", "to_float(vu.lane[0])"),
         ("loss and gradient change places", FOCAL, "loss[i + j] = vl.lane[j]", "loss[i + j] = vg.lane[j]"),
         ("loss is written where it was not asked for", FOCAL, "if (loss) *reinterpret_cast", "*reinterpret_cast"),
         ("another power", FOCAL, "a.gamma == 1.f", "a.gamma == 1.5f"),
-        ("weights change places", FOCAL, "{positive, negative, 1.f}", "{negative, positive, 1.f}"),
+        ("weights change places", FOCAL, "{a.positive, a.negative, 1.f}", "{a.negative, a.positive, 1.f}"),
         ("gamma is dropped from the slope", "common/focal.h", "slope = gamma * power *", "slope = power *"),
         ("neighbouring blocks overlap", FOCAL, "(int64_t(blockIdx.x) * kThreads + threadIdx.x) * kLanes", "(int64_t(blockIdx.x) * (kThreads - 1) + threadIdx.x) * kLanes"),
     ],
@@ -219,31 +221,11 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("factor that is not there", QUANTIZE, "g ? v * to_float(g[i]) : v", "v * to_float(g[i])"),
         ("factor of another element", QUANTIZE, "v * to_float(g[i])", "v * to_float(g[i / 2])"),
     ],
-    "info_nce_panel": [
-        ("row of 32 bits", PAIRWISE, "a.scores + i * a.stride", "a.scores + int(i) * int(a.stride)"),
-        ("stride of the keys", PAIRWISE, "a.scores + i * a.stride", "a.scores + i * a.keys"),
-        ("positive of the first row", PAIRWISE, "positive = a.first + i", "positive = a.first"),
-        ("last key is lost", PAIRWISE, "j < a.keys; j += kThreads) {\n    if (j == positive)", "j < a.keys - 1; j += kThreads) {\n    if (j == positive)"),
-        ("a key too many", PAIRWISE, "j < a.keys; j += kThreads) {\n    const float x", "j <= a.keys; j += kThreads) {\n    const float x"),
-        ("scale is dropped from the maximum", PAIRWISE, "const float x = scale * row[j]", "const float x = row[j]"),
-        ("maximum of a warp", PAIRWISE, "maximum = block_reduce<true>(maximum, shared)", "maximum = warp_max(maximum)"),
-        ("no maximum", PAIRWISE, "maximum = fmaxf(maximum, x);", "maximum = 0.f;"),
-        ("NaN of one thread", PAIRWISE, "nan = __syncthreads_or(nan)", "nan = nan", "the maximum of its thread is lost on the way, but its exponential is NaN"),
-        ("NaN is dropped", PAIRWISE, "nan |= x != x", "nan |= false", "an exponential of NaN is one, in the sum of its row and in every slope"),
-        ("no barrier before the slopes are written", PAIRWISE, "  __syncthreads();  // row[positive] has been read by all\n", "", "the barriers of the reduction before lie between too"),
-        ("no barrier after a warp's part", COMMON, "if (lane == 0) shared[warp] = x;\n  __syncthreads();", "if (lane == 0) shared[warp] = x;"),
-        ("shared memory is used again too early", COMMON, "all + shared[w];\n  __syncthreads();", "all + shared[w];"),
-        ("a warp's part is lost", COMMON, "w < warps; ++w", "w < warps - 1; ++w"),
-        ("every lane writes its part", COMMON, "if (lane == 0) shared[warp] = x", "shared[warp] = x"),
-        ("positive is in the sum twice", PAIRWISE, "if (j == positive) continue;", ""),
-        ("sum is scaled by another row's weight", PAIRWISE, "a.row_weight[i] : a.weight", "a.row_weight[0] : a.weight"),
-        ("slope of the positive", PAIRWISE, "j == positive ? -others :", "j == positive ? others :"),
-        ("0 times infinity", PAIRWISE, "e == 0.f ? 0.f : e *", "e *"),
-        ("slopes where no gradient was asked for", PAIRWISE, "if (!a.gradient) return;", ""),
-        ("a divergent return", PAIRWISE, "if (!a.gradient) return;", "if (!a.gradient || threadIdx.x >= a.keys) return;"),
-        ("sums that were not asked for", PAIRWISE, "threadIdx.x == 0 && a.dscale", "threadIdx.x == 0"),
-        ("tiny loss loses its digits", PAIRWISE, "gap == 0.f ? log1pf(others) : __logf(z) + gap", "__logf(z) + gap"),
-    ],
 }  # fmt: skip
 
-MUTANTS = [Mutant(kernel, *fields) for kernel, all_fields in _PLANTED.items() for fields in all_fields]
+MUTANTS = [
+    Mutant(kernel, *fields)
+    for planted in (_PLANTED, cuda_focal_mutants.PLANTED, cuda_panel_mutants.PLANTED)
+    for kernel, all_fields in planted.items()
+    for fields in all_fields
+]

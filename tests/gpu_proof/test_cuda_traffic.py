@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from thawkit.kernels.panel import Panel
 from torch import Tensor
 
 from thawkit.ops.focal import cuda as focal
@@ -23,6 +24,7 @@ from thawkit.ops.pairwise import cuda as pairwise
 
 from .cuda_checks import KERNELS
 from .cuda_checks.focal import options
+from .cuda_checks.softmax_focal import options as softmax_options
 from .cuda_host import Host
 from .ladder import record
 
@@ -31,6 +33,8 @@ SECTOR = 32
 BANDWIDTH = 3.0e12
 TRANSCENDENTALS = 132 * 16 * 1.755e9
 FLOPS = 66.9e12
+# gcc takes accesses of four float32 apart; that the GPU's compiler does not, its binaries say (rung 4)
+APART = 4.0
 
 
 class Case(NamedTuple):
@@ -65,6 +69,15 @@ def sigmoid_focal() -> Case:
     loss, grad = torch.empty_like(x), torch.empty_like(x)
     run = lambda: focal._run(x, t, options(2.0), loss, grad, None, 1.0)
     return Case(n, 4 * n, 4 * n, 2, 45, 1.0, run)
+
+
+def softmax_focal() -> Case:
+    rows, classes = 64, 128
+    x, t = numbers(rows, classes, dtype=torch.bfloat16), torch.randint(classes, (rows,))
+    n = rows * classes
+    run = lambda: focal.softmax_total(x, t, softmax_options(2.0), 1.0, None, True)
+    # twice the exponentials of all logits; of each of a team of 32 five meetings, a target and a logarithm
+    return Case(n, 2 * n + 8 * rows, 2 * n + 4 * rows, 2 + 224 / classes, 16, 1.02, run)
 
 
 def pack() -> Case:
@@ -136,19 +149,61 @@ def dequantize() -> Case:
     return Case(n, n / 2 + n / 8, 4 * n, 0, 2, 1.0, lambda: frozen.dequantize(codes, levels, None, y, 4))
 
 
-def info_nce_panel() -> Case:
-    rows, keys = 4, 2048
-    scores, loss, sums, scale = numbers(rows, keys), torch.empty(rows), torch.empty(rows), torch.tensor(1.0)
-    n = rows * keys
-    run = lambda: pairwise.epilogue(scores, 0, None, 1.0, scale, loss, sums, True)
-    return Case(n, 4 * n + 4, 4 * n + 8 * rows, 2 + 256 / keys, 14, 1.0, run)
+def panel(rows: int, columns: int, first: int = 0) -> Panel:
+    slopes = torch.empty(rows, columns, dtype=torch.bfloat16)
+    return Panel(numbers(rows, columns), slopes, first, torch.tensor(1.0))
+
+
+def softmax_panel() -> Case:
+    rows, columns = 4, 2048
+    of, loss, dscale = panel(rows, columns), torch.empty(rows), torch.empty(rows)
+    n = rows * columns
+    # twice the exponentials of all entries, and once more of each four where a larger one comes
+    run = lambda: pairwise.softmax(of, loss, dscale=dscale)
+    return Case(n, 4 * n + 4, 2 * n + 8 * rows, 2.25 + 512 / columns, 14, APART, run)
+
+
+def column_sums_panel() -> Case:
+    rows, columns = 128, 64
+    maximum, total = torch.full((columns,), -math.inf), torch.zeros(columns)
+    n = rows * columns
+    # off the diagonal: a lane that left a row out would be counted a row late from there on
+    run = lambda: pairwise.column_sums(panel(rows, columns, columns), maximum, total)
+    return Case(n, 4 * n + 8 * columns + 4, 8 * columns, 1.25 + 16 / rows, 6, 1.0, run)
+
+
+def clip_panel() -> Case:
+    rows, columns = 4, 2048
+    of_rows, of_columns, dscale = torch.zeros(2, rows), torch.zeros(2, columns), torch.empty(rows)
+    n = rows * columns
+    # of the columns' second sums only those of the rows' own columns are read
+    run = lambda: pairwise.clip(panel(rows, columns), *of_rows, *of_columns, None, dscale)
+    return Case(n, 4 * n + 4 * columns + 12 * rows + 4, 2 * n + 4 * rows, 2, 10, APART, run)
+
+
+def sigmoid_panel() -> Case:
+    rows, columns = 4, 2048
+    (loss, dscale, dbias), bias = torch.empty(3, rows), torch.tensor(-10.0)
+    n = rows * columns
+    run = lambda: pairwise.sigmoid(panel(rows, columns), bias, 0, loss, dscale, dbias)
+    return Case(n, 4 * n + 8, 2 * n + 12 * rows, 2, 22, APART, run)
 
 
 CASES = {
     function.__name__: function
     for function in (
-        *(sigmoid_focal, pack, masked, channel_sum, channel_affine, channel_affine_backward, max_pool),
-        *(max_pool_backward, quantize, dequantize, info_nce_panel),
+        *(
+            sigmoid_focal,
+            softmax_focal,
+            pack,
+            masked,
+            channel_sum,
+            channel_affine,
+            channel_affine_backward,
+            max_pool,
+        ),
+        *(max_pool_backward, quantize, dequantize),
+        *(softmax_panel, column_sums_panel, clip_panel, sigmoid_panel),
     )
 }
 

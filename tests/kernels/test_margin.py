@@ -23,7 +23,7 @@ from tests.ops.pairwise.test_margin import (
 
 from thawkit import ops
 from thawkit.losses import functional as F
-from thawkit.ops.pairwise import triton_panels as engine
+from thawkit.ops.pairwise import gpu_panels as engine
 from thawkit.ops.pairwise.margin import KINDS
 
 pytest.importorskip("triton")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.ops.conftest import relative_error, values_and_gradients
+from tests.ops.pairwise.panel_losses import losses
 
 from thawkit import ops
 from thawkit.losses import functional as F
-from thawkit.ops.pairwise import triton_panels as engine
+from thawkit.ops.pairwise import gpu_panels as engine
 
 pytest.importorskip("triton")
 
@@ -46,26 +47,7 @@ def test_info_nce_equals_float64(sizes, normalize, dtype):
     _against_float64(lambda q, k, s: F.info_nce(q, k, logit_scale=s, normalize=normalize), q, k, scale)
 
 
-LABELS = torch.arange(53, device=DEVICE) % 6
-LOSSES = {
-    "info_nce, labels": lambda q, k, s: F.info_nce(q, k, logit_scale=s, labels=LABELS),
-    "info_nce, margin": lambda q, k, s: F.info_nce(q, k, logit_scale=s, false_negative_margin=0.1),
-    "info_nce, weights": lambda q, k, s: F.info_nce(
-        q, k, logit_scale=s, sample_weight=torch.linspace(0, 1, 20, device=DEVICE)
-    ),
-    "info_nce, each row": lambda q, k, s: F.info_nce(q, k, logit_scale=s, reduction="none"),
-    "info_nce, hard negatives": lambda q, k, s: F.info_nce(q, k, logit_scale=s, hard_negative_beta=0.5),
-    "clip": lambda q, k, s: F.clip(q, k[:20], logit_scale=s),
-    "clip, each row": lambda q, k, s: F.clip(q, k[:20], logit_scale=s, reduction="none"),
-    "siglip": lambda q, k, s: F.siglip(q, k[:20], logit_scale=s, logit_bias=-s),
-    "siglip, each row": lambda q, k, s: F.siglip(q, k[:20], logit_scale=s, logit_bias=-s, reduction="none"),
-    "nt_xent": lambda q, k, s: F.nt_xent(q, k[:20], temperature=1 / s),
-    "supcon": lambda q, k, s: F.supcon(torch.cat((q, k[20:])), LABELS, temperature=1 / s),
-    "supcon, in": lambda q, k, s: F.supcon(torch.cat((q, k[20:])), LABELS, temperature=1 / s, variant="in"),
-    "linear_cross_entropy": lambda q, k, s: F.linear_cross_entropy(
-        q, k[:6], LABELS[:20], linear_bias=s * k[:6, 0]
-    ),
-}
+LOSSES = losses(DEVICE)
 
 
 @pytest.mark.usefixtures("panels")

@@ -9,7 +9,7 @@ import torch
 from tests.ops.pairwise.test_top_k import SIMILARITIES, all_similarities, rows, small_integers
 
 from thawkit import ops
-from thawkit.ops.pairwise import top_k, triton_panels
+from thawkit.ops.pairwise import gpu_panels, top_k
 from thawkit.ops.pairwise import triton_top_k as engine
 
 pytest.importorskip("triton")
@@ -21,7 +21,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def panels(request, monkeypatch):
     if request.param != "one panel":
         monkeypatch.setattr(engine, "_WIDTH", 130)
-        monkeypatch.setattr(triton_panels, "_PANEL_BYTES", 4000)
+        monkeypatch.setattr(gpu_panels, "_PANEL_BYTES", 4000)
 
 
 def found(queries, gallery, k, **options):

@@ -1,10 +1,13 @@
 """What every CUDA kernel is asked on the CPU."""
 
-from . import channels, focal, max_pool, pack, pairwise, quantize
+from . import channels, focal, max_pool, pack, pairs, quantize, row_softmax, softmax_focal
 from .registry import CHECKS
 
 KERNELS = list(dict.fromkeys(check.kernel for check in CHECKS))
 # the source of csrc/cuda, without its suffix, in which a kernel is
 UNITS = {check.kernel: check.function.__module__.rpartition(".")[2] for check in CHECKS}
 
-__all__ = ["CHECKS", "KERNELS", "UNITS", "channels", "focal", "max_pool", "pack", "pairwise", "quantize"]
+__all__ = [
+    "CHECKS", "KERNELS", "UNITS", "channels", "focal", "max_pool", "pack", "pairs", "quantize", "row_softmax",
+    "softmax_focal",
+]  # fmt: skip

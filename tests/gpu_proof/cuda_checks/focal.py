@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from thawkit.ops.focal import cuda, reference
-from thawkit.ops.focal.sigmoid_operators import Options
+from thawkit.ops.focal.sigmoid_operators import Options, _by_definition
+from thawkit.ops.focal.weights import BLOCK, pack, weights
 
 from .registry import (
     DTYPES,
@@ -109,3 +112,74 @@ def past_two_to_the_31(run: Run, part: str) -> None:
         at = elements_of(block, n, 1024)
         loss, slope = truth(x[at], t[at], 2.0, upstream[at].double())
         close(out[at], loss if part == "rows" else slope, ERROR, 4e-7)
+
+
+def vectors(x: Tensor, **given: Any) -> dict[str, Any]:
+    """The options for weights that the public function takes."""
+    usual = {"alpha": 0.25, "alpha_mode": "balanced", "pos_weight": None, "weight": None}
+    return pack(x, weights(x, **usual | given))._asdict()
+
+
+OPTIONS: dict[str, Callable[[Tensor], dict[str, Any]]] = {
+    "class weights": lambda x: vectors(x, alpha=torch.linspace(0.1, 0.9, x.shape[1])),
+    "pos_weight": lambda x: vectors(x, pos_weight=torch.linspace(0.5, 2, x.shape[1])),
+    "a long period": lambda x: vectors(x, alpha=torch.rand(x.shape)),
+    "row weights": lambda x: vectors(x, weight=torch.randn(len(x), 1)),
+    "mask": lambda x: {"mask": torch.rand(x.shape) < 0.7},
+    "ignored": lambda x: {"ignored": 1.0},
+    "smoothing": lambda x: {"smoothing": 0.1},
+    "separate": lambda x: {"separate": True, **vectors(x, pos_weight=1.5)},
+}
+
+
+@check(
+    "sigmoid_focal", kind=list(OPTIONS), dtype=DTYPES, gamma=[2.0, 1.5], shape=[(23, 7), (5, 24), (1, 1030)],
+    targets=["numbers", "indices"],
+)  # fmt: skip
+def losses_with_options(
+    run: Run, kind: str, dtype: torch.dtype, gamma: float, shape: tuple, targets: str
+) -> None:
+    """What does not count may hold anything."""
+    x = (torch.randn(shape) * 3).to(dtype)
+    t: Tensor = (torch.rand(shape) < 0.3).to(dtype) if kind == "ignored" else torch.rand(shape).to(dtype)
+    if targets == "indices":
+        t = torch.arange(len(x)) % (x.shape[1] + 1) - 1
+    o = options(gamma)._replace(**OPTIONS[kind](x))
+    if o.mask is not None:
+        x = x.masked_fill(~o.mask, math.nan)
+    elif o.ignored is not None:
+        x = x.masked_fill((t if t.dim() == 2 else t[:, None]) == o.ignored, math.nan)
+    upstream = torch.randn(shape).to(dtype)
+    with run(seed=len(kind)):
+        loss, grad = cuda.rows(x, t, o), cuda.backward(upstream, x, t, o)
+    wide = x.double().requires_grad_()
+    true = _by_definition(wide, t, o)
+    (slope,) = torch.autograd.grad((true * upstream.double()).sum(), wide)
+    close(loss, true, ERROR + UNIT[dtype], 4e-7)
+    close(grad, slope, ERROR + UNIT[dtype], 2e-6)
+
+
+@check("sigmoid_focal", part=["rows", "mask", "classes"])
+def options_past_two_to_the_31(run: Run, part: str) -> None:
+    n, period = PAST_INT32, 11
+    x, t, out, mask = (virtual(n, dtype) for dtype in (*[torch.float32] * 3, torch.uint8))
+    row_weight = virtual(n // 3 + 1, torch.float32)
+    block = last_stride(n, 1024)[1]
+    at = elements_of(block, n, 1024)
+    x[at], t[at] = inputs(len(at), torch.float32, True)
+    row_weight[at // 3] = torch.rand(len(at)) + 0.5
+    mask[at] = torch.randint(2, at.shape, dtype=torch.uint8)
+    classes = torch.rand(3, period)
+    repeated = classes.repeat(1, 60)[:, : period + BLOCK].contiguous()
+    given: dict[str, Any] = {
+        "rows": {"row_weight": row_weight, "row": 3},
+        "mask": {"mask": mask},
+        "classes": {"classes": repeated, "period": period},
+    }[part]
+    with run(blocks=[block]):
+        cuda._run(x, t, options(2.0)._replace(**given), out, None, None, 1.0)
+    weighs = classes[:, at % period].double() if part == "classes" else (0.25, 0.75, 1.0)
+    loss = reference.sigmoid_focal(x[at].double(), t[at].double(), *weighs[:2], 2.0, weighs[2])
+    if part != "classes":
+        loss = loss * (row_weight[at // 3] if part == "rows" else mask[at]).double()
+    close(out[at], loss, ERROR, 4e-7)

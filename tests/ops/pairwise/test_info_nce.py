@@ -13,7 +13,7 @@ from tests.ops.conftest import against_reference, relative_error, values_and_gra
 from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
-from thawkit.ops.pairwise import cpu, cuda
+from thawkit.ops.pairwise import cpu, cuda, gpu, gpu_panels
 
 SIZES = [
     (1, 1, 1),
@@ -271,35 +271,33 @@ def test_info_nce_compiles_without_graph_breaks(backend):
     torch.testing.assert_close(got, expected)
 
 
-def plain_epilogue(scores, first, row_weight, weight, scale, loss, dscale, gradient):
-    rows = torch.arange(scores.shape[0])
-    logits = scale * scores
-    loss.copy_(logits.logsumexp(1) - logits[rows, first + rows])
+def plain_softmax(panel, loss, *, dscale, **options):
+    rows = torch.arange(len(loss))
+    logits = panel.scale * panel.scores
+    loss.copy_(logits.logsumexp(1) - logits[rows, panel.first + rows])
     slopes = logits.softmax(1)
-    slopes[rows, first + rows] -= 1
-    slopes *= weight if row_weight is None else row_weight[:, None]
-    if dscale.numel():
-        dscale.copy_((slopes * scores).sum(1))
-    scores.copy_(slopes)
+    slopes[rows, panel.first + rows] -= 1
+    slopes *= panel.factor * panel.row_weight[:, None]
+    dscale.copy_((slopes * panel.scores).sum(1))
+    panel.slopes.copy_(slopes)
 
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("panel_rows", "scale"), [(1, 3.0), (7, 3.0), (100, 3.0), (7, 0.0)])
-def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, scale, normalize):
+def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, scale, normalize, monkeypatch):
+    monkeypatch.setattr(gpu_panels, "_PANEL_BYTES", 4 * 31 * panel_rows)
     q, k = clip_like(23, 31, 6)
     q[3] *= 5e-13 / q[3].norm()  # below the norm that normalization divides by at least
     weights = torch.rand(23)
-    scale = torch.tensor(scale)
-    got = cuda.info_nce(
-        q, k, scale, weights, 1.0, normalize, True, True, True,
-        run_epilogue=plain_epilogue, panel_bytes=4 * 31 * panel_rows,
-    )  # fmt: skip
-    loss, total, _, _, *gradients, _ = cpu.row_softmax(
-        q, k, scale, None, None, None, None, weights, 1.0, normalize, 0, -1, 0, math.inf,
+    arguments = (
+        q, k, torch.tensor(scale), None, None, None, None, weights, 1.0, normalize, 0, -1, 0, math.inf,
         True, True, True, False, False,
     )  # fmt: skip
-    expected = loss, total, *gradients
-    for a, b in zip(got, expected, strict=True):
+    unused = cuda.column_sums, cuda.clip, cuda.sigmoid
+    loss, total, _, _, *gradients, _ = gpu.row_softmax(gpu.Epilogues(plain_softmax, *unused), *arguments)
+    got = loss, total, *gradients
+    loss, total, _, _, *gradients, _ = cpu.row_softmax(*arguments)
+    for a, b in zip(got, (loss, total, *gradients), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 

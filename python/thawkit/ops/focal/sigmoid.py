@@ -21,7 +21,6 @@ _KERNELS: dict[str, Objection] = {
     "cuda": cuda.objection,
     "triton": triton.objection,
 }
-_WITH_OPTIONS = _KERNELS | {"cuda": cuda.objection_to_options}
 BACKENDS = {"sigmoid_focal": tuple(_KERNELS)}
 
 
@@ -81,9 +80,7 @@ def sigmoid_focal(
     by = normalizers.divisor(
         normalizer, reduction, inputs.numel(), *_counts(inputs, targets, mask, ignore_index)
     )
-    special = not given.plain or indices or mask is not None or ignore_index is not None
-    special = special or label_smoothing != 0 or separate
-    kernels = _WITH_OPTIONS if special else _KERNELS
+    kernels = _KERNELS
     if targets.requires_grad or given.requires_grad:
         kernels = {}
     smoothing = float(label_smoothing)

@@ -10,12 +10,16 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import Objection, choose
-from thawkit.ops.focal import cpu, options, reference, triton
+from thawkit.ops.focal import cpu, cuda, options, reference, triton
 from thawkit.ops.focal import normalizer as normalizers
 from thawkit.ops.focal.softmax_operators import SoftmaxFocal, SoftmaxFocalTotal
 from thawkit.ops.pairwise.common import full_precision, lifted
 
-_KERNELS: dict[str, Objection] = {"cpu": cpu.objection, "triton": triton.objection}
+_KERNELS: dict[str, Objection] = {
+    "cpu": cpu.objection,
+    "cuda": cuda.objection,
+    "triton": triton.objection,
+}
 BACKENDS = {"softmax_focal": tuple(_KERNELS)}
 
 ALPHA_MODES = ("per_class", "balanced", "positive")

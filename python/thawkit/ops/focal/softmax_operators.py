@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops._library import define, empty, scaled
-from thawkit.ops.focal import cpu, reference, triton
+from thawkit.ops.focal import cpu, cuda, reference, triton
 from thawkit.ops.pairwise.common import lifted
 
 
@@ -32,7 +32,7 @@ _SCHEMA = (
 )
 
 
-_KERNELS: dict[str, ModuleType] = {"cpu": cpu, "triton": triton}
+_KERNELS: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton}
 
 
 def _dense(alpha: Tensor | None, offset: Tensor | None, margin: Tensor | None, *numbers: Any) -> Options:

@@ -1,114 +1,148 @@
-"""The pairwise engine on CUDA without Triton: panels of cuBLAS products, one epilogue kernel on each."""
+"""The pairwise engine on CUDA without Triton: the epilogues in CUDA C++, which take what Triton's do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from thawkit.ops._library import empty, pointer, stream, takes_only
-from thawkit.ops.pairwise.rows import through_norm, unit_rows
-
-# scores (R, M) in place, first row, row weights, weight, scale, losses (R,), dscale (R,) or empty, gradient?
-Epilogue = Callable[[Tensor, int, Tensor | None, float, Tensor, Tensor, Tensor, bool], None]
-
-_PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
-
+from thawkit.kernels.panel import Panel
+from thawkit.ops._library import DTYPES, pointer, stream, takes_only
+from thawkit.ops.pairwise import gpu
 
 objection = takes_only("cuda")
 
 
-def epilogue(
-    scores: Tensor,
-    first: int,
-    row_weight: Tensor | None,
-    weight: float,
-    scale: Tensor,
+def _fields(panel: Panel) -> tuple[Any, ...]:
+    """Return those of ``Panel`` in csrc/cuda/kernels.h."""
+    stride, slope_stride = panel.strides()
+    return (
+        pointer(panel.scores),
+        *panel.scores.shape,
+        stride,
+        pointer(panel.slopes),
+        DTYPES[torch.float32 if panel.slopes is None else panel.slopes.dtype],
+        slope_stride,
+        panel.first,
+        pointer(panel.scale),
+        pointer(panel.row_weight),
+        panel.factor,
+    )
+
+
+def softmax(
+    panel: Panel,
     loss: Tensor,
-    dscale: Tensor,
-    gradient: bool,
+    *,
+    target: Tensor | None = None,
+    offset: int = 0,
+    bias: Tensor | None = None,
+    excluded: int = -1,
+    row_labels: Tensor | None = None,
+    key_labels: Tensor | None = None,
+    labels: int = 0,
+    margin: float = math.inf,
+    log_sum: Tensor | None = None,
+    missing: Tensor | None = None,
+    positive: Tensor | None = None,
+    maximum: Tensor | None = None,
+    dscale: Tensor | None = None,
 ) -> None:
-    """Run the CUDA epilogue kernel on one panel."""
+    """Write what is wanted of a panel's softmax cross-entropies, ``RowSoftmaxArgs`` in csrc/cpu/kernels.h.
+
+    Of each row (R,), float32: the loss; the log-sum-exp and 1 less the positive's softmax; the positive's
+    logit and the largest one; its part of the scale's gradient.
+    """
     from thawkit import _C
 
-    with torch.cuda.device(scores.device):
-        _C.info_nce_panel_cuda(
-            pointer(scores),
-            scores.shape[0],
-            scores.shape[1],
-            scores.stride(0),
-            first,
-            pointer(row_weight),
-            weight,
-            pointer(scale),
+    with torch.cuda.device(panel.scores.device):
+        _C.softmax_panel_cuda(
+            _fields(panel),
+            pointer(target),
+            offset,
+            pointer(bias),
+            excluded,
+            pointer(row_labels),
+            pointer(key_labels),
+            labels,
+            margin,
             pointer(loss),
+            pointer(log_sum),
+            pointer(missing),
+            pointer(positive),
+            pointer(maximum),
             pointer(dscale),
-            gradient,
             stream(),
         )
 
 
-def info_nce(
-    q: Tensor,
-    k: Tensor,
-    scale: Tensor,
-    row_weight: Tensor | None,
-    weight: float,
-    normalize: bool,
-    need_dq: bool,
-    need_dk: bool,
-    need_dscale: bool,
-    run_epilogue: Epilogue = epilogue,
-    panel_bytes: int = _PANEL_BYTES,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Losses of the rows (float32), their weighted sum and its gradients.
+def column_sums(panel: Panel, maximum: Tensor, total: Tensor) -> None:
+    """Add a panel's rows to the columns' maxima and sums (C,), from -inf and 0 on; row i has no column i."""
+    from thawkit import _C
 
-    Inputs of half precision keep it in the products, which accumulate in float32. ``run_epilogue`` is a
-    parameter so that the driver is tested where there is no CUDA.
-    """
-    rows, keys = q.shape[0], k.shape[0]
-    scale32 = scale.to(device=q.device, dtype=torch.float32)
-    (queries, q_norm), (unit_keys, k_norm) = unit_rows(q, normalize), unit_rows(k, normalize)
-    gradient = need_dq or need_dk or need_dscale
+    with torch.cuda.device(panel.scores.device):
+        _C.column_sums_panel_cuda(_fields(panel), pointer(maximum), pointer(total), stream())
 
-    loss = torch.empty(rows, dtype=torch.float32, device=q.device)
-    dq = torch.empty(q.shape, dtype=torch.float32, device=q.device) if need_dq else empty(q)
-    dk = torch.zeros(k.shape, dtype=torch.float32, device=q.device) if need_dk else empty(k)
-    dscale = torch.empty_like(loss) if need_dscale else empty(loss)
-    height = max(1, min(rows, panel_bytes // (4 * max(keys, 1))))
-    for first in range(0, rows, height):
-        here = slice(first, first + height)
-        scores = _product(queries[here], unit_keys.t())
-        run_epilogue(
-            scores,
-            first,
-            None if row_weight is None else row_weight[here].float().contiguous(),
-            weight,
-            scale32,
-            loss[here],
-            dscale[here],
-            gradient,
+
+def clip(
+    panel: Panel,
+    log_sum: Tensor,
+    missing: Tensor,
+    column_log_sum: Tensor,
+    column_missing: Tensor,
+    column_weight: Tensor | None = None,
+    dscale: Tensor | None = None,
+) -> None:
+    """Write the slopes of CLIP's loss, whose log-sum-exps and 1 less the positives' softmax are known."""
+    from thawkit import _C
+
+    with torch.cuda.device(panel.scores.device):
+        _C.clip_panel_cuda(
+            _fields(panel),
+            pointer(log_sum),
+            pointer(missing),
+            pointer(column_log_sum),
+            pointer(column_missing),
+            pointer(column_weight),
+            pointer(dscale),
+            stream(),
         )
-        if gradient:
-            weights = scores.to(q.dtype)
-            if need_dq:
-                dq[here] = _product(weights, unit_keys) * scale32
-            if need_dk:
-                dk += _product(weights.t(), queries[here])
-    if need_dk:
-        dk *= scale32
-    if normalize:
-        dq = through_norm(dq, q, q_norm) if need_dq else dq
-        dk = through_norm(dk, k, k_norm) if need_dk else dk
-    total = loss.sum() * weight if row_weight is None else (loss * row_weight).sum()
-    return loss, total, dq.to(q.dtype), dk.to(k.dtype), dscale.sum() if need_dscale else dscale
 
 
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in float32, never rounded to half precision on the way."""
-    if a.dtype == torch.float32:
-        return a @ b
-    if a.device.type == "cuda":
-        return torch.mm(a, b, out_dtype=torch.float32)
-    return a.float() @ b.float()
+def sigmoid(
+    panel: Panel,
+    bias: Tensor,
+    offset: int | None,
+    loss: Tensor,
+    dscale: Tensor | None = None,
+    dbias: Tensor | None = None,
+) -> None:
+    """Write SigLIP's losses and slopes. Row i belongs to column i + offset; None: to none."""
+    from thawkit import _C
+
+    with torch.cuda.device(panel.scores.device):
+        _C.sigmoid_panel_cuda(
+            _fields(panel),
+            pointer(bias),
+            0 if offset is None else offset,
+            offset is not None,
+            pointer(loss),
+            pointer(dscale),
+            pointer(dbias),
+            stream(),
+        )
+
+
+_EPILOGUES = gpu.Epilogues(softmax, column_sums, clip, sigmoid)
+
+
+def row_softmax(*arguments: Any) -> tuple[Tensor | None, ...]:
+    """See :func:`thawkit.ops.pairwise.gpu.row_softmax`."""
+    return gpu.row_softmax(_EPILOGUES, *arguments)
+
+
+def pair_loss(*arguments: Any) -> tuple[Tensor | None, ...]:
+    """See :func:`thawkit.ops.pairwise.gpu.pair_loss`."""
+    return gpu.pair_loss(_EPILOGUES, *arguments)

@@ -10,11 +10,9 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference, triton
+from thawkit.ops.pairwise import reference
 from thawkit.ops.pairwise.common import full_precision, product
-from thawkit.ops.pairwise.row_softmax import row_softmax
-
-OBJECTIONS = {"cpu": cpu.objection, "triton": triton.objection}
+from thawkit.ops.pairwise.row_softmax import OBJECTIONS, row_softmax
 
 IGNORED = -100  # torch's default
 

@@ -11,13 +11,11 @@ from torch.nn import functional as F
 from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference, triton
+from thawkit.ops.pairwise import reference
 from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
 from thawkit.ops.pairwise.ref import check_ref, common_classes, own_offset
-from thawkit.ops.pairwise.row_softmax import Columns, row_softmax
+from thawkit.ops.pairwise.row_softmax import OBJECTIONS, Columns, row_softmax
 from thawkit.ops.pairwise.triplet import REDUCTIONS
-
-OBJECTIONS = {"cpu": cpu.objection, "triton": triton.objection}
 
 _PANEL = 128  # anchors, sorted by class, whose positives are multiplied at once
 

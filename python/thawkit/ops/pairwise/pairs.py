@@ -13,10 +13,10 @@ from torch import Tensor
 
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference, triton
+from thawkit.ops.pairwise import cpu, cuda, reference, triton
 from thawkit.ops.pairwise.common import full_precision, lifted
 
-KERNELS = {"cpu": cpu, "triton": triton}
+KERNELS = {"cpu": cpu, "cuda": cuda, "triton": triton}
 OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 KINDS = ("clip", "siglip", "nt_xent")  # in the order of the compiled kernels' PairLoss

@@ -21,8 +21,7 @@ from thawkit.ops.pairwise import cpu, cuda, reference, triton
 from thawkit.ops.pairwise.common import full_precision, ignored_rows, lifted
 
 KERNELS = {"cpu": cpu, "cuda": cuda, "triton": triton}
-_OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
-_WITH_OPTIONS = {name: _OBJECTIONS[name] for name in ("cpu", "triton")}  # CUDA's knows the plain form only
+OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 LABELS = ("ignored", "drop same", "keep same")
 
@@ -129,10 +128,9 @@ def row_softmax_and_statistics(
     scale = checks.one_number("logit_scale", logit_scale, q)
     if bias is not None and columns.margin < math.inf:
         raise ThawkitError(f"bias must be None where columns have a margin, got margin={columns.margin}")
-    plain = target is None and bias is None and row_weight is None and not statistics and columns == Columns()
     if k is q:
         k = k.view_as(k)  # torch.compile takes no Function whose arguments are one tensor
-    backend = choose("row_softmax", _OBJECTIONS if plain else _WITH_OPTIONS, q, k)
+    backend = choose("row_softmax", OBJECTIONS, q, k)
     if bias is not None and scale.requires_grad and normalize and backend == "cpu":
         # the kernel's logits hold the bias: the scale's gradient comes from that of the rows, as normalized
         q, k, normalize = normalized(lifted(q), dim=1), normalized(lifted(k), dim=1), False
@@ -197,13 +195,7 @@ def _kernel(
     need: list[bool],
     backend: str,
 ) -> tuple[Tensor | None, ...]:
-    if backend == "cuda":
-        need_dq, need_dk, need_dscale, *_ = need
-        loss, total, dq, dk, dscale = cuda.info_nce(
-            q, k, scale, row_weight, weight, normalize, need_dq, need_dk, need_dscale
-        )
-        return loss, total, None, None, dq, dk, dscale, None
-    return (cpu if backend == "cpu" else triton).row_softmax(
+    return KERNELS[backend].row_softmax(
         q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize, offset, excluded,
         labels, margin, *need,
     )  # fmt: skip

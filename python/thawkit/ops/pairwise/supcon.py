@@ -10,13 +10,11 @@ from torch.nn.functional import normalize as normalized
 
 from thawkit.ops import checks
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference, triton
+from thawkit.ops.pairwise import reference
 from thawkit.ops.pairwise.common import full_precision, lifted, reduced_over
 from thawkit.ops.pairwise.positives import Pairs, checked_pairs
 from thawkit.ops.pairwise.ref import check_ref_rows, own_offset
-from thawkit.ops.pairwise.row_softmax import Columns, row_softmax
-
-OBJECTIONS = {"cpu": cpu.objection, "triton": triton.objection}
+from thawkit.ops.pairwise.row_softmax import OBJECTIONS, Columns, row_softmax
 
 
 def supcon(

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from thawkit.ops._library import dtype_objection
 from thawkit.ops.pairwise.common import full_precision
+from thawkit.ops.pairwise.gpu_panels import Operand, Slopes, floats, panels, total
 from thawkit.ops.pairwise.reference.distances import centre
-from thawkit.ops.pairwise.triton_panels import Operand, Slopes, floats, panels, total
 
 objection = dtype_objection
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from thawkit.ops._library import dtype_objection, empty
 from thawkit.ops.pairwise.common import full_precision
+from thawkit.ops.pairwise.gpu_panels import _PANEL_BYTES, product
 from thawkit.ops.pairwise.reference.distances import centre
-from thawkit.ops.pairwise.triton_panels import _PANEL_BYTES, product
 
 if TYPE_CHECKING:
     from thawkit.kernels.mmd import Pairs

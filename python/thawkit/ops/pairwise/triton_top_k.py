@@ -14,9 +14,9 @@ from torch import Tensor
 
 from thawkit.ops._library import dtype_objection
 from thawkit.ops.pairwise.common import full_precision
+from thawkit.ops.pairwise.gpu_panels import panel_height, product
 from thawkit.ops.pairwise.reference.distances import centre
 from thawkit.ops.pairwise.rows import unit_rows
-from thawkit.ops.pairwise.triton_panels import panel_height, product
 
 if TYPE_CHECKING:
     from thawkit.kernels.top_k import Scores

@@ -1,17 +1,14 @@
-"""The panel driver of the Triton backend: panels of cuBLAS products, and what their slopes add up to."""
+"""Panels of products for the epilogues of a GPU, and the gradients that their slopes give."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from thawkit.kernels.panel import Panel
 from thawkit.ops.pairwise.rows import through_norm, unit_rows
-
-if TYPE_CHECKING:
-    from thawkit.kernels.epilogue import Panel
 
 _PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
 
@@ -80,8 +77,6 @@ def panels(
         backward: whether slopes are wanted.
         known: the products, where one panel holds them all and they have been made.
     """
-    from thawkit.kernels.epilogue import Panel
-
     rows = x.rows.shape[0]
     height = panel_height(rows, y.rows.shape[0])
     for first in range(0, rows, height):
