@@ -27,10 +27,21 @@ inline bool aligned_rows(const Panel& panel) {
          aligned_to_neighbours(static_cast<const T*>(panel.slopes), panel.slope_stride);
 }
 
+// One access of 16 bytes each.
+__device__ __forceinline__ Neighbours<float> load_wide(const float* from) {
+  const float4 v = __ldca(reinterpret_cast<const float4*>(from));
+  return {v.x, v.y, v.z, v.w};
+}
+
+__device__ __forceinline__ Neighbours<int32_t> load_wide(const int32_t* from) {
+  const int4 v = __ldca(reinterpret_cast<const int4*>(from));
+  return {v.x, v.y, v.z, v.w};
+}
+
 // As many as `count` says, the others 0. `wide`: neighbours are aligned to one access.
 template <class T>
 __device__ __forceinline__ Neighbours<T> load_neighbours(const T* from, int count, bool wide) {
-  if (wide && count == kNeighbours) return *reinterpret_cast<const Neighbours<T>*>(from);
+  if (wide && count == kNeighbours) return load_wide(from);
   Neighbours<T> v;
 #pragma unroll
   for (int e = 0; e < kNeighbours; ++e) v.lane[e] = e < count ? from[e] : T{};

@@ -8,7 +8,7 @@ SIGMOID, SOFTMAX = "cuda/focal.cu", "cuda/softmax_focal.cu"
 # kernel: (name, file, what stands there, what is planted, why it is harmless if it is)
 PLANTED: dict[str, list[tuple[str, ...]]] = {
     "sigmoid_focal": [
-        ("options: a period goes on", SIGMOID, "if (++in_period == a.period) in_period = 0;", "++in_period;"),
+        ("options: neighbours share their factors", SIGMOID, "++in_period;", ""),
         ("options: a row goes on", SIGMOID, "in_row = 0, ++row;", "in_row = 0;"),
         ("options: periods begin with threads", SIGMOID, "i % a.row, i % a.period}", "i % a.row, 0}"),
         ("options: positives' factor for the negatives", SIGMOID, "of[length], of[2 * length]", "of[0], of[2 * length]"),

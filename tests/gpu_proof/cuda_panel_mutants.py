@@ -42,7 +42,7 @@ PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("own slope of weight 0", SOFTMAX, "weight != 0.f ? -others * share : 0.f", "-others * share"),
         ("0 times infinity", SOFTMAX, "if (slope != 0.f) dscale +=", "dscale +="),
         ("scale's gradient without the positive", SOFTMAX, "(v.raw.lane[e] - own_score)", "v.raw.lane[e]"),
-        ("slopes that were not asked for", PANEL, "return panel.slopes ? static_cast<T*>(panel.slopes) + row * panel.slope_stride : nullptr;", "return static_cast<T*>(panel.slopes) + row * panel.slope_stride;"),
+        ("slopes that were not asked for", SOFTMAX, "if (slopes) store_neighbours", "store_neighbours"),
         ("scale's gradient without slopes", SOFTMAX, "if (!slopes && !a.dscale) return;", "if (!slopes) return;"),
         ("weight of the first row", PANEL, "panel.row_weight[row]", "panel.row_weight[0]"),
         ("no barrier after a warp's part", COMMON, "if (lane == 0) shared[warp] = x;\n  __syncthreads();", "if (lane == 0) shared[warp] = x;"),
@@ -83,7 +83,6 @@ PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("scale's gradient by the logits", PAIRS, "if (e < count) dscale += slope * raw.lane[e]", "if (e < count) dscale += slope * logit"),
         ("scale's gradient of one thread", PAIRS, "  if (!a.dscale) return;\n  dscale = block_reduce<false>(dscale, shared);", "  if (!a.dscale) return;"),
         ("factor is dropped", PANEL, "panel.factor * panel.row_weight[row]", "panel.row_weight[row]"),
-        ("slopes that were not asked for", PANEL, "return panel.slopes ? static_cast<T*>(panel.slopes) + row * panel.slope_stride : nullptr;", "return static_cast<T*>(panel.slopes) + row * panel.slope_stride;"),
     ],
     "sigmoid_panel": [
         ("sign of the own column", PAIRS, "j + e == own ? -1.f : 1.f", "1.f"),

@@ -128,7 +128,8 @@ OPTIONS: dict[str, Callable[[Tensor], dict[str, Any]]] = {
     "mask": lambda x: {"mask": torch.rand(x.shape) < 0.7},
     "ignored": lambda x: {"ignored": 1.0},
     "smoothing": lambda x: {"smoothing": 0.1},
-    "separate": lambda x: {"separate": True, **vectors(x, pos_weight=1.5)},
+    "separate": lambda x: {"separate": True},
+    "separate, weighted": lambda x: {"separate": True, **vectors(x, pos_weight=1.5)},
 }
 
 

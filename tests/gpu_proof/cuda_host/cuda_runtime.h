@@ -83,6 +83,13 @@ CUDA_HOST_UNCHECKED T atomicAdd(T* address, T value) {
   return old;
 }
 
+// A load of a vector, which gcc would else take apart before it asks.
+template <class T>
+CUDA_HOST_UNCHECKED __attribute__((noinline)) T __ldca(const T* address) {
+  cuda_host::access(address, sizeof(T), false, false, __builtin_return_address(0));
+  return *address;
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 inline float __fdividef(float a, float b) { return a / b; }
