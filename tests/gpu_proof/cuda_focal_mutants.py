@@ -55,7 +55,7 @@ PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("half of a team's losses", SOFTMAX, "offset = Team / 2; offset; offset /= 2) {\n        loss", "offset = Team / 4; offset; offset /= 2) {\n        loss"),
         ("infinity less infinity", SOFTMAX, "else if (!(logit == -INFINITY))", "else"),
         ("what is missing to 1 cancels", SOFTMAX, "distance == 0.f ? at.share : 1.f - p", "1.f - p"),
-        ("slope cancels", SOFTMAX, "slope * term.miss - term.p * (slopes - slope)", "slope - term.p * slopes", "no sum of slopes is so near to one of them that float32 shows it beside what is missing to 1"),
+        ("slope cancels", SOFTMAX, "slope * term.miss - term.p * (slopes - slope)", "slope - term.p * slopes"),
         ("power of 1", SOFTMAX, "if (gamma == 1.f) return miss;", "if (gamma == 1.5f) return miss;"),
         ("gamma is dropped from the slope", SOFTMAX, "gamma * power * p * ratio - power", "power * p * ratio - power"),
         ("probabilities of another dtype", SOFTMAX, "if (dtype == Dtype::kFloat16) return", "if (dtype == Dtype::kFloat32) return"),

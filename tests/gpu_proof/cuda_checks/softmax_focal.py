@@ -63,9 +63,11 @@ def losses_and_gradients(run: Run, shape: tuple, dtype: torch.dtype, kind: str, 
     with run(seed=len(kind)):
         rows = cuda.softmax_rows(x, t, o)
         total, grad = cuda.softmax_total(x, t, o, 0.5, torch.tensor(4.0), True)
+        _, half = cuda.softmax_total(x, t, o, 0.5, None, True)
         backward = cuda.softmax_backward(upstream, x, t, o)
     loss, slope = truth(x, t, o)
     close(rows, loss, 2 * ERROR, 2e-6)
+    close(half, 0.5 * slope, UNIT[dtype] + 4 * ERROR, 4e-6)
     close(total, 0.125 * loss.sum(), 1e-5, 1e-6)
     close(grad, 0.125 * slope, UNIT[dtype] + 4 * ERROR, 2e-6)
     close(backward, truth(x, t, o, upstream.double())[1], UNIT[dtype] + 4 * ERROR, 1e-5)
