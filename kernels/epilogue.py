@@ -15,6 +15,7 @@ from thawkit.kernels.arithmetic import log1p
 from thawkit.kernels.panel import Panel
 
 _MOST_COLUMNS = 4096  # of a row at a time
+_REGISTERS = 80  # a thread may have: left to itself, the compiler spills some to make room for a fourth block
 
 
 @triton.jit
@@ -306,6 +307,7 @@ def clip(
         *panel.strides(), 0, panel.factor, KIND="clip", PAIRED=True,
         ROW_WEIGHT=panel.row_weight is not None, SLOPES=panel.slopes is not None, DSCALE=dscale is not None,
         DBIAS=False, BLOCK=block, num_warps=_warps(block),
+        maxnreg=_REGISTERS if block > 2048 else None,
     )  # fmt: skip
 
 

@@ -191,6 +191,18 @@ def _class_weights(T, at, there, column, classes, target, Alpha, smoothing,
 
 
 @triton.jit
+def _upstream(Upstream, Divisor, position, inside, known, factor,
+              UPSTREAM: tl.constexpr, DIVISOR: tl.constexpr, BLOCK_P: tl.constexpr):  # fmt: skip
+    """Return what gradients are multiplied by, loaded late: no register is to hold it before."""
+    upstream = tl.full([BLOCK_P], 1.0, tl.float32) * factor
+    if UPSTREAM:
+        upstream = tl.load(Upstream + position, mask=inside, other=0.0)
+    if DIVISOR:
+        upstream /= tl.load(Divisor)
+    return tl.where(known, upstream, float("nan"))
+
+
+@triton.jit
 def _softmax(
     X, T, Loss, Partial, Grad, Upstream, Alpha, Offset, Margin, Divisor,
     positions, classes, inner, blocks, scale, gamma, smoothing, ignored, factor,
@@ -213,11 +225,12 @@ def _softmax(
     counts = inside
     known = inside
     if PROBABLE:
-        target = tl.full([BLOCK_P], -1, tl.int64)
+        target = tl.full([BLOCK_P], -1, tl.int32)
     else:
         target = tl.load(T + position, mask=inside, other=0)
         counts = counts & (target != ignored)
         known = (target >= 0) & (target < classes)
+        target = tl.where(known, target, -1).to(tl.int32)  # half the registers
     margin = tl.zeros([BLOCK_P], tl.float32)
     if MARGIN:
         margin = tl.load(Margin + target, mask=counts & known, other=0.0)
@@ -226,12 +239,6 @@ def _softmax(
     others = tl.zeros([BLOCK_P], tl.float32)
     loss = tl.zeros([BLOCK_P], tl.float32)
     slopes = tl.zeros([BLOCK_P], tl.float32)  # sum over the classes
-    upstream = tl.full([BLOCK_P], 1.0, tl.float32) * factor
-    if UPSTREAM:
-        upstream = tl.load(Upstream + position, mask=inside, other=0.0)
-    if DIVISOR:
-        upstream /= tl.load(Divisor)
-    upstream = tl.where(known, upstream, float("nan"))
     if WHOLE:
         column, at, there, z = _load_classes(
             X, base, 0, classes, inner, counts, target, scale, Offset, margin, OFFSET, BLOCK_C
@@ -241,6 +248,9 @@ def _softmax(
         weight = _class_weights(T, at, there, column, classes, target, Alpha, smoothing, PROBABLE, ALPHA)
         loss = tl.sum(tl.where(weight == 0.0, 0.0, weight * term), 1)
         if GRAD:
+            upstream = _upstream(
+                Upstream, Divisor, position, inside, known, factor, UPSTREAM, DIVISOR, BLOCK_P
+            )
             slope = tl.where(weight == 0.0, 0.0, weight * slope)
             gradient = _through_softmax(slope, p, miss, tl.sum(slope, 1)) * (upstream * scale)[:, None]
             written = inside[:, None] & (column[None, :] < classes)
@@ -260,6 +270,9 @@ def _softmax(
             loss += tl.sum(tl.where(weight == 0.0, 0.0, weight * term), 1)
             slopes += tl.sum(tl.where(weight == 0.0, 0.0, weight * slope), 1)
         if GRAD:
+            upstream = _upstream(
+                Upstream, Divisor, position, inside, known, factor, UPSTREAM, DIVISOR, BLOCK_P
+            )
             for first in range(0, classes, BLOCK_C):
                 column, at, there, z = _load_classes(
                     X, base, first, classes, inner, counts, target, scale, Offset, margin, OFFSET, BLOCK_C
@@ -363,6 +376,7 @@ def sigmoid_focal(
 
 _TILE = 2048  # logits a program holds
 _POSITIONS = 64  # of a sample, next to each other
+_REGISTERS = 128  # a thread may have: left to itself, the compiler spills some to make room for more blocks
 
 
 def _softmax_tiles(classes: int, inner: int) -> tuple[int, int]:
@@ -371,7 +385,9 @@ def _softmax_tiles(classes: int, inner: int) -> tuple[int, int]:
     if inner == 1:
         block_c = min(block_c, _TILE)
         return max(1, _TILE // max(block_c, 16)), block_c
-    return _POSITIONS, min(block_c, _TILE // _POSITIONS)
+    whole = _TILE // _POSITIONS
+    # of classes in several tiles each logit takes more registers: addresses lie far apart
+    return _POSITIONS, block_c if block_c <= whole else whole // 2
 
 
 def softmax_programs(samples: int, classes: int, inner: int) -> int:
@@ -409,5 +425,5 @@ def softmax_focal(
         samples * inner, classes, inner, triton.cdiv(inner, block_p), scale, gamma, smoothing, ignored,
         out.factor, GAMMA=_gamma(gamma), PROBABLE=t.is_floating_point(), ALPHA=alpha is not None,
         OFFSET=offset is not None, MARGIN=margin is not None, ROWS=inner == 1, WHOLE=classes <= block_c,
-        BLOCK_P=block_p, BLOCK_C=block_c, **out.flags(),
+        BLOCK_P=block_p, BLOCK_C=block_c, maxnreg=None if inner == 1 else _REGISTERS, **out.flags(),
     )  # fmt: skip

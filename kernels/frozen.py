@@ -15,7 +15,8 @@ _WIDE = (1 << 31) - _BLOCK
 
 
 @triton.jit
-def _bits_of(x, a, b, KIND: tl.constexpr, BOUNDED: tl.constexpr):
+def bits_of(x, a, b, KIND: tl.constexpr, BOUNDED: tl.constexpr):
+    """Return the bits of numbers, by the kind of activation."""
     if KIND == "relu":
         if BOUNDED:
             bits = (x > a) & (x < b)
@@ -38,7 +39,8 @@ def _bits_of(x, a, b, KIND: tl.constexpr, BOUNDED: tl.constexpr):
 
 
 @triton.jit
-def _clamped(x, a, b):
+def clamped(x, a, b):
+    """Return numbers between two bounds."""
     # NaN stays NaN, which a GPU's minimum and maximum do not promise
     return tl.where(x != x, x, tl.minimum(tl.maximum(x, a), b))
 
@@ -46,20 +48,21 @@ def _clamped(x, a, b):
 @triton.jit
 def _value_of(x, a, b, KIND: tl.constexpr):
     if (KIND == "relu") or (KIND == "clamp"):
-        y = _clamped(x, a, b)
+        y = clamped(x, a, b)
     elif KIND == "threshold":
         y = tl.where(x <= a, b, x)
     elif KIND == "leaky":
         y = tl.where(x > 0.0, x, x * a)
     elif KIND == "hardsigmoid":
-        y = _clamped(x + 3.0, 0.0, 6.0) / 6.0
+        y = clamped(x + 3.0, 0.0, 6.0) / 6.0
     else:
         y = tl.abs(x)
     return y
 
 
 @triton.jit
-def _store_bits(Mask, bits, byte, bytes, BLOCK: tl.constexpr):
+def store_bits(Mask, bits, byte, bytes, BLOCK: tl.constexpr):
+    """Write BLOCK bits into the bytes of these numbers, below ``bytes``."""
     weights = tl.full([1], 1, tl.int32) << tl.arange(0, 8)
     grouped = tl.reshape(bits.to(tl.int32), [BLOCK // 8, 8]) * weights[None, :]
     tl.store(Mask + byte, tl.sum(grouped, 1).to(tl.uint8), mask=byte < bytes)
@@ -77,15 +80,16 @@ def _pack(
     byte = program * (BLOCK // 8) + tl.arange(0, BLOCK // 8)
     inside = at < count
     x = tl.load(X + at, mask=inside, other=0.0).to(tl.float32)
-    _store_bits(Mask, inside & _bits_of(x, lower, upper, KIND, BOUNDED), byte, bytes, BLOCK)
+    store_bits(Mask, inside & bits_of(x, lower, upper, KIND, BOUNDED), byte, bytes, BLOCK)
     if KIND == "abs":
-        _store_bits(Mask + bytes, inside & (x < 0.0), byte, bytes, BLOCK)
+        store_bits(Mask + bytes, inside & (x < 0.0), byte, bytes, BLOCK)
     if VALUES:
         tl.store(Y + at, _value_of(x, a, b, KIND), mask=inside)
 
 
 @triton.jit
-def _load_bits(Mask, at, inside):
+def load_bits(Mask, at, inside):
+    """Return the bits of elements; not set outside."""
     byte = tl.load(Mask + at // 8, mask=inside, other=0).to(tl.int32)
     return ((byte >> (at % 8).to(tl.int32)) & 1) != 0
 
@@ -101,7 +105,7 @@ def _masked(
     at = program * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     g = tl.load(G + at, mask=inside, other=0.0).to(tl.float32)
-    bits = _load_bits(Mask, at, inside)
+    bits = load_bits(Mask, at, inside)
     if KIND == "pass":
         dx = tl.where(bits, g, 0.0)
     elif KIND == "part":
@@ -109,7 +113,7 @@ def _masked(
     elif KIND == "two":
         dx = g * tl.where(bits, yes, no)
     else:
-        negative = _load_bits(Mask + bytes, at, inside)
+        negative = load_bits(Mask + bytes, at, inside)
         dx = g * tl.where(bits, 1.0, tl.where(negative, -1.0, 0.0))
     tl.store(DX + at, dx, mask=inside)
 

@@ -28,7 +28,7 @@ def _store_rows(matrix, values, rows, count, features, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def _forward(
-    Q, K, Scale, Loss, LogSum, Missing, rows, keys, features, q_stride, k_stride,
+    Q, K, Scale, Loss, Maximum, Sum, Missing, rows, keys, features, q_stride, k_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -52,44 +52,50 @@ def _forward(
     larger = tl.maximum(maximum, positive)
     others = total * tl.exp(maximum - larger)
     both = others + tl.exp(positive - larger)
-    tl.store(LogSum + row, larger + tl.log(both), mask=row < rows)
+    tl.store(Maximum + row, larger, mask=row < rows)
+    tl.store(Sum + row, both, mask=row < rows)
     tl.store(Missing + row, others / both, mask=row < rows)
     loss = tl.where(positive >= maximum, log1p(others), tl.log(both) + (larger - positive))
     tl.store(Loss + row, loss, mask=row < rows)
 
 
 @triton.jit
-def _slopes(q, k, scale, log_sum, missing, weight, row, column, keys):
-    """Return the tile's products before the scale, and d loss / d logits."""
+def _slopes(q, k, scale, maximum, share, of_own, row, column, keys):
+    """Return the tile's products before the scale, and weight * d loss / d logits."""
     products = tl.dot(q, tl.trans(k), input_precision="ieee")
-    softmax = tl.where(column[None, :] < keys, tl.exp(products * scale - log_sum[:, None]), 0.0)
-    slopes = tl.where(row[:, None] == column[None, :], -missing[:, None], softmax)
-    return products, slopes * weight[:, None]
+    softmax = tl.where(column[None, :] < keys, tl.exp(products * scale - maximum[:, None]), 0.0)
+    return products, tl.where(row[:, None] == column[None, :], of_own[:, None], softmax * share[:, None])
 
 
 @triton.jit
-def _load_statistics(LogSum, Missing, Weight, row, rows):
-    log_sum = tl.load(LogSum + row, mask=row < rows, other=float("inf"))
+def _load_statistics(Maximum, Sum, Missing, Weight, row, rows):
+    """Return the maximum, and what exponentials below it and the positive's 1 are multiplied by.
+
+    The maximum and the sum come apart: a row's slopes add up to 0, and the rounding of their log-sum-exp
+    would be in all of them but the positive's.
+    """
+    maximum = tl.load(Maximum + row, mask=row < rows, other=float("inf"))
+    weight = tl.load(Weight + row, mask=row < rows, other=0.0)
     missing = tl.load(Missing + row, mask=row < rows, other=0.0)
-    return log_sum, missing, tl.load(Weight + row, mask=row < rows, other=0.0)
+    return maximum, weight / tl.load(Sum + row, mask=row < rows, other=1.0), -missing * weight
 
 
 @triton.jit
 def _backward_queries(
-    Q, K, Scale, LogSum, Missing, Weight, DQ, DScale, rows, keys, features, q_stride, k_stride,
+    Q, K, Scale, Maximum, Sum, Missing, Weight, DQ, DScale, rows, keys, features, q_stride, k_stride,
     NEED_DQ: tl.constexpr, NEED_DSCALE: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     scale = tl.load(Scale)
     q = _load_rows(Q, row, rows, q_stride, features, BLOCK_D)
-    log_sum, missing, weight = _load_statistics(LogSum, Missing, Weight, row, rows)
+    maximum, share, of_own = _load_statistics(Maximum, Sum, Missing, Weight, row, rows)
     dq = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     dscale = tl.zeros([BLOCK_M], tl.float32)
     for first in range(0, keys, BLOCK_N):
         column = first + tl.arange(0, BLOCK_N)
         k = _load_rows(K, column, keys, k_stride, features, BLOCK_D)
-        products, slopes = _slopes(q, k, scale, log_sum, missing, weight, row, column, keys)
+        products, slopes = _slopes(q, k, scale, maximum, share, of_own, row, column, keys)
         if NEED_DSCALE:
             dscale += tl.sum(slopes * products, 1)
         if NEED_DQ:
@@ -102,7 +108,7 @@ def _backward_queries(
 
 @triton.jit
 def _backward_keys(
-    Q, K, Scale, LogSum, Missing, Weight, DK, rows, keys, features, q_stride, k_stride,
+    Q, K, Scale, Maximum, Sum, Missing, Weight, DK, rows, keys, features, q_stride, k_stride,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     column = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -112,13 +118,15 @@ def _backward_keys(
     for first in range(0, rows, BLOCK_M):
         row = first + tl.arange(0, BLOCK_M)
         q = _load_rows(Q, row, rows, q_stride, features, BLOCK_D)
-        log_sum, missing, weight = _load_statistics(LogSum, Missing, Weight, row, rows)
-        _, slopes = _slopes(q, k, scale, log_sum, missing, weight, row, column, keys)
+        maximum, share, of_own = _load_statistics(Maximum, Sum, Missing, Weight, row, rows)
+        _, slopes = _slopes(q, k, scale, maximum, share, of_own, row, column, keys)
         dk += tl.dot(tl.trans(slopes.to(q.dtype)), q, input_precision="ieee")
     _store_rows(DK, dk, column, keys, features, BLOCK_D)
 
 
 MOST_FEATURES = 128  # a tile holds whole rows
+# A thread may have so many: left to itself, the compiler spills registers to make room for a third block.
+_REGISTERS_OF_64_FEATURES = 192
 
 
 def _options(q: torch.Tensor) -> dict[str, int]:
@@ -134,12 +142,13 @@ def info_nce_forward(
     k: torch.Tensor,
     scale: torch.Tensor,
     loss: torch.Tensor,
-    log_sum: torch.Tensor,
+    maximum: torch.Tensor,
+    total: torch.Tensor,
     missing: torch.Tensor,
 ) -> None:
-    """Write the (N,) losses and log-sum-exps of ``scale * q @ k.T``, and 1 less the positives' softmax.
+    """Write (N,) numbers of the logits ``scale * q @ k.T``, of q (N, D) and k (M, D).
 
-    Of q (N, D) and k (M, D).
+    The losses; the maxima; the sums of ``exp(logits - maximum)``; 1 less the positives' softmax.
 
     Rows lie in memory without gaps, at any distance; so too for the functions below. Outputs are contiguous.
     """
@@ -147,14 +156,15 @@ def info_nce_forward(
         return
     options = _options(q)
     grid = (triton.cdiv(q.shape[0], options["BLOCK_M"]),)
-    _forward[grid](q, k, scale, loss, log_sum, missing, *_sizes(q, k), **options)
+    _forward[grid](q, k, scale, loss, maximum, total, missing, *_sizes(q, k), **options)
 
 
 def info_nce_backward_queries(
     q: torch.Tensor,
     k: torch.Tensor,
     scale: torch.Tensor,
-    log_sum: torch.Tensor,
+    maximum: torch.Tensor,
+    total: torch.Tensor,
     missing: torch.Tensor,
     weight: torch.Tensor,
     dq: torch.Tensor,
@@ -167,8 +177,9 @@ def info_nce_backward_queries(
     options = _options(q)
     grid = (triton.cdiv(q.shape[0], options["BLOCK_M"]),)
     _backward_queries[grid](
-        q, k, scale, log_sum, missing, weight, dq, dscale, *_sizes(q, k),
-        NEED_DQ=dq.numel() > 0, NEED_DSCALE=dscale.numel() > 0, **options,
+        q, k, scale, maximum, total, missing, weight, dq, dscale, *_sizes(q, k),
+        NEED_DQ=dq.numel() > 0, NEED_DSCALE=dscale.numel() > 0,
+        maxnreg=_REGISTERS_OF_64_FEATURES if options["BLOCK_D"] == 64 else None, **options,
     )  # fmt: skip
 
 
@@ -176,7 +187,8 @@ def info_nce_backward_keys(
     q: torch.Tensor,
     k: torch.Tensor,
     scale: torch.Tensor,
-    log_sum: torch.Tensor,
+    maximum: torch.Tensor,
+    total: torch.Tensor,
     missing: torch.Tensor,
     weight: torch.Tensor,
     dk: torch.Tensor,
@@ -184,4 +196,4 @@ def info_nce_backward_keys(
     """Write d(sum weight * loss) / dk over the scale (M, D)."""
     options = _options(q)
     grid = (triton.cdiv(k.shape[0], options["BLOCK_N"]),)
-    _backward_keys[grid](q, k, scale, log_sum, missing, weight, dk, *_sizes(q, k), **options)
+    _backward_keys[grid](q, k, scale, maximum, total, missing, weight, dk, *_sizes(q, k), **options)

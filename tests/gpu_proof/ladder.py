@@ -9,7 +9,8 @@
 6. run on a GPU.
 
 `THAWKIT_LADDER=rungs.jsonl pytest tests/gpu_proof`, then `python -m tests.gpu_proof.ladder rungs.jsonl`,
-writes ladder.json anew, from which `python bench/readme.py` makes the README's table.
+brings ladder.json up to date for the kernels that ran, and `python bench/readme.py` makes the README's table
+of it. Rungs that did not run stay as they are: where a kernel falls from one, a test fails.
 """
 
 from __future__ import annotations
@@ -48,6 +49,16 @@ def gathered(lines: Iterable[str]) -> dict[str, dict[str, Any]]:
     return dict(sorted(kernels.items()))
 
 
+def merged(before: dict[str, dict[str, Any]], now: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Return what stood there, with the rungs and facts of the kernels that ran now."""
+    kernels = dict(before)
+    for name, entry in now.items():
+        known = before.get(name, {"rungs": []})
+        kernels[name] = known | entry | {"rungs": sorted({*known["rungs"], *entry["rungs"]})}
+    return dict(sorted(kernels.items()))
+
+
 if __name__ == "__main__":
     lines = [line for path in sys.argv[1:] for line in Path(path).read_text().splitlines()]
-    LADDER.write_text(json.dumps(gathered(lines), indent=1) + "\n")
+    kernels = merged(json.loads(LADDER.read_text()), gathered(lines))
+    LADDER.write_text(json.dumps(kernels, indent=1) + "\n")

@@ -8,7 +8,7 @@ import pytest
 
 from .cuda_checks import KERNELS
 from .cuda_host.build import ROOT
-from .ladder import LADDER, gathered, record
+from .ladder import LADDER, gathered, merged, record
 
 
 def test_rungs_are_appended_to_the_named_file(tmp_path, monkeypatch):
@@ -42,9 +42,34 @@ def test_records_of_a_kernel_are_gathered():
     assert gathered(lines) == {"a": {"rungs": [5], "bytes": 8}, "b": {"rungs": [1, 3]}}
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_every_cuda_kernel_stands_at_rung_five(kernel):
-    assert set(json.loads(LADDER.read_text())[f"cuda/{kernel}"]["rungs"]) >= {1, 2, 3, 4, 5}
+def test_a_run_of_some_kernels_leaves_the_others_as_they_are():
+    before = {"a": {"rungs": [1, 2], "bytes": 8}, "b": {"rungs": [1], "bytes": 4}}
+    now = {"b": {"rungs": [5], "bytes": 5}, "c": {"rungs": [3]}}
+    assert merged(before, now) == {
+        "a": {"rungs": [1, 2], "bytes": 8},
+        "b": {"rungs": [1, 5], "bytes": 5},
+        "c": {"rungs": [3]},
+    }
+
+
+def _below_rung_five(names: list[str]) -> dict[str, list[int]]:
+    kernels = json.loads(LADDER.read_text())
+    rungs = {name: kernels.get(name, {"rungs": []})["rungs"] for name in names}
+    return {name: reached for name, reached in rungs.items() if not {*reached} >= {1, 2, 3, 4, 5}}
+
+
+def test_every_cuda_kernel_stands_at_rung_five():
+    assert not _below_rung_five([f"cuda/{kernel}" for kernel in KERNELS])
+
+
+def test_every_triton_family_stands_at_rung_five():
+    pytest.importorskip("triton")
+    from .families import FAMILIES
+
+    names = [family.rung for family in FAMILIES.values()]
+    assert not _below_rung_five(names)
+    known = {*names, *(f"cuda/{kernel}" for kernel in KERNELS)}
+    assert set(json.loads(LADDER.read_text())) == known, "a kernel that is no more"
 
 
 def test_the_readme_shows_the_ladder():

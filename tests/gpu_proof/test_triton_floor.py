@@ -1,6 +1,7 @@
 """Rung 5: what the Triton kernels move and compute, counted, against what the arithmetic needs.
 
-The counts are exact and asserted; the times made of them are predictions, not measurements.
+The counts are exact and asserted; the times made of them are predictions, not measurements. The ladder tells
+those of a family's launch that does most.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ pytest.importorskip("triton", minversion="3.8")
 from tests.gpu_proof.families import FAMILIES
 from tests.gpu_proof.ladder import record
 from tests.gpu_proof.triton_checks import interpreter
-from tests.gpu_proof.triton_checks.floor import H100, Floor, floor
+from tests.gpu_proof.triton_checks.floor import H100, Floor, facts, floor
 from tests.gpu_proof.triton_checks.memory import Traffic
 
 pytestmark = interpreter.required()
@@ -24,6 +25,10 @@ def _counted(family: str, launch) -> Traffic:
     with interpreter.checked(races=False) as memory:
         launch(kernels)
     return memory.traffic
+
+
+def _climbed(family: str, traffic: Traffic, elements: int) -> None:
+    record(FAMILIES[family].rung, 5, **facts(traffic, elements))
 
 
 def test_sigmoid_focal_moves_each_byte_once():
@@ -48,7 +53,8 @@ def test_softmax_focal_reads_logits_once_where_a_tile_holds_the_classes(classes,
     traffic = _counted("focal", launch)
     assert traffic.loaded == reads * x.nbytes + t.nbytes
     assert traffic.stored - grad.nbytes <= total.nbytes
-    record("focal", 5)
+    if reads == 1:
+        _climbed("focal", traffic, x.numel())
 
 
 def test_bits_are_a_sixteenth_of_what_they_stand_for():
@@ -59,7 +65,60 @@ def test_bits_are_a_sixteenth_of_what_they_stand_for():
     assert forward.unique == x.nbytes + y.nbytes + mask.nbytes
     backward = _counted("frozen bits", lambda kernels: kernels.masked("pass", x, mask, y, 1.0, 0.0))
     assert backward.unique == x.nbytes + y.nbytes + mask.nbytes
-    record("frozen bits", 5)
+    _climbed("frozen bits", forward, x.numel())
+
+
+@pytest.mark.parametrize("layout", [(16, 64, 1), (2, 4, 2048)])
+def test_channels_are_scaled_and_summed_in_one_pass(layout):
+    x, other, y, of_other = (torch.zeros(layout, dtype=torch.bfloat16) for _ in range(4))
+    mask, numbers = torch.zeros(x.numel() // 8, dtype=torch.uint8), torch.zeros(2, layout[1])
+    family, kernels = "frozen channels", FAMILIES["frozen channels"].load()
+    forward = _counted(
+        family, lambda kernels: kernels.channel_affine(x, other, y, mask, layout, *numbers, 0.0, 6.0)
+    )
+    moved = 3 * x.nbytes + mask.nbytes
+    assert moved + 8 * layout[1] <= forward.unique <= moved + 64 * layout[1]  # of scales a sector at least
+    parts = torch.zeros(2, kernels.sum_parts(layout), layout[1])
+    backward = _counted(
+        family,
+        lambda kernels: kernels.channel_affine_backward(x, other, mask, y, of_other, parts, layout, *numbers),
+    )
+    assert backward.stored == 2 * x.nbytes + parts.nbytes
+    moved = 4 * x.nbytes + mask.nbytes + parts.nbytes
+    assert moved + 8 * layout[1] <= backward.unique <= moved + 64 * layout[1]
+    assert backward.transcendentals == 0
+    if layout[2] > 1:
+        _climbed(family, backward, x.numel())
+
+
+def test_max_pool_reads_each_number_once_where_windows_do_not_overlap():
+    x, y = torch.zeros(2, 8, 32, 32), torch.zeros(2, 8, 16, 16)
+    codes = torch.zeros(y.numel() // 4, dtype=torch.uint8)
+    sizes = [1, 32, 32], [1, 16, 16], [1, 2, 2], [1, 2, 2], [0, 0, 0], [1, 1, 1]
+    geometry = 2, 8, *sizes, False, 2
+    forward = _counted("frozen max-pool", lambda kernels: kernels.max_pool(x, y, codes, geometry))
+    assert (forward.loaded, forward.stored) == (x.nbytes, y.nbytes + codes.nbytes)
+    assert forward.unique == x.nbytes + y.nbytes + codes.nbytes
+    backward = _counted("frozen max-pool", lambda kernels: kernels.max_pool_backward(y, x, codes, geometry))
+    assert backward.stored == x.nbytes
+    assert backward.loaded == y.nbytes + x.numel()  # an upstream gradient once, a byte an element
+    assert backward.unique == x.nbytes + y.nbytes + codes.nbytes
+    _climbed("frozen max-pool", forward, x.numel())
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_rounding_moves_values_once(bits):
+    x = torch.zeros(4096, dtype=torch.bfloat16)
+    codes = torch.zeros(x.numel() * bits // 8, dtype=torch.uint8)
+    numbers = torch.zeros(x.numel() // (64 if bits == 2 else 32))
+    forward = _counted("frozen quantize", lambda kernels: kernels.quantize(x, codes, numbers, bits))
+    assert (forward.loaded, forward.stored) == (x.nbytes, codes.nbytes + numbers.nbytes)
+    assert forward.unique == x.nbytes + codes.nbytes + numbers.nbytes
+    backward = _counted("frozen quantize", lambda kernels: kernels.dequantize(codes, numbers, None, x, bits))
+    assert backward.stored == x.nbytes
+    assert backward.unique == forward.unique
+    if bits == 4:
+        _climbed("frozen quantize", forward, x.numel())
 
 
 def test_softmax_epilogue_reads_a_panel_twice_and_writes_it_once():
@@ -78,7 +137,7 @@ def test_softmax_epilogue_reads_a_panel_twice_and_writes_it_once():
     )
     assert alone.loaded == scores.nbytes + rows * 8
     assert alone.stored == loss.nbytes
-    record("pairwise epilogue", 5)
+    _climbed("pairwise epilogue", traffic, scores.numel())
 
 
 _MMD_EXPONENTIALS = {"doubling": 1, "rbf": 5, "laplace": 5, "imq": 0, "energy": 0}
@@ -139,9 +198,9 @@ def test_mmd_permutations_write_the_kernel_over_its_products():
 
 
 def test_fused_info_nce_makes_its_products_anew():
-    n, features = 128, 64
+    n, features = 512, 64
     q, k = (torch.zeros(n, features, dtype=torch.bfloat16) for _ in range(2))
-    scale, of_row, weight = torch.tensor(1.0), torch.zeros(3, n), torch.ones(n)
+    scale, of_row, weight = torch.tensor(1.0), torch.zeros(4, n), torch.ones(n)
 
     def launch(kernels):
         kernels.info_nce_forward(q, k, scale, *of_row)
@@ -154,7 +213,7 @@ def test_fused_info_nce_makes_its_products_anew():
     assert (
         traffic.flops == 5 * 2 * n * n * features
     )  # the products three times, and a gradient of either side
-    record("info_nce (fused)", 5)
+    _climbed("info_nce (fused)", traffic, n * n)
 
 
 def _margin_rows(kernels, rows: int, columns: int, positives: int):
@@ -231,7 +290,7 @@ def test_a_similarity_is_read_once_and_a_few_once_more():
 
 
 def test_a_floor_is_what_takes_longest():
-    found = Floor(memory=1.0, cache=3.0, products=2.0, transcendentals=0.5)
+    found = Floor(memory=1.0, cache=3.0, products=2.0, operations=0.1, transcendentals=0.5)
     assert (found.bound, found.seconds) == ("cache", 3.0)
 
 

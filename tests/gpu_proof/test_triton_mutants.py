@@ -31,4 +31,4 @@ def test_planted_bugs_are_noticed(family):
     unseen = {name for name, mutant in family.mutants.items() if not _noticed(family, name, mutant)}
     assert unseen == {name for name, mutant in family.mutants.items() if mutant.harmless}
     assert len(family.mutants) - len(unseen) >= 10
-    record(family.name, 2)
+    record(family.rung, 2)

@@ -1,7 +1,18 @@
 """The Triton kernels under proof, one module a file of ``kernels/``."""
 
-from tests.gpu_proof.families import epilogue, focal, frozen, info_nce, margin, mmd, top_k
+from tests.gpu_proof.families import (
+    channels,
+    epilogue,
+    focal,
+    frozen,
+    info_nce,
+    margin,
+    max_pool,
+    mmd,
+    quantize,
+    top_k,
+)
 from tests.gpu_proof.triton_checks.family import Family
 
-_MODULES = info_nce, focal, frozen, epilogue, margin, top_k, mmd
+_MODULES = info_nce, focal, epilogue, margin, top_k, mmd, frozen, max_pool, quantize, channels
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}

@@ -138,7 +138,7 @@ def _configuration(kernels: ModuleType, dtype: torch.dtype, kinds: tuple[str, ..
 
 
 _MUTANTS = {
-    "pack: bits past the last": Mutant("inside & _bits_of", "_bits_of"),
+    "pack: bits past the last": Mutant("inside & bits_of", "bits_of"),
     "pack: bytes past the last are stored": Mutant(", mask=byte < bytes", ""),
     "pack: values past the last are stored": Mutant("KIND), mask=inside)", "KIND))"),
     "pack: bits the other way round": Mutant("<< tl.arange(0, 8)", "<< (7 - tl.arange(0, 8))"),
@@ -154,7 +154,7 @@ _MUTANTS = {
     "pack: hardsigmoid includes its bound": Mutant("(x < 3.0)", "(x <= 3.0)"),
     "pack: bounds are not rounded": Mutant("if exact else (a, b)", "if not exact else (a, b)"),
     "pack: no second plane": Mutant("inside & (x < 0.0)", "inside & (x > 0.0)"),
-    "pack: the second plane over the first": Mutant("_store_bits(Mask + bytes,", "_store_bits(Mask,"),
+    "pack: the second plane over the first": Mutant("store_bits(Mask + bytes,", "store_bits(Mask,"),
     "pack: bytes of another program": Mutant(
         "byte = program * (BLOCK // 8)", "byte = program * (BLOCK // 16)"
     ),
@@ -168,7 +168,7 @@ _MUTANTS = {
     "gradient: 0 times infinity": Mutant("tl.where(bits, g * yes, 0.0)", "g * tl.where(bits, yes, 0.0)"),
     "gradient: past the last": Mutant("tl.store(DX + at, dx, mask=inside)", "tl.store(DX + at, dx)"),
     "gradient: yes for no": Mutant("tl.where(bits, yes, no)", "tl.where(bits, no, yes)"),
-    "gradient: the sign of one plane": Mutant("_load_bits(Mask + bytes, at", "_load_bits(Mask, at"),
+    "gradient: the sign of one plane": Mutant("load_bits(Mask + bytes, at", "load_bits(Mask, at"),
 }
 
 FAMILY = Family(

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tests.gpu_proof.triton_checks.family import Comparison, Family, Mutant, poisoned, virtual
+from tests.gpu_proof.triton_checks.family import Comparison, Family, Mutant, off, poisoned, virtual
 
-# float32 sums; half precision rounds the weights once more before the second product
-_LOSS = 3e-6
+# float32 sums; half precision rounds the slopes once more before the second product
+_SUMS = 3e-6
 _GRADIENT = {torch.float32: 5e-6, torch.float16: 1.5e-3, torch.bfloat16: 8e-3}
 
 
@@ -20,35 +20,46 @@ def _rows(count: int, features: int, dtype: torch.dtype, seed: int) -> Tensor:
     return F.normalize(torch.randn(count, features, generator=torch.Generator().manual_seed(seed))).to(dtype)
 
 
-def _truth(q: Tensor, k: Tensor, scale: Tensor, weight: Tensor) -> list[Tensor]:
+def _truth(
+    q: Tensor, k: Tensor, scale: Tensor, weight: Tensor, rounding: Tensor | float = 0.0
+) -> list[Tensor]:
+    """What the kernels return, in float64; ``rounding`` is added to the products."""
     q, k, scale = (x.double().requires_grad_() for x in (q, k, scale))
-    logits = scale * q @ k.t()
+    logits = scale * (q @ k.t() + rounding)
     loss = F.cross_entropy(logits, torch.arange(q.shape[0]), reduction="none")
     gradients = torch.autograd.grad((loss * weight.double()).sum(), (q, k, scale))
     others = logits.detach().clone()
     others.fill_diagonal_(-torch.inf)
-    log_sum = logits.detach().logsumexp(1)
+    log_sum, maximum = logits.detach().logsumexp(1), logits.detach().amax(1)
     dq, dk, dscale = gradients
-    missing = (others.logsumexp(1) - log_sum).exp()
-    return [x.detach() for x in (loss, log_sum, missing, dq / scale, dk / scale, dscale)]
+    missing, total = (others.logsumexp(1) - log_sum).exp(), (log_sum - maximum).exp()
+    return [x.detach() for x in (loss, maximum, total, missing, dq / scale, dk / scale, dscale)]
 
 
 def _run(kernels: ModuleType, q: Tensor, k: Tensor, scale: Tensor, weight: Tensor) -> list[Tensor]:
-    loss, log_sum, missing, dscale = (poisoned(q.shape[0]) for _ in range(4))
+    *statistics, dscale = (poisoned(q.shape[0]) for _ in range(5))
     dq, dk = poisoned(*q.shape), poisoned(*k.shape)
-    kernels.info_nce_forward(q, k, scale, loss, log_sum, missing)
-    kernels.info_nce_backward_queries(q, k, scale, log_sum, missing, weight, dq, dscale)
-    kernels.info_nce_backward_keys(q, k, scale, log_sum, missing, weight, dk)
-    return [loss, log_sum, missing, dq, dk, dscale.sum()]
+    kernels.info_nce_forward(q, k, scale, *statistics)
+    kernels.info_nce_backward_queries(q, k, scale, *statistics[1:], weight, dq, dscale)
+    kernels.info_nce_backward_keys(q, k, scale, *statistics[1:], weight, dk)
+    return [*statistics, dq, dk, dscale.sum()]
 
 
 def _compared(kernels: ModuleType, q: Tensor, k: Tensor, scale: float) -> list[Comparison]:
+    """Allow what float32 sums err by, and twice what the rounding of float32 products alone would cost.
+
+    The exponentials take that rounding times the scale; float64 after it is the best that float32 can do.
+    """
     number, weight = torch.tensor(scale), torch.linspace(0.5, 1.5, q.shape[0])
     got, truth = _run(kernels, q, k, number, weight), _truth(q, k, number, weight)
-    gradient = max(_GRADIENT[q.dtype], 2e-7 * scale)  # the exponents' rounding grows with the scale
-    tolerances = _LOSS * max(1, scale), _LOSS, _LOSS * max(1, scale), gradient, gradient, 5e-5
-    names = "loss", "log_sum", "missing", "dq", "dk", "dscale"
-    return [Comparison(*c) for c in zip(names, got, truth, tolerances, strict=True)]
+    rounding = (q.float() @ k.float().t()).double() - q.double() @ k.double().t()
+    best = _truth(q, k, number, weight, rounding)
+    names = "loss", "maximum", "sum", "missing", "dq", "dk", "dscale"
+    sums = (*[_SUMS] * 4, *[_GRADIENT[q.dtype]] * 2, _GRADIENT[torch.float32])
+    return [
+        Comparison(name, x, y, allowed + 2 * off(z, y))
+        for name, x, y, z, allowed in zip(names, got, truth, best, sums, strict=True)
+    ]
 
 
 def _random(
@@ -75,10 +86,10 @@ def _without_scale_gradient(kernels: ModuleType) -> list[Comparison]:
     """Outputs that nobody asked for have no memory: writing to it is out of bounds."""
     q, k = _rows(5, 3, torch.float32, 0), _rows(7, 3, torch.float32, 1)
     scale, weight = torch.tensor(2.0), torch.ones(5)
-    loss, log_sum, missing, dq = poisoned(5), poisoned(5), poisoned(5), poisoned(5, 3)
-    kernels.info_nce_forward(q, k, scale, loss, log_sum, missing)
-    kernels.info_nce_backward_queries(q, k, scale, log_sum, missing, weight, dq, torch.empty(0))
-    return [Comparison("dq", dq, _truth(q, k, scale, weight)[3], 5e-6)]
+    statistics, dq = [poisoned(5) for _ in range(4)], poisoned(5, 3)
+    kernels.info_nce_forward(q, k, scale, *statistics)
+    kernels.info_nce_backward_queries(q, k, scale, *statistics[1:], weight, dq, torch.empty(0))
+    return [Comparison("dq", dq, _truth(q, k, scale, weight)[4], 5e-6)]
 
 
 _SIZES = ((1, 1, 1), (5, 7, 3), (64, 64, 16), (70, 131, 33))
@@ -87,11 +98,11 @@ _SIZES = ((1, 1, 1), (5, 7, 3), (64, 64, 16), (70, 131, 33))
 def _configuration(kernels: ModuleType, features: int, dtype: torch.dtype, needs: str = "dq, dscale") -> None:
     q, k = torch.empty(128, features, dtype=dtype), torch.empty(256, features, dtype=dtype)
     rows, number = torch.empty(128), torch.empty(())
-    kernels.info_nce_forward(q, k, number, rows, rows, rows)
+    kernels.info_nce_forward(q, k, number, rows, rows, rows, rows)
     dq = torch.empty(128, features) if "dq" in needs else torch.empty(0)
     dscale = rows if "dscale" in needs else torch.empty(0)
-    kernels.info_nce_backward_queries(q, k, number, rows, rows, rows, dq, dscale)
-    kernels.info_nce_backward_keys(q, k, number, rows, rows, rows, torch.empty(256, features))
+    kernels.info_nce_backward_queries(q, k, number, rows, rows, rows, rows, dq, dscale)
+    kernels.info_nce_backward_keys(q, k, number, rows, rows, rows, rows, torch.empty(256, features))
 
 
 _MUTANTS = {
@@ -111,11 +122,16 @@ _MUTANTS = {
         "tl.store(Loss + row, loss, mask=row < rows)", "tl.store(Loss + row, loss)"
     ),
     "scale 100, all: softmax past the last key": Mutant(
-        "tl.where(column[None, :] < keys, tl.exp(products * scale - log_sum[:, None]), 0.0)",
-        "tl.exp(products * scale - log_sum[:, None])",
+        "tl.where(column[None, :] < keys, tl.exp(products * scale - maximum[:, None]), 0.0)",
+        "tl.exp(products * scale - maximum[:, None])",
     ),
-    "the positive has a softmax's slope": Mutant("-missing[:, None], softmax", "softmax, softmax"),
-    "no upstream weight": Mutant("slopes * weight[:, None]", "slopes"),
+    "the positive has a softmax's slope": Mutant("of_own[:, None], softmax", "softmax, softmax"),
+    "no upstream weight": Mutant("weight / tl.load(Sum", "1.0 / tl.load(Sum"),
+    "no upstream weight of the positive": Mutant("-missing * weight", "-missing"),
+    "scale 100, all: the maximum is rounded": Mutant(
+        'maximum = tl.load(Maximum + row, mask=row < rows, other=float("inf"))',
+        'maximum = tl.load(Maximum + row, mask=row < rows, other=float("inf")) * (1.0 + 6e-8)',
+    ),
     "dscale from the logits": Mutant("slopes * products, 1", "slopes * products * scale, 1"),
     "rows overlap between programs": Mutant("tl.program_id(0) * BLOCK_M", "tl.program_id(0) * (BLOCK_M - 1)"),
     "two programs write one block of dk": Mutant(

@@ -31,8 +31,8 @@ def budgets() -> dict[str, Any]:
     return read
 
 
-def unsound(needs: Mapping[str, Any], multiplies: bool) -> list[str]:
-    """Return what no kernel may do, whatever the budget says."""
+def unsound(needs: Mapping[str, Any], multiplies: bool, scattered: bool = False) -> list[str]:
+    """Return what no kernel may do, whatever the budget says: see :class:`Family`."""
     found = []
     if needs["stack"]:
         found.append(f"uses {needs['stack']} bytes or instructions of local memory")
@@ -40,7 +40,7 @@ def unsound(needs: Mapping[str, Any], multiplies: bool) -> list[str]:
         found.append(f"needs {needs['shared']} bytes of shared memory, more than a block may have")
     if multiplies and not needs["tensor_core"]:
         found.append("multiplies without tensor cores")
-    if not needs["loads_of_128_bits"]:
+    if not needs["loads_of_128_bits"] and not scattered:
         found.append("has no loads of 128 bits")
     return found
 

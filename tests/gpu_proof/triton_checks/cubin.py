@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 import tempfile
@@ -24,17 +25,23 @@ def _output(tool: str, *arguments: str) -> str:
     return subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def resources(kernel: Any, architecture: int) -> dict[str, Any]:
-    """Return registers, stack, shared memory, occupancy, and counts of telling instructions."""
+@functools.cache  # several launches may come down to one kernel
+def _read(cubin: bytes) -> tuple[str, list[tuple[str, str]]]:
+    """Return what the header says, and each instruction's name and the rest of its opcode."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(kernel.asm["cubin"])
+        file.write(cubin)
         file.flush()
         usage = _output("cuobjdump", "--dump-resource-usage", file.name)
-        code = _output("nvdisasm", "-c", file.name)
+        code = _output("nvdisasm", "-c", "-ndf", file.name)
+    return usage, _INSTRUCTION.findall(code)
+
+
+def resources(kernel: Any, architecture: int) -> dict[str, Any]:
+    """Return registers, stack, shared memory, occupancy, and counts of telling instructions."""
+    usage, instructions = _read(kernel.asm["cubin"])
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", usage)
     assert found is not None, usage
     registers, stack, _, local = map(int, found.groups())
-    instructions = _INSTRUCTION.findall(code)
     names = Counter(name for name, _ in instructions)
     wide = sum(name in ("LDG", "LDGSTS", "LD") and ".128" in rest for name, rest in instructions)
     warps, shared = kernel.metadata.num_warps, kernel.metadata.shared

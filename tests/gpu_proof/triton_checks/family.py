@@ -16,6 +16,14 @@ from torch import Tensor
 KERNELS = Path(__file__).parents[3] / "kernels"
 
 
+def off(got: Tensor, truth: Tensor) -> float:
+    """Return the largest absolute difference over the largest absolute truth, of finite numbers."""
+    if not truth.numel():
+        return 0.0
+    worst, scale = (got - truth).abs().max().item(), truth.abs().max().item()
+    return worst / scale if scale else worst
+
+
 class Comparison(NamedTuple):
     """One output against its float64 truth."""
 
@@ -23,7 +31,7 @@ class Comparison(NamedTuple):
     got: Tensor
     truth: Tensor
     tolerance: float
-    """Of the largest absolute difference over the largest absolute truth; 0: equal, NaN where it is."""
+    """Of what :func:`off` returns; 0: equal, NaN where it is."""
 
     @property
     def fault(self) -> str:
@@ -34,11 +42,7 @@ class Comparison(NamedTuple):
         odd = ~truth.isfinite()
         if not torch.equal(got[odd].nan_to_num(nan=1e300), truth[odd].nan_to_num(nan=1e300)):
             return f"{self.name}: an infinity or NaN of the truth is missing"
-        error, size = (got - truth)[~odd].abs(), truth[~odd].abs()
-        if not error.numel():
-            return ""
-        worst, scale = error.max().item(), size.max().item()
-        relative = worst / scale if scale else worst
+        relative = off(got[~odd], truth[~odd])
         return "" if relative <= self.tolerance else f"{self.name} is off by {relative:.2g}"
 
 
@@ -63,13 +67,14 @@ class Family:
     """The kernels of one file.
 
     Attributes:
-        name: as the ladder has it.
+        name: of the family.
         file: under ``kernels/``.
         problems: by name; each runs the kernels of a module and compares.
         configurations: by name; each launches what a user's call may launch, for compiling only.
         mutants: by what is wrong.
         huge: like ``problems``, on tensors past 2^31 elements that are mostly never touched.
         multiplies: whether every kernel multiplies tiles, which tensor cores are to do.
+        scattered: kernels that read no neighbours of 16 bytes: what they read lies apart, or is few bits.
     """
 
     name: str
@@ -79,6 +84,12 @@ class Family:
     mutants: Mapping[str, Mutant] = field(default_factory=dict)
     huge: Mapping[str, Problem] = field(default_factory=dict)
     multiplies: bool = False
+    scattered: frozenset[str] = frozenset()
+
+    @property
+    def rung(self) -> str:
+        """The name by which the ladder has it."""
+        return f"triton/{self.name}"
 
     def problems_for(self, mutant: str) -> list[tuple[Problem, bool]]:
         """Return the problems, and which of them are huge; those first whose names begin as the mutant's."""

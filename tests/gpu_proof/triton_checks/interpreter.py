@@ -15,7 +15,11 @@ from tests.gpu_proof.triton_checks import numerics
 from tests.gpu_proof.triton_checks.memory import Memory
 
 InterpreterError = interpreter.InterpreterError  # around whatever a kernel raises
-_COUNTED = (np.exp, np.exp2, np.log, np.log2)
+_TRANSCENDENTAL = (np.exp, np.exp2, np.log, np.log2)
+_ARITHMETIC = (
+    *(np.add, np.subtract, np.multiply, np.divide, np.minimum, np.maximum, np.fmin, np.fmax),
+    *(np.less, np.less_equal, np.greater, np.greater_equal, np.equal, np.not_equal),
+)
 
 
 def required() -> Any:
@@ -59,7 +63,8 @@ def checked(order: int | None = None, races: bool = True, ends_only: bool = Fals
 def _accesses(memory: Memory) -> Iterator[tuple[type, str, Callable]]:
     builder = interpreter.InterpreterBuilder
     load, store, atomic = builder.create_masked_load, builder.create_masked_store, builder.create_atomic_rmw
-    dot, unary = builder.create_dot, builder.unary_op
+    dot, unary, binary, fma = builder.create_dot, builder.unary_op, builder.binary_op, builder.create_fma
+    reduce = interpreter.ReduceOps.apply_impl
 
     def create_masked_load(self: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         memory.loads(pointers.data, mask.data)
@@ -78,12 +83,29 @@ def _accesses(memory: Memory) -> Iterator[tuple[type, str, Callable]]:
         return dot(self, a, b, *rest)
 
     def unary_op(self: Any, x: Any, op: Callable) -> Any:
-        if op in _COUNTED:
+        if op in _TRANSCENDENTAL:
             memory.traffic.transcendentals += x.data.size
         return unary(self, x, op)
 
-    for function in (create_masked_load, create_masked_store, create_atomic_rmw, create_dot, unary_op):
+    def binary_op(self: Any, left: Any, right: Any, op: Callable) -> Any:
+        if op in _ARITHMETIC and left.dtype.scalar.is_floating():
+            memory.traffic.operations += max(left.data.size, right.data.size)
+        return binary(self, left, right, op)
+
+    def create_fma(self: Any, x: Any, y: Any, z: Any) -> Any:
+        memory.traffic.operations += 2 * z.data.size
+        return fma(self, x, y, z)
+
+    def apply_impl(self: Any, inputs: Any) -> Any:
+        memory.traffic.operations += sum(x.handle.data.size for x in inputs if x.dtype.is_floating())
+        return reduce(self, inputs)
+
+    for function in (
+        *(create_masked_load, create_masked_store, create_atomic_rmw, create_dot),
+        *(unary_op, binary_op, create_fma),
+    ):
         yield builder, function.__name__, function
+    yield interpreter.ReduceOps, "apply_impl", apply_impl
 
 
 def _launches(memory: Memory, order: int | None, ends_only: bool) -> Iterator[tuple[type, str, Callable]]:

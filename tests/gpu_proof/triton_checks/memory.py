@@ -33,6 +33,7 @@ class Traffic:
     stored: int = 0
     sectors: set[int] = field(default_factory=set)
     flops: int = 0  # of tile products
+    operations: int = 0  # other sums, products, quotients and comparisons of floats
     transcendentals: int = 0
 
     @property

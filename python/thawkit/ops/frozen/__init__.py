@@ -13,7 +13,6 @@ from thawkit.ops.frozen.activations import (
 from thawkit.ops.frozen.avg_pool import adaptive_avg_pool, avg_pool
 from thawkit.ops.frozen.dropout import packed_dropout
 from thawkit.ops.frozen.masks import (
-    BIT_KERNELS,
     KERNELS,
     channel_sums,
     pack_clamp_,
@@ -45,16 +44,14 @@ __all__ = [
     "reference",
 ]
 
-BACKENDS = {
-    "packed_relu": tuple(BIT_KERNELS),
-    **dict.fromkeys(
-        (
-            "masked_channel_sums",
-            "packed_max_pool",
-            "packed_dropout",
-            "fixed_batch_norm",
-            "quantize",
-        ),
-        tuple(KERNELS),
+BACKENDS = dict.fromkeys(
+    (
+        "packed_relu",
+        "masked_channel_sums",
+        "packed_max_pool",
+        "packed_dropout",
+        "fixed_batch_norm",
+        "quantize",
     ),
-}
+    tuple(KERNELS),
+)

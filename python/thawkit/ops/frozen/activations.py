@@ -16,13 +16,12 @@ from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose
 from thawkit.ops.frozen import reference
 from thawkit.ops.frozen.masks import (
-    BIT_KERNELS,
     KERNELS,
     MaskedGradient,
-    bit_kernels,
     dense_like,
     empty_mask,
     is_dense,
+    kernels,
     laid_out,
     masked_sums_op,
     pack_bits,
@@ -217,7 +216,7 @@ def _packed(
     masked: tuple[str, float, float] = ("pass", 1.0, 0.0),
 ) -> Tensor:
     """Run the kernel of a kind, or ``stock`` where nothing is saved or the kernel cannot run."""
-    backend = choose("packed_relu", BIT_KERNELS, x)
+    backend = choose("packed_relu", KERNELS, x)
     if backend == "reference" or not _saves(x) or (inplace and not _may_overwrite(x)):
         return stock()
     return _Packed.apply(x, kind, a, b, inplace, masked)
@@ -230,7 +229,7 @@ def _may_overwrite(x: Tensor) -> bool:
 
 def _write(x: Tensor, y: Tensor, kind: str, a: float, b: float) -> Tensor:
     mask = empty_mask(x, 2 if kind == "abs" else 1)
-    bit_kernels(x).pack(kind, x, y, mask, a, b)
+    kernels(x).pack(kind, x, y, mask, a, b)
     return mask
 
 

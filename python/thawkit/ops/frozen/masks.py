@@ -15,23 +15,15 @@ from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose, forced_backend, unavailable
 from thawkit.ops.frozen import cpu, cuda, reference, triton
 
-KERNELS = {"cpu": cpu.objection, "cuda": cuda.objection}
-
-
-BIT_KERNELS = KERNELS | {"triton": triton.objection}
+KERNELS = {"cpu": cpu.objection, "cuda": cuda.objection, "triton": triton.objection}
 
 
 def kernels(x: Tensor) -> ModuleType:
-    """Return the module that calls the kernels of x's device."""
-    return cpu if x.device.type == "cpu" else cuda
-
-
-def bit_kernels(x: Tensor) -> ModuleType:
-    """Return the module that calls the kernels which write bits and read them; Triton has no others."""
+    """Return the module that calls the kernels which :func:`choose` names for ``x``."""
     forced = forced_backend()
     if forced == "triton" or (forced is None and x.device.type == "cuda" and not unavailable("triton")):
         return triton
-    return kernels(x)
+    return cpu if x.device.type == "cpu" else cuda
 
 
 def pack_positive(y: Tensor, lower: float = 0.0, upper: float = math.inf) -> Tensor:
@@ -53,7 +45,7 @@ def pack_positive(y: Tensor, lower: float = 0.0, upper: float = math.inf) -> Ten
     """
     _check_clamp(y, lower, upper)
     y = y.detach()
-    if choose("packed_relu", BIT_KERNELS, y) == "reference":
+    if choose("packed_relu", KERNELS, y) == "reference":
         return reference.pack_positive(y, lower, upper)
     return pack_bits(y, "relu", lower, upper)
 
@@ -74,12 +66,12 @@ def pack_clamp_(y: Tensor, lower: float = 0.0, upper: float = math.inf) -> Tenso
     """
     _check_clamp(y, lower, upper)
     y = y.detach()
-    if choose("packed_relu", BIT_KERNELS, y) == "reference":
+    if choose("packed_relu", KERNELS, y) == "reference":
         bits = ~(y <= lower) if upper == math.inf else (y > lower) & (y < upper)
         y.clamp_(lower, upper)
         return reference.pack(bits)
     mask = empty_mask(y)
-    bit_kernels(y).pack("relu", y, y, mask, lower, upper)
+    kernels(y).pack("relu", y, y, mask, lower, upper)
     return mask
 
 
@@ -97,7 +89,7 @@ def packed_relu_backward(g: Tensor, mask: Tensor, strides: tuple[int, ...]) -> T
     """``bit ? g : 0``, differentiable in ``g``: :func:`packed_relu_backward_sum` without the sums."""
     checks.floating("g", g)
     _check_mask(g, mask)
-    if choose("packed_relu", BIT_KERNELS, g) == "reference":
+    if choose("packed_relu", KERNELS, g) == "reference":
         return torch.where(reference.unpack(mask, g.shape, strides), laid_out(g, strides), 0)
     return MaskedGradient.apply(g, mask, strides, "pass", 1.0, 0.0)
 
@@ -189,13 +181,13 @@ def empty_mask(x: Tensor, planes: int = 1) -> Tensor:
 
 def _pack_bits(x: Tensor, kind: str, a: float, b: float) -> Tensor:
     mask = empty_mask(x)
-    bit_kernels(x).pack(kind, x, None, mask, a, b)
+    kernels(x).pack(kind, x, None, mask, a, b)
     return mask
 
 
 def _masked(g: Tensor, mask: Tensor, kind: str, yes: float, no: float) -> Tensor:
     dx = torch.empty_like(g)
-    bit_kernels(g).masked(kind, dense_like(g, dx), mask, dx, yes, no)
+    kernels(g).masked(kind, dense_like(g, dx), mask, dx, yes, no)
     return dx
 
 

@@ -54,10 +54,10 @@ def _info_nce_fused(
 
     if loss.numel() == 0:
         return
-    log_sum, missing = torch.empty_like(loss), torch.empty_like(loss)
-    kernels.info_nce_forward(x.rows, y.rows, scale, loss, log_sum, missing)
+    of_rows = [torch.empty_like(loss) for _ in range(3)]  # maximum, sum of exponentials, 1 less a softmax
+    kernels.info_nce_forward(x.rows, y.rows, scale, loss, *of_rows)
     weights = torch.full_like(loss, slopes.factor) if slopes.rows is None else slopes.rows * slopes.factor
-    statistics = scale, log_sum, missing, weights
+    statistics = scale, *of_rows, weights
     if x.gradient is not None or dscale is not None:
         kernels.info_nce_backward_queries(
             x.rows, y.rows, *statistics, _or_empty(x.gradient, loss), _or_empty(dscale, loss)
