@@ -43,8 +43,10 @@ def test_a_forced_backend_that_cannot_says_why():
             pytest.raises(ThawkitError, match="row_softmax: backend 'cuda' was forced"),
         ):
             F.info_nce(x, x)
-    with ops.use_backend("triton"), pytest.raises(ThawkitError, match=r"mmd: backend 'triton' was forced"):
-        F.mmd(x, x)
+    with ops.use_backend("triton"), pytest.raises(ThawkitError, match=r"mmd: backend 'triton' was .*float64"):
+        F.mmd(x.double(), x.double())
+    with ops.use_backend("triton"), pytest.raises(ThawkitError, match=r"new: .* has no such kernel yet"):
+        choose("new", {}, x)
 
 
 def test_the_block_ends():
