@@ -293,3 +293,35 @@ def test_a_timm_model_with_random_depth(build) -> None:
     model = timm.create_model("convnext_atto", num_classes=3, drop_path_rate=0.3)
     thawkit.freeze(model, "head", example=_images())
     assert "random" in find_cut(model, _images()).at
+
+
+MIXES = {
+    "a largest value": lambda y: y / y.amax().clamp(min=1.0),
+    "a threshold on the mean": lambda y: y * (y.mean() > 0.3),
+    "a sort": lambda y: y[y[:, 0, 0, 0].argsort()],
+    "a mean over samples": lambda y: y - y.mean(0),
+}
+
+
+@pytest.mark.parametrize("mix", MIXES)
+def test_what_mixes_samples_is_not_kept(mix: str) -> None:
+    """Also where samples of one size would not show it."""
+
+    class Mixes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = MIXES[mix](self.a(x).relu())
+            return self.head(self.b(y).mean((2, 3)))
+
+    torch.manual_seed(0)
+    model, images = Mixes(), torch.randn(4, 3, 8, 8)
+    thawkit.freeze(model, "head")
+    cut = find_cut(model, images)
+    strong = torch.cat([images[:1], 3 * images[1:2] + 2, -3 * images[2:3]])
+    together, alone = cut.prefix(strong), cut.prefix(strong[:1])
+    for kept, single in zip(together, alone, strict=True):
+        torch.testing.assert_close(kept[:1], single)
+    torch.testing.assert_close(cut.rest(together), model(strong), rtol=1e-4, atol=1e-5)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 import torchvision
 import transformers
 from torch import Tensor, nn
@@ -400,3 +401,21 @@ def test_batch_normalizations_that_move_are_noted(build) -> None:
     assert note.startswith("2 batch normalizations go by the batch in training")
     assert note.endswith(": 1, 4")
     assert thawkit.freeze(build("small_cnn"), "norm", example=images).notes == ()
+
+
+def test_statistics_that_the_model_itself_moves_are_named() -> None:
+    class Moves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.norm, self.head = nn.InstanceNorm2d(4, track_running_stats=True), nn.Linear(4, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y, bn = self.conv(x), self.bn
+            y = F.batch_norm(y, bn.running_mean, bn.running_var, bn.weight, bn.bias, self.training)
+            return self.head(self.norm(y).mean((2, 3)))
+
+    report = thawkit.freeze(Moves(), "head", example=torch.randn(2, 3, 8, 8))
+    (note,) = [note for note in report.notes if "move in training" in note]
+    assert "bn.running_mean" in note
+    assert note.startswith("4 buffers")

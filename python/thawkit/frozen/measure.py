@@ -26,7 +26,11 @@ Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
 
 def saved_by_module(
-    model: nn.Module, example: Example, evaluating: Set[nn.Module], outputs: list[Any] | None = None
+    model: nn.Module,
+    example: Example,
+    evaluating: Set[nn.Module],
+    outputs: list[Any] | None = None,
+    moved: set[str] | None = None,
 ) -> Counter[str]:
     """Run one eager training-mode forward and count the bytes that autograd keeps for the backward pass.
 
@@ -38,6 +42,7 @@ def saved_by_module(
         example: the input, a tuple of inputs, or a mapping of keyword arguments.
         evaluating: the modules to hold in evaluation mode; all others train.
         outputs: a list that is to get the leaves of the model's output.
+        moved: a set that is to get the names of the buffers that the forward changes.
 
     Returns:
         Bytes by the dotted name of the innermost module running at the time.
@@ -52,8 +57,11 @@ def saved_by_module(
                 held[address] = (stack[-1], tensor.untyped_storage())
             return tensor
 
+        before = {} if moved is None else {n: b.detach().clone() for n, b in model.named_buffers()}
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             output = call_eagerly(model, example)
+        if moved is not None:
+            moved |= {n for n, b in model.named_buffers() if n in before and not _equal(b, before[n])}
     if outputs is not None:
         outputs += tree_leaves(output)
     saved: Counter[str] = Counter()

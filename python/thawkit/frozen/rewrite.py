@@ -39,12 +39,11 @@ from thawkit.frozen.fidelity import measure_fidelity
 from thawkit.frozen.forecast import Forecaster
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
 from thawkit.frozen.measure import Example, ExampleError, guess_example, saved_by_module, tensors_of
+from thawkit.frozen.notes import by_the_batch, moving, unreached_parameters
 from thawkit.frozen.policy import Plan, parameter_names
-from thawkit.frozen.reach import unreached
 from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.schedule import Schedule, Stages, make_stages
 from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
-from thawkit.frozen.table import listed
 from thawkit.frozen.waste import Measured, measure
 from thawkit.ops.frozen.lossy import bits_of
 from thawkit.ops.frozen.packed import keep_none, keeps_none
@@ -201,8 +200,14 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
         for name in callers:
             functional.watch(model.get_submodule(name))
     outputs: list[Any] = []
-    after = None if batch is None else _measured(model, batch, fixed, outputs)
-    notes = [*plan.notes, *_unreached(model, outputs), *_by_the_batch(model)]
+    moved: set[str] = set()
+    after = None if batch is None else _measured(model, batch, fixed, outputs, moved)
+    notes = [
+        *plan.notes,
+        *unreached_parameters(model, outputs),
+        *by_the_batch(model),
+        *moving(model, moved),
+    ]
     if keeps_none(model):
         notes.append("no second copies of frozen weights are kept")
     elif packs.without_gain(model):
@@ -222,7 +227,9 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
     return make_report(model, plan.words, len(fixed), rewritten, words, saved, after, notes, **others)
 
 
-def _measured(model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: list[Any]) -> Counter[str]:
+def _measured(
+    model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: list[Any], moved: set[str]
+) -> Counter[str]:
     """The bytes that a frozen model saves; layers that wait in vain, or must not, are told so."""
     waiting = [m for m in model.modules() if isinstance(m, (FrozenConv2d, FrozenBatchNorm)) and m.folds]
     for _ in waiting:
@@ -238,7 +245,7 @@ def _measured(model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: 
     for module in waiting:
         if isinstance(module, FrozenBatchNorm) and module not in joined:
             module.folds = False
-    return saved_by_module(model, batch, fixed, outputs)
+    return saved_by_module(model, batch, fixed, outputs, moved)
 
 
 def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
@@ -327,21 +334,6 @@ def _fixed_statistics(model: nn.Module) -> set[nn.Module]:
     return {module for name, module in batch_norms.items() if name not in unknown}
 
 
-def _unreached(model: nn.Module, outputs: list[Any]) -> list[str]:
-    """Say which trainable parameters get no gradient; warn if none does."""
-    names = unreached(model, outputs)
-    if not names:
-        return []
-    if len(names) == sum(p.requires_grad for p in model.parameters()):
-        warnings.warn(
-            "thawkit.freeze: no gradient reaches anything that trains, so training would do nothing: the "
-            "output does not depend on it, or the model's forward runs without gradients",
-            ThawkitWarning,
-            stacklevel=4,
-        )
-    return [f"no gradient reaches {listed(names, 3)}"]
-
-
 def _cut_note(model: nn.Module, example: Example | None) -> str:
     """Where the part that need not run again ends, in words."""
     example = guess_example(model) if example is None else example
@@ -362,23 +354,6 @@ def _guess(model: nn.Module) -> tuple[Example | None, str]:
     if guess is None:
         return None, ""
     return guess, f"measured on one blank {'x'.join(map(str, guess.shape[1:]))} image"
-
-
-def _by_the_batch(model: nn.Module) -> list[str]:
-    """Say which batch normalizations among what trains go by the batch in training."""
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm)
-        and module.running_mean is not None
-        and not isinstance(module, FrozenBatchNorm)
-    ]
-    if not names:
-        return []
-    return [
-        f"{len(names)} batch normalizations go by the batch in training, which saves their input and moves "
-        f"their statistics: {listed(names, 3)}"
-    ]
 
 
 def _classes() -> dict[type[nn.Module], type[Rewritten]]:

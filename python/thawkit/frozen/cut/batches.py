@@ -47,21 +47,24 @@ def near(x: Tensor, y: Tensor) -> bool:
 
 
 def two_batches(leaves: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Two batches of 2 and 3 samples that share the first one, made of a batch of any size."""
+    """Two batches of 2 and 3 samples that share the first one, made of a batch of any size.
+
+    In the second the others are larger by far, either way, so that what mixes samples shows in the first.
+    """
     size = leaves[0].shape[0]
     if any(t.dim() and t.shape[0] != size for t in leaves):
         raise NoCutError("the inputs have no common first dimension")
 
-    def varied(x: Tensor) -> Tensor:
+    def varied(x: Tensor, factor: float = 0.75) -> Tensor:
         x = x.roll(1, -1) if x.dim() > 1 else x
-        return x.flip(-1) * 0.75 + 0.125 if x.is_floating_point() else x
+        return x.flip(-1) * factor + 0.125 if x.is_floating_point() else x
 
     firsts, seconds = [], []
     for t in leaves:
         if t.dim():
             two = t[:2] if size > 1 else torch.cat([t, varied(t)])
             firsts.append(two.clone())
-            seconds.append(torch.cat([two[:1], varied(two[1:]), varied(two[:1])]))
+            seconds.append(torch.cat([two[:1], varied(two[1:], 5.0), varied(two[:1], -4.0)]))
         else:
             firsts.append(t)
             seconds.append(t)

@@ -1,0 +1,61 @@
+"""What a freeze report says in words beside its numbers."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from thawkit.errors import ThawkitWarning
+from thawkit.frozen.layers import FrozenBatchNorm
+from thawkit.frozen.reach import unreached
+from thawkit.frozen.table import listed
+
+
+def unreached_parameters(model: nn.Module, outputs: list[Any]) -> list[str]:
+    """Say which trainable parameters get no gradient; warn if none does."""
+    names = unreached(model, outputs)
+    if not names:
+        return []
+    if len(names) == sum(p.requires_grad for p in model.parameters()):
+        warnings.warn(
+            "thawkit.freeze: no gradient reaches anything that trains, so training would do nothing: the "
+            "output does not depend on it, or the model's forward runs without gradients",
+            ThawkitWarning,
+            stacklevel=4,
+        )
+    return [f"no gradient reaches {listed(names, 3)}"]
+
+
+def by_the_batch(model: nn.Module) -> list[str]:
+    """Say which batch normalizations among what trains go by the batch in training."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm)
+        and module.running_mean is not None
+        and not isinstance(module, FrozenBatchNorm)
+    ]
+    if not names:
+        return []
+    return [
+        f"{len(names)} batch normalizations go by the batch in training, which saves their input and moves "
+        f"their statistics: {listed(names, 3)}"
+    ]
+
+
+def moving(model: nn.Module, moved: set[str]) -> list[str]:
+    """Say which buffers a step changes although no layer that goes by the batch is said to."""
+    said = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and not isinstance(module, FrozenBatchNorm)
+    }
+    names = sorted(name for name in moved if name.rpartition(".")[0] not in said)
+    if not names:
+        return []
+    return [
+        f"{len(names)} buffers, as statistics, move in training by the model's own code: {listed(names, 3)}"
+    ]
