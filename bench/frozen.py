@@ -5,6 +5,7 @@ normalization in evaluation mode, and their steps (forward, cross-entropy, backw
 
 stock       ``requires_grad_(False)`` and evaluation-mode batch normalization, as one does by hand; with
             adapters, 🤗 peft's on the same layers
+channels_last  stock with weights and images channels-last, of convolutional models
 frozen_bn   stock with torchvision's FrozenBatchNorm2d wherever a batch normalization trains nothing; left out
             where every one trains something
 compile     stock under ``torch.compile``
@@ -245,6 +246,8 @@ def freezing(report: Report, name: str, policy: str, compiles: bool, batch: int,
     images, labels = batch_for(name, batch, size)
     stock, frozen = stock_and_frozen(name, policy, images)
     models = {"stock": stock, "thawkit": frozen, "frozen_bn": with_frozen_batch_norm(copy.deepcopy(stock))}
+    if policy in ("head", "bias", "norm") and name not in ("vit_b_16", "bert_base"):
+        models["channels_last"] = copy.deepcopy(stock).to(memory_format=torch.channels_last)
     if policy != "head":
         models["checkpoint"] = with_checkpoints(copy.deepcopy(stock))
     if policy in ("bias", "norm") and name not in ("vit_b_16", "bert_base"):
@@ -252,12 +255,18 @@ def freezing(report: Report, name: str, policy: str, compiles: bool, batch: int,
     if compiles and not report.options.quick:
         models["compile"] = compiled(copy.deepcopy(stock))
     variants = {variant: model for variant, model in models.items() if model is not None}
-    steps = {variant: training_step(model, images, labels) for variant, model in variants.items()}
+    last = images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
+    inputs = {variant: last if variant == "channels_last" else images for variant in variants}
+    steps = {variant: training_step(model, inputs[variant], labels) for variant, model in variants.items()}
     saved = {variant: saved_bytes(model, images) for variant, model in variants.items()}
     if "memsave" in variants:
         saved["memsave"] = kept_bytes(lambda: variants["memsave"](images))
     seconds = timed(steps, report.options.rounds, limit_s=60)
-    forwards = {v: forward_only(variants[v], images) for v in ("stock", "thawkit")}
+    forwards = {
+        v: forward_only(variants[v], inputs[v])
+        for v in ("stock", "thawkit", "channels_last")
+        if v in variants
+    }
     if policy == "head" and not report.options.quick:
         forwards["freezing"] = folded(copy.deepcopy(stock), images)
     forward_seconds = timed(forwards, report.options.rounds, limit_s=20)

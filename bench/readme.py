@@ -88,16 +88,16 @@ def frozen() -> str:
         rows = document["rows"]
         lines = [
             "| model | trains | saved a step, stock → thawkit | peak, stock → thawkit | step: stock | "
-            "FrozenBatchNorm2d | checkpoints | torch.compile | thawkit | forward: stock | inductor, frozen | "
-            "thawkit |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+            "channels-last | FrozenBatchNorm2d | checkpoints | torch.compile | thawkit | forward: stock | "
+            "channels-last | inductor, frozen | thawkit |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
         ]
         for row in rows:
             if "model" not in row:
                 continue
             saved, peak = row["saved_mib"], row["peak_mib"]
-            steps = ("stock", "frozen_bn", "checkpoint", "compile", "thawkit")
-            forwards = ("stock", "freezing", "thawkit")
+            steps = ("stock", "channels_last", "frozen_bn", "checkpoint", "compile", "thawkit")
+            forwards = ("stock", "channels_last", "freezing", "thawkit")
             times = [milliseconds(row["ms"], name) for name in steps]
             times += [milliseconds(row.get("forward_ms", {}), name) for name in forwards]
             lines.append(

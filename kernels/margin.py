@@ -375,7 +375,7 @@ def _or(x: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
 
 
 def _block(panel: Panel, most: int) -> int:
-    return min(most, panel.block())
+    return min(most, max(16, triton.next_power_of_2(panel.scores.shape[1])))
 
 
 def distances(panel: Panel, rows: Rows, out: torch.Tensor) -> None:

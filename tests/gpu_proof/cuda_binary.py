@@ -107,7 +107,7 @@ def compile_for(source: Path, architecture: int, folder: Path) -> Path:
     if cubin.exists():
         return cubin
     flags = ["-std=c++17", "-O3", "--Werror=all-warnings", f"-arch=sm_{architecture}", f"-I{ROOT / 'csrc'}"]
-    partial = cubin.with_suffix(".part")
+    partial = cubin.with_suffix(f".{os.getpid()}")  # another process may be at it
     command = [str(tool("nvcc")), *flags, "-cubin", str(source), "-o", str(partial)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -99,7 +99,7 @@ class Build:
         if not path.exists():
             includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", *(f"-isystem{place}" for place in cudaheaders())]
             command = ["g++", *_COMMON, *flags, *includes]
-            partial = path.with_suffix(f".{threading.get_ident()}")
+            partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
             _run([*command, "-x", "c++", "-c", str(source), "-o", str(partial)])
             partial.rename(path)
         return path
