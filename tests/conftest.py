@@ -16,9 +16,9 @@ if not torch.cuda.is_available():
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep a file's tests in one process, and all that need the CUDA sources built for the CPU in one."""
+    builds = {item.path for item in items if "cuda_build" in getattr(item, "fixturenames", ())}
     for item in items:
-        builds = "cuda_build" in getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group("cuda_build" if builds else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("cuda_build" if item.path in builds else str(item.path)))
 
 
 @pytest.fixture(scope="module")
