@@ -54,10 +54,10 @@ def _info_nce_fused(
 
     if loss.numel() == 0:
         return
-    of_rows = [torch.empty_like(loss) for _ in range(3)]  # maximum, sum of exponentials, 1 less a softmax
-    kernels.info_nce_forward(x.rows, y.rows, scale, loss, *of_rows)
+    maximum, total, missing = (torch.empty_like(loss) for _ in range(3))
+    kernels.info_nce_forward(x.rows, y.rows, scale, loss, maximum, total, missing)
     weights = torch.full_like(loss, slopes.factor) if slopes.rows is None else slopes.rows * slopes.factor
-    statistics = scale, *of_rows, weights
+    statistics = scale, maximum, total, missing, weights
     if x.gradient is not None or dscale is not None:
         kernels.info_nce_backward_queries(
             x.rows, y.rows, *statistics, _or_empty(x.gradient, loss), _or_empty(dscale, loss)
