@@ -245,3 +245,28 @@ def test_layers_without_features() -> None:
     assert model(torch.zeros(3, 0)).shape == (3, 2)
     with pytest.raises(RuntimeError):
         nn.Sequential(model[1])(torch.tensor(1.0))
+
+
+def test_a_fold_follows_one_entry_and_the_small_number() -> None:
+    """Of an entry that no sample of the weight holds, the version tells; eps is a number of the module."""
+    stock = nn.Sequential(*_pair(), nn.ReLU())
+    frozen, x = copy.deepcopy(stock), torch.randn(2, 3, 6, 6)
+    thawkit.freeze(frozen, "bias", example=x)
+    frozen(x)
+    for model in (frozen, stock):
+        with torch.no_grad():
+            model[0].weight.view(-1)[1] += 5
+    torch.testing.assert_close(frozen(x), stock(x), rtol=1e-4, atol=1e-5)
+    for model in (frozen, stock):
+        model[1].eps = 0.5
+    torch.testing.assert_close(frozen(x), stock(x), rtol=1e-4, atol=1e-5)
+
+
+def test_attention_drops_nothing_in_evaluation() -> None:
+    torch.manual_seed(0)
+    stock = nn.MultiheadAttention(16, 2, dropout=0.5, batch_first=True).eval()
+    frozen, x = copy.deepcopy(stock), torch.randn(2, 5, 16)
+    thawkit.freeze(frozen, "bias")
+    torch.testing.assert_close(
+        frozen.eval()(x, x, x, need_weights=False)[0], stock(x, x, x, need_weights=False)[0]
+    )
