@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -64,7 +65,7 @@ def _made(folder: Path, name: str, command: list[str], sources: list[Path]) -> P
     content = b"\0".join([*map(str.encode, command), *(path.read_bytes() for path in [*sources, *headers])])
     path = folder / f"{hashlib.sha256(content).hexdigest()[:16]}-{name}"
     if not path.exists():
-        partial = path.with_suffix(".partial")
+        partial = path.with_suffix(f".{os.getpid()}.partial")  # a nested session may be at it
         done = subprocess.run(
             [*command, *map(str, sources), "-o", str(partial)], capture_output=True, text=True
         )

@@ -65,7 +65,7 @@ def test_losses_in_float64(family: str, policy: str, rate: float, stock_form) ->
         ("vit", "norm", 0.01),
         ("convnext", "bias", 0.01),
         ("bert", "lora:2", 0.01),
-        ("gpt2", "bias", 0.005),
+        ("gpt2", "bias", 0.001),  # at 0.005 the plain model itself ends 3e-3 from where it does in float64
         ("lstm", "all", 0.01),
     ],
 )
