@@ -80,14 +80,20 @@ def main() -> None:
     options: argparse.Namespace = parser(__doc__.splitlines()[0]).parse_args()
     report = Report("feature_cache", options, notes={"batch": BATCH})
     images = 64 if options.quick else 256
-    for name, sizes in {"tf_efficientnet_lite0": (64, 224), "resnet50": (224,), "vit_b_16": (224,)}.items():
-        for size in sizes[: 1 if options.quick else None]:
-            folder = Path(tempfile.mkdtemp(prefix="thawkit-features-"))
-            try:
-                compare(report, name, images, size, folder)
-            finally:
-                shutil.rmtree(folder)
-    report.write()
+    try:
+        for name, sizes in {
+            "tf_efficientnet_lite0": (64, 224),
+            "resnet50": (224,),
+            "vit_b_16": (224,),
+        }.items():
+            for size in sizes[: 1 if options.quick else None]:
+                folder = Path(tempfile.mkdtemp(prefix="thawkit-features-"))
+                try:
+                    compare(report, name, images, size, folder)
+                finally:
+                    shutil.rmtree(folder)
+    finally:
+        report.write()
 
 
 if __name__ == "__main__":
