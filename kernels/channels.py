@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from thawkit.kernels.frozen import bits_of, clamped, load_bits, store_bits
+from thawkit.kernels.launch import given
 
 _BLOCK = 2048
 _WIDE = (1 << 31) - _BLOCK
@@ -147,11 +148,6 @@ def sum_parts(layout: tuple[int, int, int]) -> int:
     return _tiles(layout).parts
 
 
-def _or(x: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
-    """Return what a kernel takes for a tensor that it will not touch."""
-    return other if x is None else x
-
-
 def channel_affine(
     x: torch.Tensor,
     other: torch.Tensor | None,
@@ -176,7 +172,7 @@ def channel_affine(
     if count == 0:
         return
     _affine[(triton.cdiv(count, _BLOCK),)](
-        x, _or(other, x), y, _or(mask, x), scale, shift, count, triton.cdiv(count, 8), *layout[1:], lower,
+        x, given(other, x), y, given(mask, x), scale, shift, count, triton.cdiv(count, 8), *layout[1:], lower,
         upper, OTHER=other is not None, CLAMP=mask is not None, BOUNDED=upper < math.inf, WIDE=count > _WIDE,
         BLOCK=_BLOCK,
     )  # fmt: skip
@@ -252,7 +248,8 @@ def _gradients(
     tiles = _tiles(layout)
     programs = tiles.groups * tiles.blocks * (1 if tiles.rows else channels)
     _backward[(programs,)](
-        g, _or(x, g), _or(mask, g), _or(dx, g), _or(dother, g), _or(parts, g), _or(scale, g), _or(shift, g),
+        g, given(x, g), given(mask, g), given(dx, g), given(dother, g), given(parts, g),
+        given(scale, g), given(shift, g),
         outer, channels, inner, tiles.columns, tiles.blocks, tiles.parts, yes, no,
         MASK=mask is not None, NEED_DX=dx is not None, NEED_DOTHER=dother is not None, ROWS=tiles.rows,
         WIDE=math.prod(layout) > _WIDE, BLOCK_R=tiles.block_r, BLOCK_C=tiles.block_c, STEPS=_STEPS, **kinds,

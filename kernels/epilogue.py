@@ -12,6 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from thawkit.kernels.arithmetic import log1p
+from thawkit.kernels.launch import block_of, given
 from thawkit.kernels.panel import Panel
 
 _MOST_COLUMNS = 4096  # of a row at a time
@@ -228,12 +229,7 @@ def _entries(
 
 def _block(panel: Panel) -> int:
     """Return how many columns of a row are worked on at a time."""
-    return min(_MOST_COLUMNS, max(16, triton.next_power_of_2(panel.scores.shape[1])))
-
-
-def _or(x: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
-    """Return what a kernel takes for a tensor that it will not touch."""
-    return other if x is None else x
+    return block_of(panel.scores.shape[1], _MOST_COLUMNS)
 
 
 def _warps(block: int) -> int:
@@ -267,9 +263,9 @@ def softmax(
     if s.shape[0] == 0:
         return
     _softmax[(s.shape[0],)](
-        s, _or(panel.slopes, s), panel.scale, _or(bias, s), _or(target, s), _or(row_labels, s),
-        _or(key_labels, s), _or(panel.row_weight, s), loss, _or(log_sum, s), _or(missing, s),
-        _or(positive, s), _or(maximum, s), _or(dscale, s), panel.first, s.shape[1], *panel.strides(),
+        s, given(panel.slopes, s), panel.scale, given(bias, s), given(target, s), given(row_labels, s),
+        given(key_labels, s), given(panel.row_weight, s), loss, given(log_sum, s), given(missing, s),
+        given(positive, s), given(maximum, s), given(dscale, s), panel.first, s.shape[1], *panel.strides(),
         offset, excluded, margin, panel.factor,
         TARGET=target is not None, BIAS=bias is not None, LABELS=labels, EXCLUDES=excluded >= 0,
         MARGIN=margin < math.inf, ROW_WEIGHT=panel.row_weight is not None, SUMS=log_sum is not None,
@@ -302,8 +298,8 @@ def clip(
     if s.shape[0] == 0:
         return
     _entries[(s.shape[0],)](
-        s, _or(panel.slopes, s), panel.scale, s, _or(panel.row_weight, s), _or(column_weight, s), log_sum,
-        missing, column_log_sum, column_missing, s, _or(dscale, s), s, panel.first, s.shape[1],
+        s, given(panel.slopes, s), panel.scale, s, given(panel.row_weight, s), given(column_weight, s),
+        log_sum, missing, column_log_sum, column_missing, s, given(dscale, s), s, panel.first, s.shape[1],
         *panel.strides(), 0, panel.factor, KIND="clip", PAIRED=True,
         ROW_WEIGHT=panel.row_weight is not None, SLOPES=panel.slopes is not None, DSCALE=dscale is not None,
         DBIAS=False, BLOCK=block, num_warps=_warps(block),
@@ -324,8 +320,8 @@ def sigmoid(
     if s.shape[0] == 0:
         return
     _entries[(s.shape[0],)](
-        s, _or(panel.slopes, s), panel.scale, bias, _or(panel.row_weight, s), s, s, s, s, s, loss,
-        _or(dscale, s), _or(dbias, s), panel.first, s.shape[1], *panel.strides(),
+        s, given(panel.slopes, s), panel.scale, bias, given(panel.row_weight, s), s, s, s, s, s, loss,
+        given(dscale, s), given(dbias, s), panel.first, s.shape[1], *panel.strides(),
         0 if offset is None else offset, panel.factor, KIND="sigmoid", PAIRED=offset is not None,
         ROW_WEIGHT=panel.row_weight is not None, SLOPES=panel.slopes is not None, DSCALE=dscale is not None,
         DBIAS=dbias is not None, BLOCK=block, num_warps=_warps(block),

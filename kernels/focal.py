@@ -10,6 +10,7 @@ import torch
 import triton
 import triton.language as tl
 from thawkit.kernels.arithmetic import log1p
+from thawkit.kernels.launch import given
 
 
 @triton.jit
@@ -322,11 +323,6 @@ def _gamma(gamma: float) -> int:
     return int(gamma) if gamma in (0.0, 1.0, 2.0) else -1
 
 
-def _or(x: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
-    """Return what a kernel takes for a tensor that it will not touch."""
-    return other if x is None else x
-
-
 _BLOCK = 1024
 _WIDE = (1 << 31) - _BLOCK
 
@@ -363,8 +359,8 @@ def sigmoid_focal(
         return
     indices = t.dim() < x.dim()
     _sigmoid[(sigmoid_programs(x.numel()),)](
-        x, t, _or(out.loss, x), _or(out.total, x), _or(out.grad, x), _or(out.upstream, x), _or(classes, x),
-        _or(mask, x), _or(row_weight, x), _or(out.divisor, x),
+        x, t, given(out.loss, x), given(out.total, x), given(out.grad, x), given(out.upstream, x),
+        given(classes, x), given(mask, x), given(row_weight, x), given(out.divisor, x),
         x.numel(), positive, negative, gamma, smoothing, 0.0 if ignored is None else ignored, out.factor,
         period, 0 if classes is None else classes.shape[1], row,
         x.shape[-1] if indices else 1,
@@ -420,8 +416,8 @@ def softmax_focal(
         return
     block_p, block_c = _softmax_tiles(classes, inner)
     _softmax[(softmax_programs(samples, classes, inner),)](
-        x, t, _or(out.loss, x), _or(out.total, x), _or(out.grad, x), _or(out.upstream, x), _or(alpha, x),
-        _or(offset, x), _or(margin, x), _or(out.divisor, x),
+        x, t, given(out.loss, x), given(out.total, x), given(out.grad, x), given(out.upstream, x),
+        given(alpha, x), given(offset, x), given(margin, x), given(out.divisor, x),
         samples * inner, classes, inner, triton.cdiv(inner, block_p), scale, gamma, smoothing, ignored,
         out.factor, GAMMA=_gamma(gamma), PROBABLE=t.is_floating_point(), ALPHA=alpha is not None,
         OFFSET=offset is not None, MARGIN=margin is not None, ROWS=inner == 1, WHOLE=classes <= block_c,

@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 from thawkit.kernels.epilogue import Panel
+from thawkit.kernels.launch import block_of, given
 
 _COLUMNS = 1024  # of a row at a time, where each is looked at once
 _COMPARED = 512  # and where it is compared with some positives
@@ -369,13 +370,8 @@ class Rows:
     cosine: bool
 
 
-def _or(x: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
-    """Return what a kernel takes for a tensor that it will not touch."""
-    return other if x is None else x
-
-
 def _block(panel: Panel, most: int) -> int:
-    return min(most, max(16, triton.next_power_of_2(panel.scores.shape[1])))
+    return block_of(panel.scores.shape[1], most)
 
 
 def distances(panel: Panel, rows: Rows, out: torch.Tensor) -> None:
@@ -407,7 +403,7 @@ def all_triplets(
         return
     # left to itself the assembler spills to fit in more programs
     _all_triplets[(d.shape[0],)](
-        d, _or(slopes, d), rows.first, rows.last, _or(panel.row_weight, d), margin, loss, active, weights,
+        d, given(slopes, d), rows.first, rows.last, given(panel.row_weight, d), margin, loss, active, weights,
         panel.first, d.shape[1], d.stride(0), panel.strides()[1], panel.factor, SELF=rows.itself,
         COSINE=rows.cosine, ROW_WEIGHT=panel.row_weight is not None, SLOPES=slopes is not None,
         BLOCK_P=_POSITIVES, BLOCK=_block(panel, _COMPARED), maxnreg=128,
@@ -428,8 +424,8 @@ def semihard_triplets(
     if d.shape[0] == 0:
         return
     _semihard_triplets[(d.shape[0],)](
-        d, _or(slopes, d), rows.first, rows.last, rows.number, rows.place, _or(panel.row_weight, d), margin,
-        loss, active, weights, panel.first, d.shape[1], d.stride(0), panel.strides()[1], panel.factor,
+        d, given(slopes, d), rows.first, rows.last, rows.number, rows.place, given(panel.row_weight, d),
+        margin, loss, active, weights, panel.first, d.shape[1], d.stride(0), panel.strides()[1], panel.factor,
         SELF=rows.itself, COSINE=rows.cosine, ROW_WEIGHT=panel.row_weight is not None,
         SLOPES=slopes is not None, BLOCK_P=_POSITIVES, BLOCK=_block(panel, _COMPARED),
     )  # fmt: skip
@@ -453,7 +449,7 @@ def hardest_triplet(
         return
     _hardest_triplet[(s.shape[0],)](
         s, rows.norms, rows.column_norms, rows.first, rows.last, rows.number, rows.place,
-        _or(panel.row_weight, s), margin, loss, active, _or(columns, s), _or(weights, s), panel.first,
+        given(panel.row_weight, s), margin, loss, active, given(columns, s), given(weights, s), panel.first,
         s.shape[1], s.stride(0), panel.factor, SELF=rows.itself, COSINE=rows.cosine,
         ROW_WEIGHT=panel.row_weight is not None, SLOPES=weights is not None, BLOCK=_block(panel, _COLUMNS),
     )  # fmt: skip
@@ -479,8 +475,8 @@ def contrastive_pairs(
     if s.shape[0] == 0:
         return
     _contrastive_pairs[(s.shape[0],)](
-        s, _or(panel.slopes, s), rows.norms, rows.column_norms, rows.first, rows.last,
-        _or(panel.row_weight, s), _or(column_weight, s), margin, negative_margin, loss, within, between,
+        s, given(panel.slopes, s), rows.norms, rows.column_norms, rows.first, rows.last,
+        given(panel.row_weight, s), given(column_weight, s), margin, negative_margin, loss, within, between,
         weights, panel.first, s.shape[1], *panel.strides(), panel.factor, COSINE=rows.cosine,
         ROW_WEIGHT=panel.row_weight is not None, SLOPES=panel.slopes is not None,
         BLOCK=_block(panel, _COLUMNS),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from thawkit.kernels.launch import block_of, given
 
 KINDS = ("rbf", "doubling", "laplace", "imq", "energy", "product")
 DIGIT = 11  # bits of a squared distance that one pass finds
@@ -286,7 +287,7 @@ class Pairs:
 
 def _blocks(columns: int, layers: int) -> tuple[int, int]:
     """Return rows and columns of a program's block."""
-    block = min(_COLUMNS, max(16, triton.next_power_of_2(columns)))
+    block = block_of(columns, _COLUMNS)
     entries = max(_LEAST_ENTRIES, _MOST_ENTRIES // triton.next_power_of_2(layers))
     return entries // block, block
 
@@ -319,7 +320,7 @@ def tile(
     block_r, block_c = _blocks(columns, layers)
     _tile[(triton.cdiv(columns, block_c), triton.cdiv(rows, block_r))](
         scores, w, pairs.norms, pairs.first_numbers, pairs.second_numbers, pairs.weights,
-        _or(pairs.same, scores), _or(pairs.labels, scores), pairs.value, _or(pairs.rate_sums, scores),
+        given(pairs.same, scores), given(pairs.labels, scores), pairs.value, given(pairs.rate_sums, scores),
         top, left, rows, columns, pairs.first, times, *scores.stride()[:2], *w.stride()[:2],
         pairs.norms.shape[1], pairs.rounding,
         KINDS=tuple(of.kind for of in pairs.layers), COUNTS=tuple(of.count for of in pairs.layers),
@@ -372,11 +373,6 @@ def count_digits(
         scores, norms, found, counts, top, left, rows, columns, scores.stride(0), rounding, SHIFT=shift,
         BITS=DIGIT, CROSSES=_crosses(scores, top, left), BLOCK_R=block_r, BLOCK_C=block_c, num_warps=4,
     )  # fmt: skip
-
-
-def _or(x: torch.Tensor | None, other: torch.Tensor) -> torch.Tensor:
-    """Return what a kernel takes for a tensor that it will not touch."""
-    return other if x is None else x
 
 
 def _crosses(scores: torch.Tensor, top: int, left: int) -> bool:

@@ -358,7 +358,7 @@ _METADATA = {
     Tensor.is_complex,
     Tensor.__len__,
     # torch resets them when a Function marks a tensor dirty
-    *(getattr(Tensor, name).__set__ for name in ("_backward_hooks",)),
+    vars(torch._C.TensorBase)["_backward_hooks"].__set__,
     *(
         getattr(Tensor, name).__get__
         for name in ("shape", "dtype", "device", "ndim", "requires_grad", "is_cuda", "is_meta", "layout")

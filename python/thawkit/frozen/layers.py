@@ -183,8 +183,7 @@ class FrozenConv2d(_FrozenConv, nn.Conv2d):
             return self._conv_forward(input, self.weight, self.bias)
         else:
             x = plain(input)
-            # whoever listens for the result may keep it for later
-            if self.folds and _foldable(self, x) and not self._forward_hooks:
+            if self.folds and _foldable(self, x):
                 waiting = put_off(self, x)
                 if waiting is not None:
                     return defer(waiting)
@@ -193,14 +192,22 @@ class FrozenConv2d(_FrozenConv, nn.Conv2d):
 
 def _foldable(module: nn.Conv2d, x: Tensor) -> bool:
     return (
-        can_replace(x)
-        and not isinstance(x, FakeTensor)  # has no values to be folded
+        _may_wait(module, x)
         and not module.weight.requires_grad
-        and x.device.type == "cpu"
         and x.dtype == module.weight.dtype
         and not isinstance(module.padding, str)
         and module.padding_mode == "zeros"
         and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _may_wait(module: nn.Module, x: Tensor) -> bool:
+    """Whether what a module makes of ``x`` may be computed later."""
+    return (
+        can_replace(x)
+        and not isinstance(x, FakeTensor)  # has no values to be folded
+        and x.device.type == "cpu"
+        and not module._forward_hooks  # whoever listens for the result may keep it
         and not comes_and_goes(module)
     )
 
@@ -260,14 +267,10 @@ def _waits(norm: Any, x: Tensor) -> bool:
     """Whether a normalization of ``x`` may wait for a sum and a clamp to join it."""
     return (
         norm.folds
-        and not norm._forward_hooks
-        and can_replace(x)
-        and not isinstance(x, FakeTensor)
+        and _may_wait(norm, x)
         and x.dim() > 2
         and x.shape[1] == norm.running_mean.shape[0]
         and _packs(x)
-        and x.device.type == "cpu"
-        and not comes_and_goes(norm)
     )
 
 

@@ -29,15 +29,19 @@ def unreached_parameters(model: nn.Module, outputs: list[Any]) -> list[str]:
     return [f"no gradient reaches {listed(names, 3)}"]
 
 
-def by_the_batch(model: nn.Module) -> list[str]:
-    """Say which batch normalizations among what trains go by the batch in training."""
-    names = [
+def _going_by_the_batch(model: nn.Module) -> list[str]:
+    return [
         name
         for name, module in model.named_modules()
         if isinstance(module, _BatchNorm)
         and module.running_mean is not None
         and not isinstance(module, FrozenBatchNorm)
     ]
+
+
+def by_the_batch(model: nn.Module) -> list[str]:
+    """Say which batch normalizations among what trains go by the batch in training."""
+    names = _going_by_the_batch(model)
     if not names:
         return []
     return [
@@ -48,11 +52,7 @@ def by_the_batch(model: nn.Module) -> list[str]:
 
 def moving(model: nn.Module, moved: set[str]) -> list[str]:
     """Say which buffers a step changes although no layer that goes by the batch is said to."""
-    said = {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, _BatchNorm) and not isinstance(module, FrozenBatchNorm)
-    }
+    said = set(_going_by_the_batch(model))
     names = sorted(name for name in moved if name.rpartition(".")[0] not in said)
     if not names:
         return []

@@ -80,9 +80,7 @@ def sigmoid_focal(
     by = normalizers.divisor(
         normalizer, reduction, inputs.numel(), *_counts(inputs, targets, mask, ignore_index)
     )
-    kernels = _KERNELS
-    if targets.requires_grad or given.requires_grad:
-        kernels = {}
+    kernels = {} if targets.requires_grad or given.requires_grad else _KERNELS
     smoothing = float(label_smoothing)
     backend = choose("sigmoid_focal", kernels, inputs)
     if backend == "reference":
