@@ -13,12 +13,17 @@ checkpoint  stock with every block under ``torch.utils.checkpoint``
 memsave     stock under memsave_torch (github.com/plutonium-239/memsave_torch), where that is installed; it
             saves past autograd's hooks, so what its output holds in memory counts
 thawkit     ``thawkit.freeze``
+thawkit_compiled  thawkit's model under ``torch.compile``
+
+Weights are random, and batch normalizations hold the statistics of the batch, so that activations have the
+size that they have in a trained model: with those of a new model they shrink to denormals.
 
 Processes run with glibc's thresholds set (MALLOC_MMAP_THRESHOLD_ and MALLOC_TRIM_THRESHOLD_ at 64 KiB), so
 that what is released leaves the process; layouts of weights count as what a step needs.
 
 ``forward_ms`` is the forward pass without gradients, of which ``freezing`` is ``torch.compile`` with
-inductor's constant folding. ``peak_rss_mib`` is what one process with one variant needs at most in two steps,
+inductor's constant folding, and ``inexact`` thawkit's of a model frozen with ``exact=False``.
+``peak_rss_mib`` is what one process with one variant needs at most in two steps,
 over what it holds with the model built.
 
 The trade-off rows set ``activation_memory_budget`` of the compiler's partitioner; their backward FLOPs are
@@ -119,6 +124,7 @@ def stock_and_frozen(
     """Build a frozen model and its stock twin, which trains the same in the same modes."""
     torch.manual_seed(0)
     frozen = MODELS[name]().train()
+    calibrate(frozen, images)
     for module in frozen.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # so that the variants compute the same
@@ -134,6 +140,18 @@ def stock_and_frozen(
     for n, parameter in stock.named_parameters():
         parameter.requires_grad_(n in trains)
     return stock, frozen
+
+
+def calibrate(model: nn.Module, images: Tensor) -> None:
+    """Let batch normalizations hold the statistics of the batch."""
+    norms = {module: module.momentum for module in model.modules() if isinstance(module, _BatchNorm)}
+    for norm in norms:
+        norm.momentum = 1.0
+    if norms:
+        with torch.no_grad():
+            model(images)
+    for norm, momentum in norms.items():
+        norm.momentum = momentum
 
 
 def with_peft(stock: nn.Module, frozen: nn.Module) -> nn.Module:
@@ -254,6 +272,7 @@ def freezing(report: Report, name: str, policy: str, compiles: bool, batch: int,
         models["memsave"] = with_memory_saving(stock, images, labels)
     if compiles and not report.options.quick:
         models["compile"] = compiled(copy.deepcopy(stock))
+        models["thawkit_compiled"] = compiled(copy.deepcopy(frozen))
     variants = {variant: model for variant, model in models.items() if model is not None}
     last = images.contiguous(memory_format=torch.channels_last) if images.dim() == 4 else images
     inputs = {variant: last if variant == "channels_last" else images for variant in variants}
@@ -269,6 +288,9 @@ def freezing(report: Report, name: str, policy: str, compiles: bool, batch: int,
     }
     if policy == "head" and not report.options.quick:
         forwards["freezing"] = folded(copy.deepcopy(stock), images)
+        inexact = copy.deepcopy(stock)
+        thawkit.freeze(inexact, policy, example=images[:1], exact=False)
+        forwards["inexact"] = forward_only(inexact, images)
     forward_seconds = timed(forwards, report.options.rounds, limit_s=20)
     exact = gradients(stock, images, labels)
     report.row(

@@ -82,24 +82,26 @@ def mib(memory: dict[str, float], name: str) -> str:
     return f"{memory[name]:.4g}" if name in memory else "?"
 
 
+STEPS = "stock", "channels_last", "frozen_bn", "checkpoint", "compile", "thawkit", "thawkit_compiled"
+FORWARDS = "stock", "channels_last", "freezing", "thawkit", "inexact"
+
+
 def frozen() -> str:
     parts = []
     for document in results("frozen"):
         rows = document["rows"]
         lines = [
             "| model | trains | saved a step, stock → thawkit | peak, stock → thawkit | step: stock | "
-            "channels-last | FrozenBatchNorm2d | checkpoints | torch.compile | thawkit | forward: stock | "
-            "channels-last | inductor, frozen | thawkit |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+            "channels-last | FrozenBatchNorm2d | checkpoints | torch.compile | thawkit | thawkit compiled | "
+            "forward: stock | channels-last | inductor, frozen | thawkit | thawkit, `exact=False` |",
+            "|---" * 16 + "|",
         ]
         for row in rows:
             if "model" not in row:
                 continue
             saved, peak = row["saved_mib"], row["peak_mib"]
-            steps = ("stock", "channels_last", "frozen_bn", "checkpoint", "compile", "thawkit")
-            forwards = ("stock", "channels_last", "freezing", "thawkit")
-            times = [milliseconds(row["ms"], name) for name in steps]
-            times += [milliseconds(row.get("forward_ms", {}), name) for name in forwards]
+            times = [milliseconds(row["ms"], name) for name in STEPS]
+            times += [milliseconds(row.get("forward_ms", {}), name) for name in FORWARDS]
             lines.append(
                 f"| {row['model']} | {row['policy']} | {saved['stock']:.1f} → {saved['thawkit']:.1f} MiB | "
                 f"{peak['stock']:.0f} → {peak['thawkit']:.0f} MiB | {' | '.join(times)} |"

@@ -7,11 +7,14 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.layers import Conv2dSame
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 
 import thawkit
 from thawkit.errors import ThawkitError
 from thawkit.frozen.deferred import Deferred, at_once
+from thawkit.ops.frozen import onednn
 
 
 class Foreign(torch.autograd.Function):
@@ -279,6 +282,56 @@ def test_not_a_number_is_passed_on_by_the_clamp() -> None:
         assert frozen(x)[0].isnan().all()
     assert frozen(x)[0].isnan().all()
     assert frozen(x)[1].isfinite().all()
+
+
+class Residual(nn.Module):
+    """Clamps after a convolution, a sum, and a convolution with TensorFlow's padding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU6())
+        self.two = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8))
+        self.same = nn.Sequential(Conv2dSame(8, 8, 3, 2, bias=False), nn.BatchNorm2d(8), nn.ReLU())
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.one(5 * x)
+        x = self.same(F.relu6(F.relu(self.two(x) + x) + 1))
+        return self.head(x.mean((2, 3)))
+
+
+def _operators(model: nn.Module, x: Tensor) -> set[str]:
+    with profile(activities=[ProfilerActivity.CPU]) as seen, torch.no_grad():
+        model(x)
+    return {event.key for event in seen.key_averages()}
+
+
+@pytest.mark.skipif(not onednn.available(), reason="torch's oneDNN operators do not run here")
+def test_clamps_run_inside_the_convolutions_where_they_need_not_be_exact() -> None:
+    torch.manual_seed(3)
+    x = torch.randn(2, 3, 7, 7)
+    exact, fused = Residual(), Residual()
+    for module in exact.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+    fused.load_state_dict(exact.state_dict())
+    stock = copy.deepcopy(exact).eval()
+    thawkit.freeze(exact, {0: "head", 1: "bias"}, example=x)
+    report = thawkit.freeze(fused, {0: "head", 1: "bias"}, example=x, exact=False)
+    assert "not exact" in str(report)
+    with torch.no_grad():
+        torch.testing.assert_close(fused(x), exact(x), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(fused(x), stock(x), rtol=1e-5, atol=1e-6)
+    assert "aten::clamp_" in _operators(exact, x)
+    assert "aten::clamp_" not in _operators(fused, x)
+    assert "aten::batch_norm" not in _operators(fused, x)
+    assert "not exact" in str(thawkit.frozen.set_epoch(fused, 1, example=x))
+    assert "aten::clamp_" not in _operators(copy.deepcopy(fused), x)
+    x[0, 0, 0, 0] = torch.nan
+    assert fused(x)[0].isnan().all()  # recorded
+    thawkit.freeze(fused, "head", example=x)
+    assert "aten::clamp_" in _operators(fused, x)
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 8, 8), (2, 3, 0, 8), (3, 8)])

@@ -164,6 +164,7 @@ class PendingConvolution:
             upper=upper,
             keep=keep,
             packed=fold.packed,
+            exact=self.conv.exact,
         )
 
 

@@ -171,11 +171,13 @@ class FrozenConv1d(_FrozenConv, nn.Conv1d):
 class FrozenConv2d(_FrozenConv, nn.Conv2d):
     """``nn.Conv2d`` that saves no activation while its weight is frozen.
 
-    ``folds`` says that a normalization is expected to follow: the two then run as one.
+    ``folds`` says that a normalization is expected to follow: the two then run as one. ``exact`` says that
+    NaN must pass a clamp that joins them.
     """
 
-    stock = nn.Conv2d
+    stock: ClassVar[type[nn.Module]] = nn.Conv2d
     folds = False
+    exact = True
 
     def forward(self: Any, input: Tensor) -> Tensor:
         """Convolve ``input``, ``(N, C, H, W)``."""

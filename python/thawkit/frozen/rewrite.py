@@ -49,6 +49,7 @@ from thawkit.ops.frozen.lossy import bits_of
 from thawkit.ops.frozen.packed import keep_none, keeps_none
 
 _RECORD = "_thawkit_frozen"  # set on the frozen model: requires_grad of every parameter as it was
+_EXACT = "_thawkit_exact"  # set on a model that need not be
 _STAGES = "_thawkit_stages"  # set on a model of which other parts train by epoch
 
 
@@ -57,6 +58,7 @@ def freeze(
     train: Schedule = "head",
     *,
     example: Example | None = None,
+    exact: bool = True,
     act_bits: int | None = None,
     copies: bool = True,
     cache: FeatureCache | str | Path | None = None,
@@ -84,6 +86,9 @@ def freeze(
         example: a batch to measure the saved bytes on, as the model takes it: a tensor, a tuple of
             arguments, or a mapping of keyword arguments. Without one, a model that starts with a 2-d
             convolution is measured on one blank image of the size it was built for.
+        exact: False lets a clamp (ReLU, ReLU6) run inside oneDNN's convolution where no gradient is recorded,
+            as in the frozen part below everything that trains, and in evaluation. That is faster, and hides
+            NaN, which becomes one of the clamp's bounds.
         act_bits: lossy, if given: what must still be saved is rounded. Derivatives of smooth activations
             take 8, 4 or 2 bits, inputs of trainable convolutions and linear layers and of normalizations
             twice as many, at most 8. Values stay as they were; gradients come near them, and the report says
@@ -119,7 +124,7 @@ def freeze(
     for module in model.modules() if not copies else ():
         keep_none(module)
     try:
-        report = _apply(model, stages.plan(0), example, act_bits)
+        report = _apply(model, stages.plan(0), example, act_bits, exact)
         if cache is not None:
             settings = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
             note = _cut_note(model, example)
@@ -159,20 +164,23 @@ def set_epoch(model: nn.Module, epoch: int, *, example: Example | None = None) -
     if stages is None or stages.at(epoch) == stages.current:
         return None
     flags, act_bits = vars(model)[_RECORD], vars(model).get(lossy_layers.BITS)
+    exact = vars(model).get(_EXACT, True)
     lean = [module for module in model.modules() if keeps_none(module)]
     unfreeze(model)
     for module in lean:
         keep_none(module)
     setattr(model, _RECORD, flags)
     setattr(model, _STAGES, Stages(stages.plans, stages.at(epoch)))
-    report = _apply(model, stages.plan(epoch), example, act_bits)
+    report = _apply(model, stages.plan(epoch), example, act_bits, exact)
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.grad = None
     return report
 
 
-def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int | None) -> FreezeReport:
+def _apply(
+    model: nn.Module, plan: Plan, example: Example | None, act_bits: int | None, exact: bool
+) -> FreezeReport:
     """Carry out a plan on a model whose flags are on record and that is in stock form otherwise."""
     everything = plan.names == set(parameter_names(model))
     sliced = {f"{name}.weight" if name else "weight" for name in plan.channels}
@@ -195,7 +203,7 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
     for name, choice in plan.channels.items():
         channels.attach(model.get_submodule(name), choice)
     leave_fast_paths(model)
-    rewritten = _rewrite(model, fixed, act_bits) | plan.channels.keys() | plan.lora.keys()
+    rewritten = _rewrite(model, fixed, act_bits, exact) | plan.channels.keys() | plan.lora.keys()
     if not everything:
         for name in callers:
             functional.watch(model.get_submodule(name))
@@ -208,6 +216,9 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
         *by_the_batch(model),
         *moving(model, moved),
     ]
+    if not exact:
+        setattr(model, _EXACT, False)
+        notes.append("not exact: where no gradient is recorded, clamps after convolutions hide NaN")
     if keeps_none(model):
         notes.append("no second copies of frozen weights are kept")
     elif packs.without_gain(model):
@@ -269,10 +280,9 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
             restore_fast_path(module)
             if isinstance(module, FrozenBatchNorm):
                 module.training = vars(module).pop("thawed_training")
-            vars(module).pop("folds", None)
             keep_none(module, False)
-            vars(module).pop("kept", None)
-            vars(module).pop(lossy_layers.BITS, None)
+            for attribute in ("folds", "exact", "kept", lossy_layers.BITS, _EXACT):
+                vars(module).pop(attribute, None)
             packs.forget(module)
             functional.release(module)
             if isinstance(module, Extended):
@@ -393,7 +403,7 @@ def _lossy_classes() -> tuple[dict[type[nn.Module], type[Rewritten]], dict[type[
     return lossy, fixed
 
 
-def _rewrite(model: nn.Module, fixed: set[nn.Module], act_bits: int | None) -> set[str]:
+def _rewrite(model: nn.Module, fixed: set[nn.Module], act_bits: int | None, exact: bool) -> set[str]:
     """Swap the classes of the modules that then save less or keep their statistics; return their names."""
     classes, always = _classes(), _decided_at_each_forward()
     lossy, lossy_fixed = ({}, {}) if act_bits is None else _lossy_classes()
@@ -439,6 +449,7 @@ def _rewrite(model: nn.Module, fixed: set[nn.Module], act_bits: int | None) -> s
             if isinstance(module, FrozenConv2d):
                 following = leaves[index + 1][1] if index + 1 < len(leaves) else None
                 module.folds = following in fixed and following.num_features == module.out_channels
+                module.exact = exact
     return rewritten
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from timm.layers.conv2d_same import Conv2dSame
@@ -14,7 +14,13 @@ from timm.layers.padding import pad_same
 from torch import Tensor, nn
 
 from thawkit.frozen.deferred import plain
-from thawkit.frozen.layers import FrozenBatchNorm, Rewritten, frozen_convolution, is_scripting
+from thawkit.frozen.layers import (
+    FrozenBatchNorm,
+    FrozenConv2d,
+    Rewritten,
+    frozen_convolution,
+    is_scripting,
+)
 from thawkit.frozen.lossy_layers import (
     Lossy,
     LossyFixedBatchNorm,
@@ -25,10 +31,10 @@ from thawkit.frozen.lossy_layers import (
 from thawkit.frozen.transformer_layers import composed, layer_norm, recomputable
 
 
-class FrozenConv2dSame(Rewritten, Conv2dSame):
+class FrozenConv2dSame(FrozenConv2d, Conv2dSame):
     """timm's TensorFlow-padded convolution that saves no activation while its weight is frozen."""
 
-    stock = Conv2dSame
+    stock: ClassVar[type[nn.Module]] = Conv2dSame
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """Pad ``x``, ``(N, C, H, W)``, and convolve it."""
@@ -36,9 +42,9 @@ class FrozenConv2dSame(Rewritten, Conv2dSame):
         if is_scripting():
             return self._conv_forward(padded, self.weight, self.bias)
         else:
-            return self.convolve_padded(padded)
+            return super().forward(padded)
 
-    def convolve_padded(self: Any, x: Tensor) -> Tensor:
+    def convolve(self: Any, x: Tensor) -> Tensor:
         """Convolve ``x``, which is padded already."""
         output = frozen_convolution(self, x, (0, 0))
         return self._conv_forward(x, self.weight, self.bias) if output is None else output
@@ -101,11 +107,11 @@ class LossyConv2dSame(Lossy, FrozenConv2dSame):
 
     stock = Conv2dSame
 
-    def convolve_padded(self: Any, x: Tensor) -> Tensor:
+    def convolve(self: Any, x: Tensor) -> Tensor:
         """Convolve ``x``, which is padded already."""
         if self.weight.requires_grad:
             return lossy_convolution(self, x, (0, 0))
-        return super().convolve_padded(x)
+        return super().convolve(x)
 
 
 class LossyFixedBatchNormAct2d(LossyFixedBatchNorm, FrozenBatchNormAct2d):

@@ -48,6 +48,7 @@ def folded_convolution(
     upper: float = math.inf,
     keep: bool = False,
     packed: Packed | None = None,
+    exact: bool = True,
 ) -> Tensor:
     """``clamp(scale * (conv(x, weight) + bias) + shift + offset + other, lower, upper)``.
 
@@ -66,11 +67,17 @@ def folded_convolution(
         lower, upper: bounds; the gradient is 0 at and beyond one, NaN passes as in ``torch.relu``.
         keep: save the result in place of the bits, as where the next layer saves it anyway.
         packed: where kernels may keep the weight in their own layout.
+        exact: False where NaN need not pass the clamp if no gradient is recorded, which is then faster.
     """
     arguments = x, other, shift, bias, weight, scale, offset, packed, geometry, lower, upper, keep
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4]):
         return _Folded.apply(*arguments)
-    y = _affine(*arguments[:9])
+    if not exact:
+        return _affine(*arguments[:9], lower, upper)
+    return _clamped_(_affine(*arguments[:9]), lower, upper)
+
+
+def _clamped_(y: Tensor, lower: float, upper: float) -> Tensor:
     return y if (lower, upper) == (-math.inf, math.inf) else y.clamp_(lower, upper)
 
 
@@ -84,16 +91,19 @@ def _affine(
     offset: Tensor,
     packed: Packed | None,
     geometry: Geometry,
+    lower: float = -math.inf,
+    upper: float = math.inf,
 ) -> Tensor:
+    """The result before its clamp, or after one through which NaN may not pass."""
     total = offset if shift is None else offset + shift
     if bias is not None:
         total = total + bias if scale is None else torch.addcmul(total, bias, scale)
     if packed is not None and onednn.takes(x, weight):
-        return onednn.convolution(x, weight, scale, total, geometry, other, packed)
+        return onednn.convolution(x, weight, scale, total, geometry, other, packed, lower, upper)
     y = F.conv2d(x, onednn.scaled(weight, scale), total, *geometry)
     if other is not None:
         y += other
-    return y
+    return _clamped_(y, lower, upper)
 
 
 class _Folded(torch.autograd.Function):

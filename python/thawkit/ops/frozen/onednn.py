@@ -8,6 +8,7 @@ are private, so each is looked for, and where one is missing or refuses, nothing
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from thawkit.ops.frozen.packed import Packed
 
 _DTYPES = (torch.float32,)
 _TYPES = (Tensor, nn.Parameter)
+_CLAMPS = {(-math.inf, math.inf): "none", (0.0, math.inf): "relu"}
 
 
 @functools.cache
@@ -29,6 +31,8 @@ def available() -> bool:
     geometry = Geometry((1, 1), (0, 0), (1, 1), 1)
     try:
         y = convolution(x, weight, None, torch.ones(1), geometry, x, Packed())
+        y += convolution(x, weight, None, -y.view(1), geometry, x, Packed(), 0.0)  # 0
+        y += convolution(x, weight, None, -y.view(1), geometry, None, Packed(), 0.0, 0.0)  # 0
         g = input_gradient(y, weight, None, x.shape, geometry, Packed())
         z = linear(x.view(1, 1), weight.view(1, 1), None, Packed())
         z *= linear(x.view(1, 1), weight.view(1, 1), None, Packed(given_up=True), transposed=True)
@@ -93,10 +97,13 @@ def convolution(
     geometry: Geometry,
     other: Tensor | None,
     packed: Packed,
+    lower: float = -math.inf,
+    upper: float = math.inf,
 ) -> Tensor:
-    """``scale * conv2d(x, weight) + bias + other``, the result in channels-last order.
+    """``clamp(scale * conv2d(x, weight) + bias + other, lower, upper)``, the result in channels-last order.
 
     The layouts in ``packed`` are of the weight times its ``scale``, ``(O,)``, which must always be the same.
+    The clamp turns NaN into a bound.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     stride, padding, dilation, groups = geometry
@@ -108,10 +115,14 @@ def convolution(
         ),
     )
     options = padding, stride, dilation, groups
+    clamp = _CLAMPS.get((lower, upper), "hardtanh")
     if other is None:
-        return _op("_convolution_pointwise")(x, layout, bias, *options, "none", [], "")
+        bounds = [lower, upper] if clamp == "hardtanh" else []
+        return _op("_convolution_pointwise")(x, layout, bias, *options, clamp, bounds, "")
     other = other.contiguous(memory_format=torch.channels_last)
-    return _op("_convolution_pointwise").binary(x, other, layout, bias, *options, "add", 1.0, None, [], "")
+    after = "relu" if clamp == "relu" else None  # the only one that may follow a sum
+    y = _op("_convolution_pointwise").binary(x, other, layout, bias, *options, "add", 1.0, after, [], "")
+    return y.clamp_(lower, upper) if clamp == "hardtanh" else y
 
 
 def input_gradient(
