@@ -157,26 +157,110 @@ def test_what_a_hook_keeps_is_that_of_its_time() -> None:
     torch.testing.assert_close(kept[0], kept[1], rtol=1e-4, atol=1e-5)
 
 
+class Keeps(nn.Module):
+    """Keeps the result of a pair that a ReLU joins, unless it is told not to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = _pair()
+        self.head = nn.Linear(8, 2)
+        self.keeps = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn(self.conv(x))
+        self.kept = y if self.keeps else None
+        return self.head(y.relu().mean((2, 3)))
+
+
+def test_what_the_model_keeps_is_that_of_its_time() -> None:
+    stock, x = Keeps(), torch.randn(2, 3, 6, 6)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, "bias", example=x)
+    for model in (frozen, stock.eval()):
+        batch = x.clone()
+        model(batch)
+        batch.zero_()  # a loader fills it with the next one
+        with torch.no_grad():
+            model.conv.weight.mul_(2)
+    torch.testing.assert_close(frozen.kept, stock.kept, rtol=1e-4, atol=1e-5)
+
+
 def test_what_nobody_can_know_any_more_is_an_error() -> None:
-    """The result of a pair that a ReLU joins, kept by the model itself beyond a change of the weights."""
-
-    class Keeps(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.bn = _pair()
-            self.head = nn.Linear(8, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            self.kept = self.bn(self.conv(x))
-            return self.head(self.kept.relu().mean((2, 3)))
-
     model, x = Keeps(), torch.randn(2, 3, 6, 6)
+    model.keeps = False
     thawkit.freeze(model, "bias", example=x)
+    model.keeps = True
     model(x)
     with torch.no_grad():
         model.conv.weight.mul_(2)
     with pytest.raises(ThawkitError, match="a parameter or buffer of a frozen BatchNorm2d was written to"):
         model.kept.sum()
+
+
+def test_what_is_overwritten_in_evaluation_alone_does_not_wait() -> None:
+    class Halves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two, self.head = _pair(), _pair(), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = self.one(x), self.two(x)
+            total = a + b
+            if not self.training:
+                b.mul_(0.5)
+            return self.head((torch.relu(total) + b).mean((2, 3)))
+
+    stock, x = Halves().eval(), torch.randn(2, 3, 6, 6)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, "bias", example=x)
+    torch.testing.assert_close(frozen(x), stock(x), rtol=1e-4, atol=1e-5)
+
+
+BLOCKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "sum and clamp": lambda y: F.relu(y + 1),
+    "clamp": F.relu,
+    "product": lambda y: y * 2,
+}
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_checkpoints_that_a_result_that_waits_enters(block: str, whole: bool) -> None:
+    """What is computed for a checkpoint's input is not saved inside it, where it would be missed later."""
+
+    class Entered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = _pair(bias=False)
+            self.head = nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            inside = (lambda t: BLOCKS[block](self.bn(t))) if whole else BLOCKS[block]
+            y = checkpoint(inside, y if whole else self.bn(y), use_reentrant=False)
+            return self.head((y + F.relu(self.bn(self.conv(x)))).mean((2, 3)))
+
+    stock, x = Entered().eval(), torch.randn(2, 3, 6, 6)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, "bias", example=x)
+    trains = dict(frozen.named_parameters())
+    for name, parameter in stock.named_parameters():
+        parameter.requires_grad_(trains[name].requires_grad)
+    for model in (stock, frozen):
+        model(x).square().sum().backward()
+    for name, parameter in stock.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv2_050"])
+def test_networks_that_checkpoint_their_blocks(name: str) -> None:
+    torch.manual_seed(0)
+    model, x = timm.create_model(name, num_classes=3), torch.randn(2, 3, 64, 64)
+    model.set_grad_checkpointing(True)
+    thawkit.freeze(model, "bias", example=x)
+    model.train()(x).sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("reentrant", [True, False])

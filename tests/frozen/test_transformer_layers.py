@@ -255,3 +255,26 @@ def test_an_adapted_layer_without_gradients() -> None:
         without = model(x)
     torch.testing.assert_close(without, model(x).detach())
     assert packed_of(model[0]).nbytes() > 0
+
+
+@pytest.mark.parametrize("policy", ["all", "*.weight"])
+def test_values_written_past_the_counter_are_not_computed_again(policy: str) -> None:
+    class Written(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.fc = nn.Linear(8, 16), nn.Linear(16, 4)
+            self.gelu = nn.GELU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            hidden = self.gelu(self.a(x))
+            hidden.data.mul_(1.5)
+            return self.fc(hidden)
+
+    torch.manual_seed(0)
+    stock, x = Written(), torch.randn(5, 8)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, policy, example=x)
+    for model in (stock, frozen):
+        model(x).square().sum().backward()
+    torch.testing.assert_close(frozen.fc.weight.grad, stock.fc.weight.grad)
+    torch.testing.assert_close(frozen.a.weight.grad, stock.a.weight.grad)

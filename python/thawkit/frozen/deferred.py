@@ -14,9 +14,11 @@ has a gradient is settled where the layer is called: it is computed in the modes
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
+from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -34,12 +36,14 @@ class Pending(Protocol):
         shape, like: shape of the result, and a tensor of its dtype and device.
         inputs: the tensors that the result depends on; those that need a gradient get it.
         norm: the normalization in it, if there is one.
+        conv: the convolution in it, if there is one.
     """
 
     shape: tuple[int, ...]
     like: Tensor
     inputs: tuple[Tensor, ...]
     norm: Any
+    conv: Any
 
     def compute(self) -> Tensor:
         """Compute the result."""
@@ -60,11 +64,15 @@ class _Modes(NamedTuple):
     gradients: bool
     inference: bool
     autocast: bool
+    hooks: tuple[Any, ...]  # on what is saved: checkpoints count what is saved inside them
 
     @classmethod
     def here(cls) -> _Modes:
         return cls(
-            torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.is_autocast_enabled("cpu")
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.is_autocast_enabled("cpu"),
+            hooks_in_force(),
         )
 
     @contextmanager
@@ -73,8 +81,49 @@ class _Modes(NamedTuple):
             torch.inference_mode(self.inference),
             torch.set_grad_enabled(self.gradients),
             torch.autocast("cpu", enabled=self.autocast),
+            _without_hooks_since(self.hooks),
         ):
             yield
+
+
+_HOOKS = torch._C._autograd
+
+
+def hooks_in_force() -> tuple[Any, ...]:
+    """The hooks on saved tensors, the outermost first."""
+    if _HOOKS._top_saved_tensors_default_hooks(True) is None:
+        return ()
+    hooks = _taken_off(0)
+    for pair in hooks:
+        _HOOKS._push_saved_tensors_default_hooks(*pair)
+    return tuple(hooks)
+
+
+def _taken_off(count: int) -> list[Any]:
+    """Take all hooks off but the ``count`` outermost ones, and return those, the outermost first."""
+    hooks: list[Any] = []
+    while (pair := _HOOKS._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.insert(0, pair)
+        _HOOKS._pop_saved_tensors_default_hooks()
+    for pair in hooks[:count]:
+        _HOOKS._push_saved_tensors_default_hooks(*pair)
+    return hooks[count:]
+
+
+@contextmanager
+def _without_hooks_since(hooks: tuple[Any, ...]) -> Iterator[None]:
+    """Leave only those hooks on saved tensors in force that are in force now and were then."""
+    now = hooks_in_force()
+    if now == hooks:
+        yield
+        return
+    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(now, hooks, strict=False)))
+    since = _taken_off(common)
+    try:
+        yield
+    finally:
+        for pair in since:
+            _HOOKS._push_saved_tensors_default_hooks(*pair)
 
 
 class Deferred(Tensor):
@@ -124,6 +173,8 @@ def _standing_for(pending: Pending, stand_in: Deferred | None = None) -> Deferre
     """A tensor that stands for ``pending`` from here on: ``stand_in``, or a new one."""
     anchored = _Anchor.apply(pending, stand_in, *pending.inputs)
     anchored.modes, anchored.node = _Modes.here(), _node(anchored)
+    if (seen := _JOINING.get()) is not None:
+        seen.made(anchored)
     return anchored
 
 
@@ -132,15 +183,36 @@ def _node(x: Deferred) -> Any:
         return x.grad_fn
 
 
+class Joining:
+    """What becomes of tensors that stand for results.
+
+    Attributes:
+        joined: the normalizations whose result was joined by a sum or a clamp.
+    """
+
+    def __init__(self) -> None:
+        self.joined: set[Any] = set()
+        self._made: list[weakref.ref[Deferred]] = []
+
+    def made(self, stand_in: Deferred) -> None:
+        """Note a tensor that stands for a result."""
+        self._made.append(weakref.ref(stand_in))
+
+    def kept(self) -> list[Any]:
+        """The layers whose result somebody still holds, who may ask for it much later."""
+        alive = (x.pending for x in (made() for made in self._made) if x is not None)
+        return [pending.norm or pending.conv for pending in alive if pending is not None]
+
+
 @contextmanager
-def joining() -> Iterator[set[Any]]:
-    """Collect the normalizations whose result was joined by a sum or a clamp."""
-    seen: set[Any] = set()
-    before = _JOINED.set(seen)
+def joining() -> Iterator[Joining]:
+    """Watch what becomes of tensors that stand for results."""
+    seen = Joining()
+    before = _JOINING.set(seen)
     try:
         yield seen
     finally:
-        _JOINED.reset(before)
+        _JOINING.reset(before)
 
 
 @contextmanager
@@ -196,8 +268,8 @@ def clamped(x: Deferred, lower: float, upper: float, inplace: bool, keep: bool) 
 
 
 def _note(pending: Pending) -> None:
-    if (seen := _JOINED.get()) is not None:
-        seen.add(pending.norm)
+    if (seen := _JOINING.get()) is not None:
+        seen.joined.add(pending.norm)
 
 
 def _is_view_of(result: Any, value: Tensor) -> bool:
@@ -223,7 +295,7 @@ class _Known:
     def __init__(self, value: Tensor) -> None:
         self.shape, self.like = tuple(value.shape), value
         self.inputs: tuple[Tensor, ...] = (value,)
-        self.norm = None
+        self.norm = self.conv = None
 
     def compute(self) -> Tensor:
         return self.like
@@ -240,8 +312,9 @@ class WrittenInput(ThawkitError):
 
     def __init__(self, module: Any, what: str) -> None:
         super().__init__(
-            f"{what} of a frozen {module.stock.__name__} was written to before its result was used; freeze "
-            "with an example= that shows it, or let the model write to a copy, or use the result first"
+            f"{what} of a frozen {module.stock.__name__} was written to before its result was used, which is "
+            "computed when it is; let the model use the result first, or write to a copy, or freeze with an "
+            "example= on which it does the same"
         )
         self.module = module
 
@@ -343,7 +416,7 @@ class _Returned(torch.autograd.Function):
 
 
 _AT_ONCE: ContextVar[bool] = ContextVar("at_once", default=False)
-_JOINED: ContextVar[set[Any] | None] = ContextVar("joined", default=None)
+_JOINING: ContextVar[Joining | None] = ContextVar("joining", default=None)
 
 # What stands in for a function of torch whose first argument is a tensor: see functional.py, which fills it.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {}

@@ -80,6 +80,34 @@ def folded_bytes(module: nn.Module) -> int:
     return fold.packed.nbytes() + fold.scale.nbytes + fold.offset.nbytes
 
 
+_LIES_OTHERWISE = "_thawkit_lies_otherwise"  # set on results that the stock layer would not give so
+
+
+def _noted(y: Tensor, x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """Return ``y``, which stock lays out as ``x`` or ``weight`` lies; note on it where it lies otherwise."""
+    if _channels_last(y) and not _lies_by_itself(x) and (weight is None or not _channels_last(weight)):
+        setattr(y, _LIES_OTHERWISE, True)
+    return y
+
+
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _lies_by_itself(x: Tensor) -> bool:
+    return _channels_last(x) and not hasattr(x, _LIES_OTHERWISE)
+
+
+def in_stock_order(x: Tensor) -> Tensor:
+    """``x``, laid out as the stock layer lays its result out where a fused convolution made it.
+
+    In place, so that who views it writes to it as in the stock model.
+    """
+    if hasattr(x, _LIES_OTHERWISE) and _channels_last(x):
+        x.data = x.contiguous()
+    return x
+
+
 def put_off(conv: Any, x: Tensor) -> PendingConvolution | None:
     """What stands for ``conv(x)``; None where that will fail, which it should do where it is called."""
     if x.dim() != 4 or x.shape[1] != conv.in_channels:
@@ -146,13 +174,15 @@ class PendingConvolution:
         if weight.requires_grad or not onednn.takes(x, weight):
             return conv.convolve(x)
         none = weight.new_zeros(self.shape[1])
-        return folded_convolution(x, weight, None, none, None, bias, self.geometry, packed=packed_of(conv))
+        y = folded_convolution(x, weight, None, none, None, bias, self.geometry, packed=packed_of(conv))
+        return _noted(y, x, weight)
 
     def _run(self, lower: float, upper: float, keep: bool = False) -> Tensor:
         weight, bias, gamma, mean, variance, shift = self._parts.get()
         fold = fold_of(self.conv, self.norm.eps, weight, gamma, mean, variance)
-        return folded_convolution(
-            self._x.get(),
+        x = self._x.get()
+        y = folded_convolution(
+            x,
             weight,
             fold.scale,
             fold.offset,
@@ -166,13 +196,15 @@ class PendingConvolution:
             packed=fold.packed,
             exact=self.conv.exact,
         )
+        return _noted(y, x, weight)
 
 
 class PendingNormalization:
     """A normalization by fixed statistics, then perhaps a sum. See :class:`~..deferred.Pending`."""
 
     def __init__(self, norm: Any, x: Input, other: Tensor | None = None) -> None:
-        self.norm, self._x, self._other = norm, x, None if other is None else Input(other, norm)
+        self.norm, self.conv = norm, None
+        self._x, self._other = x, None if other is None else Input(other, norm)
         self._parts = Parts(norm, norm.weight, norm.bias, norm.running_mean, norm.running_var)
         self.like = x.get()
         self.shape = tuple(self.like.shape)
@@ -185,8 +217,9 @@ class PendingNormalization:
     def clamp(self, lower: float, upper: float, keep: bool = False) -> Tensor:
         """See :meth:`~..deferred.Pending.clamp`."""
         other = None if self._other is None else self._other.get()
-        arguments = self._x.get(), *self._parts.get(), self.norm.eps
-        return fixed_batch_norm(*arguments, other=other, lower=lower, upper=upper, keep=keep)
+        x = self._x.get()
+        arguments = x, *self._parts.get(), self.norm.eps
+        return _noted(fixed_batch_norm(*arguments, other=other, lower=lower, upper=upper, keep=keep), x)
 
     def compute(self) -> Tensor:
         """See :meth:`~..deferred.Pending.compute`."""

@@ -15,15 +15,17 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
-from thawkit.frozen.deferred import FUNCTIONS, plain
+from thawkit.frozen.deferred import FUNCTIONS, hooks_in_force, plain
+from thawkit.frozen.folded import in_stock_order
 from thawkit.frozen.layers import Rewritten, can_replace, clamp, functional_convolution, packs_bits
 from thawkit.frozen.measure import running
 from thawkit.frozen.pool_layers import averages
@@ -39,6 +41,7 @@ from thawkit.ops.frozen import (
     packed_max_pool,
     packed_threshold,
 )
+from thawkit.ops.frozen.packed import version_of
 
 
 def _relu(stock: Callable, input: Tensor, inplace: bool = False) -> Tensor:
@@ -181,44 +184,25 @@ def _convolution(
     return stock(input, weight, bias, *geometry) if result is None else result
 
 
-def _in_order(x: Tensor) -> Tensor:
-    """``x``, which a fused convolution may have made channels-last, laid out as the stock layer's result.
-
-    In place, so that who views it writes to it as in the stock model.
-    """
-    x = plain(x)
-    if _lies_otherwise(x):
-        x.data = x.contiguous()
-    return x
-
-
-def _lies_otherwise(x: Tensor) -> bool:
-    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-
-
 def _ordered(stock: Callable, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return stock(_in_order(input), *args, **kwargs)
+    return stock(in_stock_order(plain(input)), *args, **kwargs)
 
 
 def _view(stock: Callable, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
-    """A view; where that cannot be, for strides that a fused convolution left, one of another layout.
+    """A view; of a copy where that cannot be, for strides that a fused convolution left to what came of it.
 
-    What is itself a view is copied. A tensor that lies so for other reasons is viewed, too, where the stock
-    model would have failed.
+    A tensor that lies so for other reasons is viewed, too, where the stock model would have failed.
     """
-    input = _in_order(input)
+    input = in_stock_order(plain(input))
     try:
         return stock(input, *shape, **kwargs)
     except RuntimeError:
         if input.is_contiguous():
             raise
-        if input._base is None:
-            input.data = input.contiguous()
-        else:
-            input = input.contiguous()
-        return stock(input, *shape, **kwargs)
+        return stock(input.contiguous(), *shape, **kwargs)
 
 
+_BY_STRIDES = (torch.as_strided, Tensor.as_strided)
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _OF_LAYOUT = (
     torch.flatten,
@@ -228,8 +212,7 @@ _OF_LAYOUT = (
     torch.reshape,
     Tensor.reshape,
     Tensor.contiguous,
-    torch.as_strided,
-    Tensor.as_strided,
+    *_BY_STRIDES,
 )
 _TABLE: dict[Callable, Callable] = {
     F.relu: _relu,
@@ -277,37 +260,76 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         replacement = FUNCTIONS.get(func)
-        if replacement is None or not args or not can_replace(args[0]):
+        if replacement is None or not args or not can_replace(args[0]) or not _runs_by_itself():
             return func(*args, **(kwargs or {}))
         return replacement(*args, **(kwargs or {}))
 
 
-class _Seen(TorchFunctionMode):
-    """Notes who calls a function of the table."""
+def _runs_by_itself() -> bool:
+    """Whether the innermost module runs as a whole, and no part of it under a checkpoint of its own.
 
-    def __init__(self, stack: list[str], callers: set[str]) -> None:
+    Such a part runs again in the backward pass, without the module, and must then save the same.
+    """
+    stack = vars(_active).get("stack", [])
+    return not stack or stack[-1].hooks == hooks_in_force()
+
+
+class _Seen(TorchFunctionMode):
+    """Notes who calls a function of the table, and what of the model's tensors is viewed."""
+
+    def __init__(self, stack: list[str], calls: Calls) -> None:
         super().__init__()
-        self._stack, self._callers = stack, callers
+        self._stack, self._calls = stack, calls
+        self.viewed: list[tuple[Tensor, int]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in FUNCTIONS and (func not in _OF_LAYOUT or _has_layouts(args)):
-            self._callers.add(self._stack[-1])
+        of_layout = func in _OF_LAYOUT or func is Tensor.view
+        if func in FUNCTIONS and (not of_layout or _has_layouts(args)):
+            self._calls.callers.add(self._stack[-1])
+            if func in _BY_STRIDES:
+                self._calls.need_strides = True
+            elif of_layout:
+                self.viewed.append((args[0], version_of(args[0])))
         return func(*args, **(kwargs or {}))
 
 
+@dataclass
+class Calls:
+    """What the stock model's code does when an example runs.
+
+    Attributes:
+        callers: names of the modules of which the own code calls a function of the table.
+        need_strides: whether a feature map is read by its strides, or it, or a view of it, is written to
+            after it was viewed: a copy would then not do for a view.
+    """
+
+    callers: set[str]
+    need_strides: bool = False
+
+
 @contextmanager
-def callers(model: nn.Module) -> Iterator[set[str]]:
-    """Collect the names of the modules of which the own code calls a function of the table."""
-    names: set[str] = set()
-    with running(model) as stack, _Seen(stack, names):
-        yield names
+def calls(model: nn.Module) -> Iterator[Calls]:
+    """Collect what the model's own code calls."""
+    found = Calls(set())
+    with running(model) as stack, _Seen(stack, found) as seen:
+        yield found
+    if any(version_of(x) != version for x, version in seen.viewed):
+        found.need_strides = True
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn."):
-            names.discard(name)
+            found.callers.discard(name)
 
 
 class Watcher(TorchFunctionMode):
     """Base of the modes that see functions as a model calls them: those that save less go beneath."""
+
+
+class _Entered(NamedTuple):
+    """A module that runs, the mode that it has put in force, and the hooks on saved tensors it runs under."""
+
+    module: nn.Module
+    mode: _Calls | None
+    hooks: tuple[Any, ...]
 
 
 _active = threading.local()
@@ -342,25 +364,25 @@ def _enter(module: nn.Module, args: Any) -> None:
         return
     stack = vars(_active).setdefault("stack", [])
     # an interrupt, which runs no hooks, may have left this very call behind
-    while any(entered is module for entered, _ in stack):
+    while any(entered.module is module for entered in stack):
         _pop(stack)
     mode = None if stack else _Calls()
     if mode is not None:
         with _beneath_watchers():
             mode.__enter__()
-    stack.append((module, mode))
+    stack.append(_Entered(module, mode, hooks_in_force()))
 
 
 def _leave(module: nn.Module, args: Any, output: Any) -> None:
     stack = vars(_active).get("stack", [])
     # also called where a hook before _enter has failed
-    if torch.compiler.is_compiling() or not stack or stack[-1][0] is not module:
+    if torch.compiler.is_compiling() or not stack or stack[-1].module is not module:
         return
     _pop(stack)
 
 
-def _pop(stack: list[tuple[nn.Module, _Calls | None]]) -> None:
-    _, mode = stack.pop()
+def _pop(stack: list[_Entered]) -> None:
+    mode = stack.pop().mode
     if mode is not None:
         with _beneath_watchers():
             mode.__exit__(None, None, None)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
@@ -38,7 +39,15 @@ from thawkit.frozen.extension import (
 from thawkit.frozen.fidelity import measure_fidelity
 from thawkit.frozen.forecast import Forecaster
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
-from thawkit.frozen.measure import Example, ExampleError, guess_example, saved_by_module, tensors_of
+from thawkit.frozen.measure import (
+    Example,
+    ExampleError,
+    call_eagerly,
+    guess_example,
+    saved_by_module,
+    tensors_of,
+    undisturbed,
+)
 from thawkit.frozen.notes import by_the_batch, moving, unreached_parameters
 from thawkit.frozen.policy import Plan, parameter_names
 from thawkit.frozen.report import FreezeReport, make_report
@@ -190,12 +199,12 @@ def _apply(
         lora.attach(model.get_submodule(name), name, settings)
     batch, words = (example, "measured on the example") if example is not None else _guess(model)
     before: Measured | None = None
-    callers = {""}  # without an example, any function that the model calls
+    calls = functional.Calls({""})  # without an example, any function that the model calls
     try:
         if batch is not None:
-            with in_stock_form(), functional.callers(model) as seen:
+            with in_stock_form(), functional.calls(model) as seen:
                 before = measure(model, batch, fixed)
-            callers = seen
+            calls = seen
     except Exception as error:  # without an example the guess was wrong, and not the model
         if example is not None:
             raise ExampleError(f"example: the model fails on it: {type(error).__name__}: {error}") from error
@@ -205,8 +214,10 @@ def _apply(
     leave_fast_paths(model)
     rewritten = _rewrite(model, fixed, act_bits, exact) | plan.channels.keys() | plan.lora.keys()
     if not everything:
-        for name in callers:
+        for name in calls.callers:
             functional.watch(model.get_submodule(name))
+    for layer in _waiting(model) if calls.need_strides else ():
+        layer.folds = False
     outputs: list[Any] = []
     moved: set[str] = set()
     after = None if batch is None else _measured(model, batch, fixed, outputs, moved)
@@ -242,21 +253,41 @@ def _measured(
     model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: list[Any], moved: set[str]
 ) -> Counter[str]:
     """The bytes that a frozen model saves; layers that wait in vain, or must not, are told so."""
-    waiting = [m for m in model.modules() if isinstance(m, (FrozenConv2d, FrozenBatchNorm)) and m.folds]
+    waiting, kept = _waiting(model), []
     for _ in waiting:
         try:
-            with joining() as joined:
+            with joining() as seen:
                 saved_by_module(model, batch, fixed)
+            kept = seen.kept()
+            _evaluate(model, batch)
             break
         except WrittenInput as written:
             written.module.folds = False
         except Exception:  # whatever a model raises that takes its activations' strides for granted
             for module in waiting:
                 module.folds = False
+            break
     for module in waiting:
-        if isinstance(module, FrozenBatchNorm) and module not in joined:
+        if module in kept or (isinstance(module, FrozenBatchNorm) and module not in seen.joined):
             module.folds = False
     return saved_by_module(model, batch, fixed, outputs, moved)
+
+
+def _evaluate(model: nn.Module, batch: Example) -> None:
+    """Run the example in evaluation mode, too, in which the model may write to what a layer waits for."""
+    with undisturbed(model), torch.no_grad():
+        model.eval()
+        try:
+            call_eagerly(model, batch)
+        except WrittenInput:
+            raise
+        except Exception:  # it may take other arguments in this mode
+            return
+
+
+def _waiting(model: nn.Module) -> list[FrozenConv2d | FrozenBatchNorm]:
+    """The layers that may wait for what follows them."""
+    return [m for m in model.modules() if isinstance(m, (FrozenConv2d, FrozenBatchNorm)) and m.folds]
 
 
 def unfreeze(model: nn.Module, *, merge: bool = True) -> None:

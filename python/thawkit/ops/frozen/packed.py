@@ -27,17 +27,18 @@ class Fingerprint:
 
     def __init__(self, *tensors: Tensor) -> None:
         self._marks = [(x.data_ptr(), version_of(x), x.shape) for x in tensors]
-        self._samples = [_sample(x).clone() for x in tensors]
+        self._samples = [sample(x).clone() for x in tensors]
 
     def matches(self, *tensors: Tensor) -> bool:
         """Whether the tensors are what they were."""
         return self._marks == [(x.data_ptr(), version_of(x), x.shape) for x in tensors] and all(
-            torch.equal(sample, _sample(x)) for sample, x in zip(self._samples, tensors, strict=True)
+            torch.equal(before, sample(x)) for before, x in zip(self._samples, tensors, strict=True)
         )
 
 
-def _sample(x: Tensor) -> Tensor:
-    flat = x.detach().flatten()  # a view: weights are dense
+def sample(x: Tensor) -> Tensor:
+    """Some of the values of ``x``, which is dense, as a view."""
+    flat = x.detach().flatten()
     return flat[:: max(1, flat.numel() // _SAMPLES)]
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.autograd.function import BackwardCFunction
 
 from thawkit.ops.frozen.autocast import as_now
-from thawkit.ops.frozen.packed import version_of
+from thawkit.ops.frozen.packed import sample, version_of
 
 _RECIPE = "_thawkit_recipe"
 
@@ -41,9 +41,15 @@ def with_recipe(y: Tensor, function: Callable[..., Tensor], *inputs: Tensor | No
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         # FSDP frees a layer's parameters when it has run, and whoever uses the recipe may be another layer.
         inputs = tuple(x.detach().clone() if isinstance(x, nn.Parameter) else x for x in inputs)
-    versions = [None if x is None else version_of(x) for x in (y, *inputs)]
-    setattr(y, _RECIPE, (Recipe(as_now(function, y), inputs), versions))
+    marks = [None if x is None else version_of(x) for x in (y, *inputs)]
+    setattr(y, _RECIPE, (Recipe(as_now(function, y), inputs), marks, _values(y)))
     return y
+
+
+def _values(y: Tensor) -> Tensor | None:
+    """Some of the values, for writes that go through ``.data``; None where there are none to be had."""
+    plain = type(y) is Tensor and y.device.type == "cpu" and y.is_contiguous()
+    return sample(y).clone() if plain and not torch.compiler.is_compiling() else None
 
 
 def recipe_of(y: Tensor) -> Recipe | None:
@@ -59,10 +65,10 @@ def recipe_of(y: Tensor) -> Recipe | None:
 
 
 def _own_recipe(y: Tensor) -> Recipe | None:
-    recipe, versions = getattr(y, _RECIPE, (None, None))
-    if recipe is None or versions != [None if x is None else version_of(x) for x in (y, *recipe.inputs)]:
+    recipe, marks, values = getattr(y, _RECIPE, (None, None, None))
+    if recipe is None or marks != [None if x is None else version_of(x) for x in (y, *recipe.inputs)]:
         return None
-    return recipe
+    return recipe if values is None or torch.equal(values, sample(y)) else None
 
 
 def _only_views_between(y: Tensor, base: Tensor) -> bool:

@@ -1,0 +1,117 @@
+"""Folded results lie channels-last; what a model makes of its tensors' order stays what it was."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import thawkit
+
+LAST = torch.channels_last
+
+
+class Mixed(nn.Module):
+    """A pair that folds, and another tensor that lies channels-last by itself."""
+
+    def __init__(self, use: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.bn = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.ln, self.mix, self.head = nn.LayerNorm(3), nn.Linear(3, 3), nn.LazyLinear(5)
+        self.use = use
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.use(self, x, F.relu(self.bn(self.conv(x)))).flatten(1))
+
+
+def _tokens_to_an_image_and_back(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    image = model.ln(x.permute(0, 2, 3, 1).reshape(len(x), -1, 3)).reshape(len(x), 6, 6, 3)
+    image = image.permute(0, 3, 1, 2).contiguous()
+    return torch.cat([model.mix(image.flatten(2).transpose(1, 2)).mean(1), y.mean((2, 3))], 1)
+
+
+def _view_written_to(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    tokens = model.ln(x.permute(0, 2, 3, 1).reshape(len(x), -1, 3))
+    image = tokens.view(len(x), 6, 6, 3).permute(0, 3, 1, 2)
+    pooled = image.flatten(2).mean(-1)
+    image.mul_(2.0)
+    return torch.cat([tokens.mean(1) + pooled, y.mean((2, 3))], 1)
+
+
+def _written_by_a_view_of_what_came_of_it(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    y = torch.sin(y) * 2
+    y.flatten(2)[:, :, ::2].zero_()
+    return y
+
+
+def _read_by_strides(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return torch.sin(y).as_strided((len(y), 8, 4), (288, 36, 1))
+
+
+USES = {
+    "tokens to an image and back": _tokens_to_an_image_and_back,
+    "a view is written to": _view_written_to,
+    "the input is flattened": lambda model, x, y: torch.cat([y.mean((2, 3)), torch.flatten(x, 1)], 1),
+    "written by a view of what came of it": _written_by_a_view_of_what_came_of_it,
+    "read by its strides": _read_by_strides,
+    "viewed": lambda model, x, y: torch.sin(y).view(len(y), 8, 36).mean(2),
+    "rows of the input": lambda model, x, y: torch.cat([y.mean((2, 3)), x.reshape(len(x), -1)], 1),
+}
+
+
+@pytest.mark.parametrize("policy", ["bias", "norm", "norm+mix.weight", "head"])
+@pytest.mark.parametrize("use", USES)
+def test_as_the_stock_model(use: str, policy: str) -> None:
+    stock, x = Mixed(USES[use]), torch.randn(2, 3, 6, 6)
+    stock(x)
+    stock.eval()
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, policy, example=x)
+    trains = dict(frozen.named_parameters())
+    for name, parameter in stock.named_parameters():
+        parameter.requires_grad_(trains[name].requires_grad)
+    for given in (x, x.to(memory_format=LAST)):
+        if "stride" in use and given is not x:
+            continue  # as_strided reads other elements then, in the stock model as well
+        for model in (stock, frozen):
+            model.zero_grad()
+            model(given).square().sum().backward()
+        torch.testing.assert_close(frozen(given), stock(given), rtol=1e-5, atol=1e-6)
+        for name, parameter in stock.named_parameters():
+            if parameter.grad is not None:
+                torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_callers_tensors_stay_where_they_are() -> None:
+    model, x = Mixed(USES["the input is flattened"]), torch.randn(2, 3, 6, 6)
+    model(x)
+    model = model.to(memory_format=LAST).share_memory()
+    places = {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()}
+    batch = x.to(memory_format=LAST)
+    place = batch.data_ptr(), batch.stride()
+    thawkit.freeze(model, "bias", example=batch)
+    model(batch).sum().backward()
+    assert (batch.data_ptr(), batch.stride()) == place
+    assert {name: (p.data_ptr(), p.stride()) for name, p in model.named_parameters()} == places
+    assert all(p.is_shared() for p in model.parameters())
+
+
+def test_standardized_weights_stay_where_they_are() -> None:
+    class Standardized(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            mean = self.weight.reshape(len(self.weight), -1).mean(1)
+            return F.conv2d(x, self.weight - mean.view(-1, 1, 1, 1), self.bias)
+
+    model = nn.Sequential(
+        Standardized(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 2)
+    )
+    model = model.to(memory_format=LAST)
+    place = model[0].weight.data_ptr(), model[0].weight.stride()
+    thawkit.freeze(model, "bias", example=torch.randn(2, 3, 6, 6))
+    model(torch.randn(2, 3, 6, 6)).sum().backward()
+    assert (model[0].weight.data_ptr(), model[0].weight.stride()) == place
