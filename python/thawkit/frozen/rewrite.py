@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections import Counter
@@ -39,7 +40,7 @@ from thawkit.frozen.fidelity import measure_fidelity
 from thawkit.frozen.forecast import Forecaster
 from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
 from thawkit.frozen.measure import Example, ExampleError, guess_example, saved_by_module, tensors_of
-from thawkit.frozen.notes import by_the_batch, moving, unreached_parameters
+from thawkit.frozen.notes import by_the_batch, complex_parameters, moving, unreached_parameters
 from thawkit.frozen.policy import Plan, parameter_names
 from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.schedule import Schedule, Stages, make_stages
@@ -105,6 +106,8 @@ def freeze(
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if act_bits is not None:
         bits_of(act_bits)
+    if cache is not None and not isinstance(cache, (FeatureCache, str, os.PathLike)):
+        raise ThawkitError(f"cache: expected a FeatureCache or the path of a folder, got {cache!r}")
     if example is not None and any(x.numel() == 0 for x in tensors_of(example)):
         raise ThawkitError("example: expected a batch of at least one sample, got an empty tensor")
     model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
@@ -177,6 +180,7 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
     everything = plan.names == set(parameter_names(model))
     sliced = {f"{name}.weight" if name else "weight" for name in plan.channels}
     _train_only(model, plan.names | sliced)
+    left = complex_parameters(model, plan.names)
     fixed = set() if everything else _fixed_statistics(model)
     for name, settings in plan.lora.items():
         lora.attach(model.get_submodule(name), name, settings)
@@ -190,7 +194,7 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
             callers = seen
     except Exception as error:  # without an example the guess was wrong, and not the model
         if example is not None:
-            raise ExampleError(f"example: the model fails on it: {type(error).__name__}: {error}") from error
+            raise ExampleError(error) from error
         batch, words = None, ""
     for name, choice in plan.channels.items():
         channels.attach(model.get_submodule(name), choice)
@@ -204,6 +208,7 @@ def _apply(model: nn.Module, plan: Plan, example: Example | None, act_bits: int 
     after = None if batch is None else _measured(model, batch, fixed, outputs, moved)
     notes = [
         *plan.notes,
+        *left,
         *unreached_parameters(model, outputs),
         *by_the_batch(model),
         *moving(model, moved),
