@@ -298,3 +298,20 @@ def test_what_runs_again_is_cast_as_it_was_in_the_forward() -> None:
         found.append(torch.autograd.grad(y, [x, weight], torch.ones_like(y)))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_under_autocast_no_layout_is_kept_of_a_frozen_weight() -> None:
+    """Its copy in half precision is another one at each forward."""
+    torch.manual_seed(0)
+    stock = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 8))
+    model = copy.deepcopy(stock)
+    thawkit.freeze(model, "0.bias+2.bias")
+    x = torch.randn(7, 32, requires_grad=True)
+    found = []
+    for net in (model, stock):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = net(x)
+        found.append([y, *torch.autograd.grad(y.float().square().sum(), [x, net[0].bias, net[2].bias])])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+    assert thawkit.frozen.packed_bytes(model) == 0
