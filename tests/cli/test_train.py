@@ -75,6 +75,13 @@ def test_cached_features_are_taken_again(folder, tmp_path, capsys):
     assert sum(path.stat().st_size for path in left) <= size
 
 
+@pytest.mark.parametrize("option", [["--cache-half"], ["--cache-views", "2"], ["--cache-limit", "1"]])
+def test_an_option_of_the_cache_without_the_cache_is_refused(folder, tmp_path, capsys, option):
+    assert main(command(folder, tmp_path / "run", *option)) == 2
+    assert f"{option[0]}: expected --cache DIR beside it, got none" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_names_that_rich_would_read_as_markup(folder, tmp_path, capsys):
     data = shutil.copytree(folder, tmp_path / "[bold]:dog:")
     run = tmp_path / "[x]"

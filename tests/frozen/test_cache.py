@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import random
 import resource
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -216,6 +218,50 @@ def _small(dtype: torch.dtype = torch.float32) -> nn.Module:
     return model
 
 
+class Upcast(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.float()
+
+
+def test_other_arithmetic_has_another_file(tmp_path: Path, monkeypatch) -> None:
+    model = _small()
+    model.insert(2, Upcast())  # features of one dtype, however they were computed
+
+    def path() -> Path:
+        return FeatureCache(tmp_path).dataset(model, Images()).file.path
+
+    paths = [path()]
+    with torch.autocast("cpu", torch.bfloat16):
+        paths.append(path())
+    precision = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        paths.append(path())
+    finally:
+        torch.set_float32_matmul_precision(precision)
+    with monkeypatch.context() as patch:
+        patch.setattr(thawkit, "__version__", "another")
+        paths.append(path())
+    assert len(set(paths)) == 4
+    assert path() == paths[0]
+
+
+def test_another_seed_gives_other_views(tmp_path: Path) -> None:
+    first, second = (FeatureCache(tmp_path, seed=seed).dataset(_small(), Images()) for seed in (0, 1))
+    assert not any(torch.equal(first[i][0], second[i][0]) for i in range(N))
+
+
+def test_rows_are_counted_from_either_end_and_end(tmp_path: Path) -> None:
+    cached = FeatureCache(tmp_path, views=2).dataset(_small(), Images())
+    cached.set_epoch(0)
+    assert torch.equal(cached[-1][0], cached[N - 1][0])
+    assert torch.equal(cached[-N][0], cached[0][0])
+    for beyond in (N, -N - 1):
+        with pytest.raises(IndexError):
+            cached[beyond]
+    assert len(list(cached)) == N  # which asks until there is no more
+
+
 def test_data_that_cannot_be_pickled_need_a_key(tmp_path: Path) -> None:
     data = Images()
     data.transform = lambda x: x
@@ -412,6 +458,13 @@ def _fork(act) -> int:
     return child
 
 
+def _await(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 def _wait(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
@@ -434,6 +487,39 @@ def test_processes_share_the_work(tmp_path: Path) -> None:
     alone = FeatureCache(tmp_path / "alone", batch_size=2).dataset(_small(), Images())
     assert all(torch.equal(cached[i][0], alone[i][0]) for i in range(N))
     assert len(list((tmp_path / "cache").glob("*.features"))) == 1
+
+
+def test_a_chunk_that_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    parent, held, go = os.getpid(), tmp_path / "held", tmp_path / "go"
+
+    class Halting(Images):
+        def __getitem__(self, index: int):
+            if index == 4 and os.getpid() != parent:
+                held.touch()
+                _await(go)
+            return super().__getitem__(index)
+
+    def make(progress) -> CachedDataset:
+        cache = FeatureCache(tmp_path / "cache", batch_size=2)
+        return cache.dataset(_small(), Halting(), key="images", progress=progress)
+
+    def act() -> None:
+        make(None)
+        os._exit(0)
+
+    def note(rows: int, _: int) -> None:
+        done.append(rows)
+        if len(done) == N // 2 - 3:  # all that is left, and what the other process has still to do
+            go.touch()
+
+    done: list[int] = []
+    child = _fork(act)
+    _await(held)
+    cached = make(note)
+    assert done == list(range(8, N + 1, 2))
+    assert _wait(child) == 0
+    alone = FeatureCache(tmp_path / "alone", batch_size=2).dataset(_small(), Images())
+    assert all(torch.equal(cached[i][0], alone[i][0]) for i in range(N))
 
 
 def test_killed_at_any_chunk_and_resumed(tmp_path: Path, count) -> None:
@@ -536,12 +622,16 @@ def test_bad_settings_are_named(tmp_path: Path) -> None:
     for settings, name in [
         ({"views": 0}, "views"),
         ({"dtype": "int8"}, "dtype"),
-        ({"max_bytes": 0}, "max_bytes"),
+        ({"max_bytes": 0}, "max_bytes: expected None or a number of at least 1, got 0"),
+        ({"max_bytes": "5"}, "max_bytes: expected None or a number of at least 1, got '5'"),
+        ({"max_bytes": math.nan}, "max_bytes: expected None or a number of at least 1, got nan"),
         ({"batch_size": 0}, "batch_size"),
         ({"workers": -1}, "workers"),
     ]:
         with pytest.raises(ThawkitError, match=name):
             FeatureCache(tmp_path, **settings)
+    with pytest.raises(ThawkitError, match="folder: expected a path, got 5"):
+        FeatureCache(5)  # type: ignore[arg-type]
     (tmp_path / "file").touch()
     with pytest.raises(ThawkitError, match="is a file"):
         FeatureCache(tmp_path / "file")

@@ -274,3 +274,33 @@ def test_vision_transformer_saves_less() -> None:
     head = tokens * width * 4  # its input is computed again from that of the last normalization
     assert report.saved_bytes_before - report.saved_bytes == halves + head
     assert saved_by_module(model, x, set()).total() == report.saved_bytes
+
+
+def test_an_input_that_is_written_to_between_two_layers() -> None:
+    class Twice(nn.Module):
+        def __init__(self, inplace: bool) -> None:
+            super().__init__()
+            self.stem, self.a, self.b, self.head = (
+                nn.Linear(*sizes) for sizes in ((6, 8), (8, 4), (8, 4), (4, 2))
+            )
+            self.inplace = inplace
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.stem(x)
+            y = self.a(x)
+            x = x.mul_(3) if self.inplace else x * 3  # the stock layer would not allow it
+            return self.head(y + self.b(x))
+
+    torch.manual_seed(0)
+    plain = Twice(False).double()
+    model = Twice(True).double()
+    model.load_state_dict(plain.state_dict())
+    thawkit.freeze(model, [Channels(0.5, modules="[ab]"), "stem.bias"])
+    x = torch.randn(5, 6, dtype=torch.float64)
+    for net in (model, plain):
+        net(x).square().sum().backward()
+    for layer in ("a", "b"):
+        ours, theirs = model.get_submodule(layer), plain.get_submodule(layer)
+        whole = theirs.weight.grad.index_select(1, ours.channel_of_weight)
+        torch.testing.assert_close(ours.weight_channels.grad, whole, rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(model.stem.bias.grad, plain.stem.bias.grad, rtol=1e-12, atol=1e-13)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,12 @@ def test_a_file_that_is_replaced_is_seen(kind: str, around: str, tmp_path: Path)
     before = _digest(data)
     assert _digest(data) == before
     np.save(paths[1], np.full(4, 1))  # which is not one of those looked at
-    assert _digest(data) != before
+    larger = _digest(data)
+    assert larger != before
+    np.save(paths[1], np.full(4, 2))
+    later = paths[1].stat().st_mtime_ns + 10**9  # a clock that ticks slowly
+    os.utime(paths[1], ns=(later, later))
+    assert _digest(data) not in (before, larger)
 
 
 def test_data_of_huggingface_go_by_their_own_fingerprint() -> None:

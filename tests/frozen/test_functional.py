@@ -282,3 +282,34 @@ def test_the_table_names_functions_that_modes_see() -> None:
     called = {f for f in FUNCTIONS if f in seen}
     assert len(called) > 20
     assert functional.watch  # the module fills the table when it is imported
+
+
+class Flattened(nn.Module):
+    """A layer that trains after feature maps that a fused convolution may have laid out channels-last."""
+
+    def __init__(self, flatten) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4)
+        self.flatten, self.fc = flatten, nn.Linear(4 * 36, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.flatten(F.gelu(self.bn(self.conv(x)))))
+
+
+@pytest.mark.parametrize(
+    "flatten",
+    [lambda x: x.flatten(1), lambda x: x.reshape(len(x), -1), lambda x: x.view(len(x), -1)],
+    ids=["flatten", "reshape", "view"],
+)
+def test_what_is_computed_again_lies_as_it_did(flatten) -> None:
+    torch.manual_seed(0)
+    model, x = Flattened(flatten), torch.randn(4, 3, 6, 6)
+    model.bn.running_mean.normal_()
+    stock = copy.deepcopy(model)
+    stock.bn.eval()
+    thawkit.freeze(model, "bn.bias+fc.*", example=x)
+    for net in (model, stock):
+        net(x).square().sum().backward()
+    for name in ("bn.bias", "fc.weight", "fc.bias"):
+        ours, theirs = model.get_parameter(name).grad, stock.get_parameter(name).grad
+        assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-4), name

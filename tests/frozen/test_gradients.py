@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import thawkit
+from tests.frozen.small_models import MODELS, logits_of, settle, some_inputs
 
 CASES = [
     (model, policy)
@@ -94,3 +95,24 @@ def test_thawing_by_hand_is_noticed_at_the_next_forward(build, stock, gradients)
     assert ours.keys() == theirs.keys()
     assert len(ours) == 4
     assert max(_relative(ours[k], theirs[k]) for k in ours) <= 1e-12
+
+
+@pytest.mark.parametrize("policy", ["bias", "norm", "lora:2", "channels:0.5", "channels:0.5:out"])
+@pytest.mark.parametrize("family", ["resnet", "functional", "vit", "gpt2"])
+def test_a_gradient_that_can_be_differentiated_again_is_the_gradient(family: str, policy: str) -> None:
+    """Layers compute it in another way then; gradgradcheck holds that way against itself alone."""
+    torch.manual_seed(0)
+    model, inputs = MODELS[family]().double(), some_inputs(family, torch.float64)
+    settle(model, inputs)
+    thawkit.freeze(model, policy, example=inputs)
+    trains = {name: p for name, p in model.train().named_parameters() if p.requires_grad}
+    with torch.no_grad():
+        for parameter in trains.values():
+            parameter += 0.1 * torch.randn_like(parameter)
+    found = []
+    for again in (False, True):
+        torch.manual_seed(1)
+        loss = logits_of(model(inputs)).square().sum()
+        found.append(torch.autograd.grad(loss, list(trains.values()), create_graph=again))
+    for name, once, twice in zip(trains, *found, strict=True):
+        torch.testing.assert_close(twice, once, rtol=1e-9, atol=1e-11, msg=lambda m, n=name: f"{n}: {m}")

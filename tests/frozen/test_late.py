@@ -333,9 +333,9 @@ def test_layers_without_features() -> None:
 
 def test_a_fold_follows_one_entry_and_the_small_number() -> None:
     """Of an entry that no sample of the weight holds, the version tells; eps is a number of the module."""
-    stock = nn.Sequential(*_pair(), nn.ReLU())
+    stock = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU()).eval()
     frozen, x = copy.deepcopy(stock), torch.randn(2, 3, 6, 6)
-    thawkit.freeze(frozen, "bias", example=x)
+    thawkit.freeze(frozen, "1.bias", example=x)  # not bias, which counts the convolution as the head
     frozen(x)
     for model in (frozen, stock):
         with torch.no_grad():

@@ -69,6 +69,13 @@ def test_what_is_no_policy(resnet: nn.Module, train: str, message: str) -> None:
     assert [p.requires_grad for p in resnet.parameters()] == flags
 
 
+@pytest.mark.parametrize("train", ["last:1", "lisa:1"])
+def test_blocks_of_a_model_that_has_none(train: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))  # all of it is the head
+    with pytest.raises(ThawkitError, match=f"a policy that counts no blocks, got '{train}'.*has 0 blocks"):
+        thawkit.freeze(model, train)
+
+
 def test_biases_and_norms_of_transformers() -> None:
     layer = nn.TransformerEncoderLayer(8, 2, 16)
     model = nn.Sequential(nn.Linear(4, 8), layer, nn.Linear(8, 2))

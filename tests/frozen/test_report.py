@@ -258,8 +258,12 @@ def test_forecasts_that_cannot_be() -> None:
     for wrong in (0, 1.5):
         with pytest.raises(ThawkitError, match="batch_size: expected an integer of at least 1"):
             report.forecast(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ThawkitError, match="memory_bytes: expected 0 or more, got -1"):
-        report.largest_batch(-1)
+    for memory in (-1, "8", float("inf"), float("nan"), None):
+        with pytest.raises(ThawkitError, match=f"memory_bytes: expected a finite number .* got {memory!r}"):
+            report.largest_batch(memory)  # type: ignore[arg-type]
+    for states in (-1, "Adam"):
+        with pytest.raises(ThawkitError, match=f"optimizer_states: expected a finite .* got {states!r}"):
+            report.largest_batch(1000, optimizer_states=states)  # type: ignore[arg-type]
 
     class Pairs(nn.Module):
         def __init__(self) -> None:
@@ -419,3 +423,19 @@ def test_statistics_that_the_model_itself_moves_are_named() -> None:
     (note,) = [note for note in report.notes if "move in training" in note]
     assert "bn.running_mean" in note
     assert note.startswith("4 buffers")
+
+
+def test_complex_parameters_that_are_meant_to_train_are_named() -> None:
+    class Filter(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.response, self.head = nn.Parameter(torch.randn(5, dtype=torch.cfloat)), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.response, 8))
+
+    model = Filter()
+    report = thawkit.freeze(model, "all", example=torch.randn(3, 8))
+    assert report.notes == ("complex parameters stay frozen: response",)
+    assert not model.response.requires_grad
+    assert thawkit.freeze(model, "head", example=torch.randn(3, 8)).notes == ()

@@ -214,6 +214,14 @@ def test_a_failing_example_leaves_the_model_as_it_was(build) -> None:
     assert _state(model) == before
 
 
+def test_a_cache_that_is_no_path_is_named_before_anything_changes(build) -> None:
+    model = build("resnet18")
+    before = _state(model)
+    with pytest.raises(ThawkitError, match="cache: expected a FeatureCache or the path of a folder, got 5"):
+        thawkit.freeze(model, "bias", cache=5)  # type: ignore[arg-type]
+    assert _state(model) == before
+
+
 def test_no_warnings_where_all_is_well(build) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -228,3 +228,14 @@ def test_drawn_blocks_within_a_schedule_and_beside_adapters(build) -> None:
 def test_what_cannot_be_drawn(build, policy: str) -> None:
     with pytest.raises(ThawkitError, match="lisa:K or lisa:K:SEED with K from 1 to 8"):
         thawkit.freeze(build("resnet18"), policy)
+
+
+def test_stages_save_as_few_bits_as_the_first(build) -> None:
+    fresh, model = build("small_cnn"), build("small_cnn")
+    images = torch.randn(2, 3, 8, 8)
+    thawkit.freeze(model, {0: "head", 1: "all"}, example=images, act_bits=4)
+    report = set_epoch(model, 1, example=images)
+    expected = thawkit.freeze(fresh, "all", example=images, act_bits=4)
+    assert report is not None
+    assert report.fidelity is not None
+    assert report.saved_bytes == expected.saved_bytes < (report.saved_bytes_before or 0) / 2

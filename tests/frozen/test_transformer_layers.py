@@ -9,6 +9,7 @@ from collections.abc import Callable
 import pytest
 import timm.layers
 import torch
+import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from thawkit.frozen.measure import saved_by_module
 from thawkit.frozen.transformer_layers import FrozenMultiheadAttention
 from thawkit.ops.frozen.linear import linear, usable
 from thawkit.ops.frozen.packed import Packed, packed_of
+from thawkit.ops.frozen.recompute import apply_again
 
 POLICIES = ["all", "bias", "norm", "head", "last:1", "*.mlp.*", "lora:2"]
 
@@ -141,14 +143,25 @@ def test_rows_of_every_shape(shape: tuple[int, ...], policy: str) -> None:
 
 
 @pytest.mark.parametrize("batch_first", [True, False])
-@pytest.mark.parametrize("options", [{}, {"need_weights": False}, {"need_weights": False, "attn_mask": True}])
-def test_attention_with_every_option_is_the_stock_one(batch_first: bool, options: dict) -> None:
+@pytest.mark.parametrize("keys", [{}, {"add_bias_kv": True}, {"add_zero_attn": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"need_weights": False},
+        {"need_weights": False, "attn_mask": True},
+        {"need_weights": False, "key_padding_mask": True},
+    ],
+)
+def test_attention_with_every_option_is_the_stock_one(batch_first: bool, options: dict, keys: dict) -> None:
     torch.manual_seed(0)
-    stock = nn.MultiheadAttention(8, 2, batch_first=batch_first).double()
+    stock = nn.MultiheadAttention(8, 2, batch_first=batch_first, **keys).double()
     ours = copy.deepcopy(stock)
     ours.__class__ = FrozenMultiheadAttention
     if "attn_mask" in options:
         options = {**options, "attn_mask": torch.triu(torch.ones(5, 5), 1).bool()}
+    if "key_padding_mask" in options:
+        options = {**options, "key_padding_mask": torch.arange(5).expand(5, 5) > torch.arange(5)[:, None]}
     x = torch.randn(5, 5, 8, dtype=torch.float64)
     other = torch.randn(5, 5, 8, dtype=torch.float64)
     for arguments in ((x, x, x), (x, other, other)):
@@ -278,3 +291,50 @@ def test_values_written_past_the_counter_are_not_computed_again(policy: str) -> 
         model(x).square().sum().backward()
     torch.testing.assert_close(frozen.fc.weight.grad, stock.fc.weight.grad)
     torch.testing.assert_close(frozen.a.weight.grad, stock.a.weight.grad)
+
+
+@pytest.mark.parametrize("policy", ["all", "bias", "lora:2", "channels:0.5", "channels:0.5:out"])
+def test_a_backward_inside_autocast_keeps_full_precision(policy: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 8))
+    thawkit.freeze(model, policy)
+    trains = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trains:
+        nn.init.normal_(parameter)
+    x = torch.randn(5, 16, requires_grad=True)
+    y = model(x)
+    outside = torch.autograd.grad(y.square().sum(), [x, *trains], retain_graph=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = torch.autograd.grad(y, [x, *trains], 2 * y.detach())
+    for a, b in zip(inside, outside, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_what_runs_again_is_cast_as_it_was_in_the_forward() -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(5, 4, requires_grad=True), torch.randn(3, 4, requires_grad=True)
+    found = []
+    for function in (lambda x, weight: apply_again(F.linear, x, weight), F.linear):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = function(x, weight)
+        assert y.dtype == torch.bfloat16
+        found.append(torch.autograd.grad(y, [x, weight], torch.ones_like(y)))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_under_autocast_no_layout_is_kept_of_a_frozen_weight() -> None:
+    """Its copy in half precision is another one at each forward."""
+    torch.manual_seed(0)
+    stock = nn.Sequential(nn.Linear(32, 64), nn.Tanh(), nn.Linear(64, 8))
+    model = copy.deepcopy(stock)
+    thawkit.freeze(model, "0.bias+2.bias")
+    x = torch.randn(7, 32, requires_grad=True)
+    found = []
+    for net in (model, stock):
+        with torch.autocast("cpu", torch.bfloat16):
+            y = net(x)
+        found.append([y, *torch.autograd.grad(y.float().square().sum(), [x, net[0].bias, net[2].bias])])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+    assert thawkit.frozen.packed_bytes(model) == 0

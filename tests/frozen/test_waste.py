@@ -304,6 +304,11 @@ def test_bad_input() -> None:
     with pytest.raises(ThawkitError, match=r"model: expected a torch\.nn\.Module, got str"):
         thawkit.waste("resnet50", torch.zeros(1))  # type: ignore[arg-type]
 
+    for example in (torch.zeros(3, 5), "images", None):
+        with pytest.raises(ThawkitError, match=r"example: the model fails on it: \w+Error: .") as raised:
+            thawkit.waste(nn.Linear(4, 2), example)  # type: ignore[arg-type]
+        assert raised.value.__cause__ is not None
+
     class Silent(nn.Module):
         def forward(self, x: Tensor) -> str:
             return "done"

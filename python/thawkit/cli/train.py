@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from thawkit.choices import CRITERIA, DEVICES, MONITORS, PRECISIONS, PROFILES, SCHEDULERS
 from thawkit.cli.console import plain_console
+from thawkit.errors import ThawkitError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -56,9 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument(
         "--cache-views",
         type=int,
-        default=4,
         metavar="N",
-        help="with --cache, random forms of each image that the epochs take in turn",
+        help="with --cache, random forms of each image that the epochs take in turn (default: 4)",
     )
     training.add_argument(
         "--cache-half", action="store_true", help="with --cache, keep float16, which takes half the space"
@@ -194,10 +194,15 @@ def feature_cache(args: argparse.Namespace) -> FeatureCache | None:
     from thawkit import FeatureCache
 
     if args.cache is None:
+        for name in ("cache_views", "cache_half", "cache_limit"):
+            given = getattr(args, name)
+            if given is not None and given is not False:
+                raise ThawkitError(f"--{name.replace('_', '-')}: expected --cache DIR beside it, got none")
         return None
     limit = None if args.cache_limit is None else int(args.cache_limit * 2**30)
     dtype = "float16" if args.cache_half else "float32"
-    return FeatureCache(args.cache, views=args.cache_views, dtype=dtype, max_bytes=limit)
+    views = 4 if args.cache_views is None else args.cache_views
+    return FeatureCache(args.cache, views=views, dtype=dtype, max_bytes=limit)
 
 
 def tune_config(args: argparse.Namespace, **others: Any) -> TuneConfig:

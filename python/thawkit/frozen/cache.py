@@ -17,6 +17,7 @@ rounds by the size of a batch or the place in it, the last bits follow that.
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -80,8 +81,11 @@ class FeatureCache:
                 raise ThawkitError(f"{name}: expected an integer of at least {least}, got {value!r}")
         if self.dtype not in DTYPES:
             raise ThawkitError(f"dtype: expected one of {', '.join(DTYPES)}, got {self.dtype!r}")
-        if self.max_bytes is not None and self.max_bytes < 1:
-            raise ThawkitError(f"max_bytes: expected None or at least 1, got {self.max_bytes}")
+        most = self.max_bytes
+        if most is not None and not (isinstance(most, (int, float)) and most >= 1):
+            raise ThawkitError(f"max_bytes: expected None or a number of at least 1, got {most!r}")
+        if not isinstance(self.folder, (str, os.PathLike)):
+            raise ThawkitError(f"folder: expected a path, got {self.folder!r}")
         if Path(self.folder).is_file():
             raise ThawkitError(f"folder: expected a folder, {self.folder} is a file")
 

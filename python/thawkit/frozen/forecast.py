@@ -66,8 +66,9 @@ class Forecaster:
 
     def largest_batch(self, memory: int, states: int) -> int:
         """See :meth:`FreezeReport.largest_batch`."""
-        if memory < 0:
-            raise ThawkitError(f"memory_bytes: expected 0 or more, got {memory}")
+        for name, value in (("memory_bytes", memory), ("optimizer_states", states)):
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ThawkitError(f"{name}: expected a finite number of 0 or more, got {value!r}")
         lines = self.lines().values()
         room = memory - self._resident - 2 * self._packed - (1 + states) * self._trainable
         slope = sum(growth for _, growth in lines)

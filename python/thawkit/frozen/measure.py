@@ -21,6 +21,9 @@ from thawkit.ops.frozen.packed import version_of
 class ExampleError(ThawkitError):
     """A model fails on the example that it is to be measured on; ``__cause__`` is what it raised."""
 
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__(f"example: the model fails on it: {type(cause).__name__}: {cause}")
+
 
 Example = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 

@@ -14,6 +14,14 @@ from thawkit.frozen.reach import unreached
 from thawkit.frozen.table import listed
 
 
+def complex_parameters(model: nn.Module, selected: set[str]) -> list[str]:
+    """Say which of the selected parameters are complex, and stay frozen therefore."""
+    names = [name for name, p in model.named_parameters() if name in selected and p.is_complex()]
+    if not names:
+        return []
+    return [f"complex parameters stay frozen: {listed(names, 3)}"]
+
+
 def unreached_parameters(model: nn.Module, outputs: list[Any]) -> list[str]:
     """Say which trainable parameters get no gradient; warn if none does."""
     names = unreached(model, outputs)

@@ -223,7 +223,7 @@ def _is_bias(name: str) -> bool:
 
 
 def _last(model: nn.Module, part: str, names: list[str]) -> set[str]:
-    blocks = find_blocks(model)
+    blocks = _blocks(model, part)
     count = part.removeprefix("last:")
     if not count.isdecimal() or not 1 <= int(count) <= len(blocks):
         raise ThawkitError(
@@ -248,7 +248,7 @@ def _third(model: nn.Module, part: str, which: str, names: list[str]) -> set[str
 
 
 def _lisa(model: nn.Module, part: str, argument: str, names: list[str], plan: Plan) -> None:
-    blocks = find_blocks(model)
+    blocks = _blocks(model, part)
     count, colon, seed = argument.partition(":")
     numbers = count.isdecimal() and (seed.isdecimal() or not colon)
     if not numbers or not 1 <= int(count) <= len(blocks):
@@ -259,6 +259,15 @@ def _lisa(model: nn.Module, part: str, argument: str, names: list[str], plan: Pl
     plan.names |= _head(model, names) | {name for name in names if not within(name, blocks)}
     own = tuple((block, frozenset(name for name in names if within(name, [block]))) for block in blocks)
     plan.draws.append(Draw(int(count), int(seed or 0), own))
+
+
+def _blocks(model: nn.Module, part: str) -> list[str]:
+    blocks = find_blocks(model)
+    if not blocks:
+        raise ThawkitError(
+            f"train: expected a policy that counts no blocks, got {part!r} ({_listing(model, blocks)})"
+        )
+    return blocks
 
 
 def _listing(model: nn.Module, blocks: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections import Counter
@@ -48,7 +49,7 @@ from thawkit.frozen.measure import (
     tensors_of,
     undisturbed,
 )
-from thawkit.frozen.notes import by_the_batch, moving, unreached_parameters
+from thawkit.frozen.notes import by_the_batch, complex_parameters, moving, unreached_parameters
 from thawkit.frozen.policy import Plan, parameter_names
 from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.schedule import Schedule, Stages, make_stages
@@ -119,6 +120,8 @@ def freeze(
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     if act_bits is not None:
         bits_of(act_bits)
+    if cache is not None and not isinstance(cache, (FeatureCache, str, os.PathLike)):
+        raise ThawkitError(f"cache: expected a FeatureCache or the path of a folder, got {cache!r}")
     if example is not None and any(x.numel() == 0 for x in tensors_of(example)):
         raise ThawkitError("example: expected a batch of at least one sample, got an empty tensor")
     model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
@@ -194,6 +197,7 @@ def _apply(
     everything = plan.names == set(parameter_names(model))
     sliced = {f"{name}.weight" if name else "weight" for name in plan.channels}
     _train_only(model, plan.names | sliced)
+    left = complex_parameters(model, plan.names)
     fixed = set() if everything else _fixed_statistics(model)
     for name, settings in plan.lora.items():
         lora.attach(model.get_submodule(name), name, settings)
@@ -207,7 +211,7 @@ def _apply(
             calls = seen
     except Exception as error:  # without an example the guess was wrong, and not the model
         if example is not None:
-            raise ExampleError(f"example: the model fails on it: {type(error).__name__}: {error}") from error
+            raise ExampleError(error) from error
         batch, words = None, ""
     for name, choice in plan.channels.items():
         channels.attach(model.get_submodule(name), choice)
@@ -223,6 +227,7 @@ def _apply(
     after = None if batch is None else _measured(model, batch, fixed, outputs, moved)
     notes = [
         *plan.notes,
+        *left,
         *unreached_parameters(model, outputs),
         *by_the_batch(model),
         *moving(model, moved),

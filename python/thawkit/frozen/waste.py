@@ -17,6 +17,7 @@ from thawkit.errors import ThawkitError
 from thawkit.frozen import needs
 from thawkit.frozen.measure import (
     Example,
+    ExampleError,
     call_eagerly,
     existing,
     running,
@@ -147,13 +148,16 @@ def waste(model: nn.Module, example: Example) -> WasteReport:
         The report; print it.
 
     Raises:
-        ThawkitError: ``model`` is no module, or there is no tensor in its output.
+        ThawkitError: ``model`` is no module, it fails on ``example``, or there is no tensor in its output.
     """
     if not isinstance(model, nn.Module):
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
     model = getattr(model, "_orig_mod", model)
     with undisturbed(model):
-        storages, outputs = _held(model, example)
+        try:
+            storages, outputs = _held(model, example)
+        except Exception as error:
+            raise ExampleError(error) from error
     if not any(isinstance(output, Tensor) for output in outputs):
         raise ThawkitError("model: expected a tensor in its output, got none")
     return _report(model, storages)

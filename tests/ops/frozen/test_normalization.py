@@ -152,6 +152,11 @@ def test_second_derivatives():
 
     assert torch.autograd.gradcheck(ours, leaves)
     assert torch.autograd.gradgradcheck(ours, leaves)
+    y = ours(*leaves)
+    upstream = torch.randn_like(y)
+    once = torch.autograd.grad(y, leaves, upstream, retain_graph=True)
+    for a, b in zip(torch.autograd.grad(y, leaves, upstream, create_graph=True), once, strict=True):
+        assert torch.allclose(a, b, rtol=1e-12, atol=1e-13)
 
 
 def test_not_a_number_passes_and_a_stopped_infinity_adds_nothing():
