@@ -134,6 +134,7 @@ def _output(name: str, *arguments: str) -> str:
     return subprocess.run([str(tool(name)), *arguments], capture_output=True, text=True, check=True).stdout
 
 
+@functools.cache  # an instance has the same symbol for every architecture
 def _name(symbol: str) -> str:
     plain = subprocess.run(["c++filt", symbol], capture_output=True, text=True, check=True).stdout
     found = re.search(r"(\w+)(<.*>)?\(", plain.replace("(anonymous namespace)", ""))

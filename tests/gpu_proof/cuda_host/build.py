@@ -71,9 +71,9 @@ class Build:
         """
         objects = [self._compile(source, ["-O2", "-Wall"]) for source in RUNTIME]
         objects.append(
-            self._compile(ROOT / "csrc" / "module.cpp", ["-O0", "-DTHAWKIT_HAS_CUDA", *_bindings()])
+            self._compile(ROOT / "csrc" / "module.cpp", ["-O0", "-g0", "-DTHAWKIT_HAS_CUDA", *_bindings()])
         )
-        kernels = [self._compile(source, _KERNEL) for source in CUDA if source.stem != unit]
+        kernels = [self._kernel(source) for source in CUDA if source.stem != unit]
         if unit:  # first, so that the linker takes its copies of what several files define
             kernels.insert(0, self._edited(unit, edited or {}))
         path = (self.scratch if unit else self.folder) / f"{digest(*map(str, [*objects, *kernels]))}.so"
@@ -90,17 +90,31 @@ class Build:
                 place.write_text(text)
             name = f"cuda/{unit}.cu"
             source = Path(folder) / name if name in edited else ROOT / "csrc" / name
-            return self._compile(source, [f"-I{folder}", *_KERNEL], repr(edited))
+            return self._kernel(source, [f"-I{folder}"], repr(edited))
+
+    def _kernel(self, source: Path, places: Sequence[str] = (), edits: str = "") -> Path:
+        prelude = self._prelude().with_suffix("")  # the compiler itself adds .gch where there is one
+        return self._compile(source, [*places, *_KERNEL, "-include", str(prelude)], edits)
+
+    def _prelude(self) -> Path:
+        source = HERE / "prelude.h"
+        path = self.folder / f"prelude-{digest(source.read_text(), *_KERNEL, headers())}.h.gch"
+        header = path.with_suffix("")  # for a compiler that takes no other's memory as it was
+        if not header.exists():
+            header.write_text(source.read_text())
+        return self._made(path, source, _KERNEL, "c++-header")
 
     def _compile(self, source: Path, flags: Sequence[str], edits: str = "") -> Path:
         fixed = [flag for flag in flags if not flag.startswith("-I")]
         key = digest(source.read_text(), *fixed, headers(), edits)
         path = (self.scratch if edits else self.folder) / f"{source.stem}-{key}.o"
+        return self._made(path, source, [*flags, "-c"], "c++")
+
+    def _made(self, path: Path, source: Path, flags: Sequence[str], language: str) -> Path:
         if not path.exists():
             includes = [f"-I{HERE}", f"-I{ROOT / 'csrc'}", *(f"-isystem{place}" for place in cudaheaders())]
-            command = ["g++", *_COMMON, *flags, *includes]
             partial = path.with_suffix(f".{os.getpid()}.{threading.get_ident()}")
-            _run([*command, "-x", "c++", "-c", str(source), "-o", str(partial)])
+            _run(["g++", *_COMMON, *flags, *includes, "-x", language, str(source), "-o", str(partial)])
             partial.rename(path)
         return path
 

@@ -247,7 +247,7 @@ _MUTANTS = {
     "backward: too few groups": Mutant(
         "triton.cdiv(outer, block_r * _STEPS)", "max(1, outer // (block_r * _STEPS))"
     ),
-    "sum: sums of channels past the last": Mutant(
+    "sum 40x33: sums of channels past the last": Mutant(
         "tl.store(Parts + channel, tl.sum(sums, 0), mask=known)", "tl.store(Parts + channel, tl.sum(sums, 0))"
     ),
     "sum: the last tile alone": Mutant("total += d", "total = d"),

@@ -17,15 +17,15 @@ from tests.gpu_proof.triton_checks.fake_driver import compiling_for
 
 def compile_all(architecture: int) -> dict[str, dict[str, Any]]:
     """Return the resources of each kernel by ``family: configuration: kernel number``."""
-    found: dict[str, dict[str, Any]] = {}
+    found: dict[str, Any] = {}
     for family in FAMILIES.values():
         kernels = family.load()
         for name, launch in family.configurations.items():
             with compiling_for(architecture) as compiled:
                 launch(kernels)
             for number, kernel in enumerate(compiled):
-                found[f"{family.name}: {name}: {kernel.name} {number}"] = resources(kernel, architecture)
-    return found
+                found[f"{family.name}: {name}: {kernel.name} {number}"] = kernel
+    return resources(found, architecture)
 
 
 if __name__ == "__main__":

@@ -92,10 +92,13 @@ class Family:
         return f"triton/{self.name}"
 
     def problems_for(self, mutant: str) -> list[tuple[Problem, bool]]:
-        """Return the problems, and which of them are huge; those first whose names begin as the mutant's."""
+        """Return the problems, and which of them are huge; those first whose names begin as the mutant's.
+
+        The huge ones run only two programs of a launch, so they go before others.
+        """
         every = [
-            *((n, p, False) for n, p in self.problems.items()),
             *((n, p, True) for n, p in self.huge.items()),
+            *((n, p, False) for n, p in self.problems.items()),
         ]
         kind = mutant.split(":")[0]
         every.sort(key=lambda item: not item[0].startswith(kind))
