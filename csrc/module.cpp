@@ -454,6 +454,89 @@ cuda::SigmoidPanelArgs sigmoid_panel_args(PanelFields fields, Pointer bias, int6
   return {panel(fields),   as<const float>(bias), offset,          paired,
           as<float>(loss), as<float>(dscale),     as<float>(dbias)};
 }
+
+// The fields of an MMDTileLayer, of an MMDPairs, of an MMDTile and of a TopKPanel, in order.
+using MMDTileLayerFields = std::tuple<int, int, bool>;
+using MMDPairsFields = std::tuple<std::vector<MMDTileLayerFields>, int64_t, Pointer, Pointer, Pointer,
+                                  int64_t, float, Pointer, Pointer, Pointer, int64_t, bool>;
+using MMDTileFields = std::tuple<Pointer, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>;
+using TopKPanelFields = std::tuple<Pointer, int64_t, int64_t, int64_t, int64_t, Pointer, Pointer, Pointer>;
+
+cuda::MMDPairs mmd_pairs(const MMDPairsFields& fields) {
+  const auto& [layers, rows, norms, first, second, bandwidths, rounding, weights, same, labels, first_rows,
+               diagonal] = fields;
+  if (layers.empty() || layers.size() > cuda::MMDPairs::kMostLayers)
+    throw std::invalid_argument("too many layers, or none");
+  cuda::MMDPairs pairs{{},
+                       static_cast<int>(layers.size()),
+                       rows,
+                       as<const float>(norms),
+                       as<const float>(first),
+                       as<const float>(second),
+                       bandwidths,
+                       rounding,
+                       as<const float>(weights),
+                       as<const float>(same),
+                       as<const int32_t>(labels),
+                       first_rows,
+                       diagonal};
+  for (size_t l = 0; l < layers.size(); ++l) {
+    const auto& [kind, count, sloped] = layers[l];
+    pairs.layers[l] = {static_cast<cuda::MMDKind>(kind), count, sloped};
+  }
+  return pairs;
+}
+
+cuda::MMDTile mmd_tile(const MMDTileFields& fields) {
+  const auto& [scores, rows, columns, layer_stride, stride, top, left] = fields;
+  return {as<float>(scores), rows, columns, layer_stride, stride, top, left};
+}
+
+cuda::MMDTileArgs mmd_tile_args(MMDPairsFields pairs, MMDTileFields tile, Pointer slopes, int dtype,
+                                int64_t slope_layer_stride, int64_t slope_stride, double times,
+                                Pointer value) {
+  return {mmd_pairs(pairs), mmd_tile(tile), as<void>(slopes), static_cast<Dtype>(dtype), slope_layer_stride,
+          slope_stride,     times,          as<double>(value)};
+}
+
+cuda::MMDRatesArgs mmd_rates_args(MMDPairsFields pairs, MMDTileFields tile, int layer, double times,
+                                  Pointer sums, int64_t sums_stride) {
+  return {mmd_pairs(pairs), mmd_tile(tile), layer, times, as<double>(sums), sums_stride};
+}
+
+cuda::MMDValuesArgs mmd_values_args(MMDPairsFields pairs, MMDTileFields tile) {
+  return {mmd_pairs(pairs), mmd_tile(tile)};
+}
+
+cuda::MMDDigitsArgs mmd_digits_args(MMDTileFields tile, Pointer norms, Pointer found, Pointer counts,
+                                    int shift, float rounding) {
+  return {
+      mmd_tile(tile), as<const float>(norms), as<const int32_t>(found), as<unsigned long long>(counts), shift,
+      rounding};
+}
+
+cuda::TopKPanel top_k_panel(const TopKPanelFields& fields) {
+  const auto& [products, rows, columns, stride, first, excluded, norms, column_norms] = fields;
+  return {as<const float>(products),
+          rows,
+          columns,
+          stride,
+          first,
+          as<const int64_t>(excluded),
+          as<const float>(norms),
+          as<const float>(column_norms)};
+}
+
+cuda::BestOfGroupsArgs best_of_groups_args(TopKPanelFields panel, int group, Pointer keys,
+                                           int64_t keys_stride) {
+  return {top_k_panel(panel), group, as<int64_t>(keys), keys_stride};
+}
+
+cuda::KeysOfGroupsArgs keys_of_groups_args(TopKPanelFields panel, int group, int64_t groups, Pointer chosen,
+                                           int64_t chosen_stride, Pointer keys, int64_t keys_stride) {
+  return {top_k_panel(panel), group,      groups, as<const int64_t>(chosen), chosen_stride,
+          as<int64_t>(keys),  keys_stride};
+}
 #endif
 
 }  // namespace
@@ -532,6 +615,12 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define_cuda(m, "column_sums_panel_cuda", column_sums_panel_args, cuda::column_sums_panel);
   define_cuda(m, "clip_panel_cuda", clip_panel_args, cuda::clip_panel);
   define_cuda(m, "sigmoid_panel_cuda", sigmoid_panel_args, cuda::sigmoid_panel);
+  define_cuda(m, "mmd_tile_cuda", mmd_tile_args, cuda::mmd_tile);
+  define_cuda(m, "mmd_rates_cuda", mmd_rates_args, cuda::mmd_rates);
+  define_cuda(m, "mmd_values_cuda", mmd_values_args, cuda::mmd_values);
+  define_cuda(m, "mmd_digits_cuda", mmd_digits_args, cuda::mmd_digits);
+  define_cuda(m, "best_of_groups_cuda", best_of_groups_args, cuda::best_of_groups);
+  define_cuda(m, "keys_of_groups_cuda", keys_of_groups_args, cuda::keys_of_groups);
   define_cuda(m, "sigmoid_focal_cuda", focal_args, cuda::sigmoid_focal);
   define_cuda(m, "softmax_focal_cuda", softmax_focal_args, cuda::softmax_focal);
   define_cuda(m, "pack_cuda", pack_args, cuda::pack);

@@ -7,15 +7,11 @@ float32; each program adds its sum to a float64 number of its own, which the nex
 """
 
 # Triton reads annotations at run time, so they are not postponed here.
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
 from thawkit.kernels.launch import block_of, given
-
-KINDS = ("rbf", "doubling", "laplace", "imq", "energy", "product")
-DIGIT = 11  # bits of a squared distance that one pass finds
+from thawkit.kernels.mmd_pairs import DIGIT, Pairs
 
 _MOST_ENTRIES, _LEAST_ENTRIES = 2048, 512  # of a program: fewer where several layers are in registers
 _COLUMNS = 256
@@ -232,57 +228,6 @@ def _digits(
     digits = tl.reshape((bits >> SHIFT) & ((1 << BITS) - 1), [BLOCK_R * BLOCK_C])
     found = tl.histogram(digits, 1 << BITS, mask=tl.reshape(counted, [BLOCK_R * BLOCK_C]))
     tl.atomic_add(Counts + tl.arange(0, 1 << BITS), found.to(tl.int64), mask=found > 0)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A layer's kernel, and what is wanted of it.
-
-    Attributes:
-        kind: one of ``KINDS``; ``doubling`` is ``rbf`` whose rates are the first one's times 2, 4 and so on.
-        count: of bandwidths, of ``product`` the degree.
-        sloped: whether slopes are wanted.
-        learned: whether the derivatives by the rates are wanted.
-    """
-
-    kind: str
-    count: int
-    sloped: bool = False
-    learned: bool = False
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """What all tiles share: the rows of both samples, one after the other, and what their pairs count.
-
-    Attributes:
-        layers: of L kernels, which multiply.
-        norms: (L, N) float32 squared norms of the rows.
-        first_numbers: (L, B) float32 ``first`` of csrc/cpu/mmd_kernels.h, of ``product`` the scale.
-        second_numbers: (L, B) float32 ``second``, of ``product`` the offset.
-        rounding: squares of no more than that many norms of both rows are 0 where the root is taken.
-        weights: (N,) float32; a pair counts their product
-        same: (N,) float32 factors of the pairs within a sample, equal for both rows of a pair that counts; or
-            None.
-        labels: (N,) int32 of rows that pair only with their like, or None.
-        first: the first sample has rows 0 to ``first``.
-        diagonal: whether the pairs of a row with itself count.
-        value: (P,) float64 to which programs add what their pairs are worth; P is of :func:`programs`.
-        rate_sums: (P, L, B) float64, the same of the derivatives by the rates; None: nobody asked.
-    """
-
-    layers: tuple[Layer, ...]
-    norms: torch.Tensor
-    first_numbers: torch.Tensor
-    second_numbers: torch.Tensor
-    rounding: float
-    weights: torch.Tensor
-    same: torch.Tensor | None
-    labels: torch.Tensor | None
-    first: int
-    diagonal: bool
-    value: torch.Tensor
-    rate_sums: torch.Tensor | None = None
 
 
 def _blocks(columns: int, layers: int) -> tuple[int, int]:

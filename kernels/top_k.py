@@ -7,14 +7,11 @@ selecting the largest in any order selects the right ones.
 """
 
 # Triton reads annotations at run time, so they are not postponed here.
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
-
-NONE = -(1 << 63)  # the key of no column
-LAST = (1 << 31) - 1  # less the column's number are the low bits of a key
+from thawkit.kernels.launch import given
+from thawkit.kernels.top_k_scores import NONE, Scores
 
 _COLUMNS = 1024  # of a row at a time
 
@@ -93,34 +90,9 @@ def _keys_of_groups(
     tl.store(out, _key(order, first + column), mask=present[:, None] & (within >= 0))
 
 
-@dataclass(frozen=True)
-class Scores:
-    """Products of some rows with some columns of the gallery, and what else their similarities need.
-
-    Attributes:
-        products: (R, C) float32, rows at any distance.
-        first: number of the first column.
-        excluded: (R,) int64, the number of a column that each row leaves out, or None.
-        norms: (R,) float32 squared lengths, where similarities are minus squared distances; else None, and
-        column_norms: (C,).
-    """
-
-    products: torch.Tensor
-    first: int
-    excluded: torch.Tensor | None = None
-    norms: torch.Tensor | None = None
-    column_norms: torch.Tensor | None = None
-
-    def __post_init__(self) -> None:
-        assert self.products.stride(1) == 1 or self.products.shape[1] == 1
-
-    def extras(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what kernels take; the products where there is nothing."""
-        s = self.products
-        norms, column_norms, excluded = (
-            s if x is None else x for x in (self.norms, self.column_norms, self.excluded)
-        )
-        return norms, column_norms, excluded
+def _extras(scores: Scores) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    s = scores.products
+    return given(scores.norms, s), given(scores.column_norms, s), given(scores.excluded, s)
 
 
 def best_of_groups(scores: Scores, group: int, keys: torch.Tensor) -> None:
@@ -130,7 +102,7 @@ def best_of_groups(scores: Scores, group: int, keys: torch.Tensor) -> None:
         return
     block = max(_COLUMNS, group)
     _best_of_groups[(s.shape[0], triton.cdiv(s.shape[1], block))](
-        s, *scores.extras(), keys, scores.first, s.shape[1], keys.shape[1], s.stride(0), keys.stride(0),
+        s, *_extras(scores), keys, scores.first, s.shape[1], keys.shape[1], s.stride(0), keys.stride(0),
         EUCLIDEAN=scores.norms is not None, EXCLUDES=scores.excluded is not None, GROUP=group, BLOCK=block,
     )  # fmt: skip
 
@@ -146,7 +118,7 @@ def keys_of_groups(scores: Scores, group: int, groups: torch.Tensor | None, keys
     block = max(_COLUMNS, group)
     chosen = keys if groups is None else groups
     _keys_of_groups[(s.shape[0], triton.cdiv(count * group, block))](
-        s, *scores.extras(), chosen, keys, scores.first, s.shape[1], count, s.stride(0), chosen.stride(0),
+        s, *_extras(scores), chosen, keys, scores.first, s.shape[1], count, s.stride(0), chosen.stride(0),
         keys.stride(0), EUCLIDEAN=scores.norms is not None, EXCLUDES=scores.excluded is not None,
         CHOSEN=groups is not None, GROUP=group, BLOCK=block,
     )  # fmt: skip

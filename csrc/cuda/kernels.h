@@ -71,10 +71,121 @@ struct SigmoidPanelArgs {
   float* dbias;       // [rows] or null
 };
 
+// Kernels of MMD: those of MMDKernel in cpu/kernels.h, and rbf whose rates are the first one's times 2, 4 and
+// so on; in the order of KINDS in kernels/mmd_pairs.py.
+enum class MMDKind : int { kRbf, kDoubling, kLaplace, kImq, kEnergy, kProduct };
+
+struct MMDTileLayer {
+  MMDKind kind;
+  int count;    // of bandwidths, of kProduct the degree
+  bool sloped;  // whether its slopes are wanted
+};
+
+// What all tiles share: the rows of both samples, one after the other, and what their pairs count; see Pairs
+// in kernels/mmd_pairs.py.
+struct MMDPairs {
+  static constexpr int kMostLayers = 8;
+  MMDTileLayer layers[kMostLayers];
+  int layer_count;
+  int64_t rows;
+  const float* norms;   // [layers, rows]
+  const float* first;   // [layers, bandwidths], and
+  const float* second;  // [layers, bandwidths]
+  int64_t bandwidths;
+  float rounding;
+  const float* weights;   // [rows]
+  const float* same;      // [rows] or null
+  const int32_t* labels;  // [rows] or null
+  int64_t first_rows;     // of the first sample
+  bool diagonal;
+};
+
+// Inner products of rows `top` and on with rows `left` and on, a panel for each layer.
+struct MMDTile {
+  float* scores;  // [layers, rows, columns]
+  int64_t rows, columns, layer_stride, stride;
+  int64_t top, left;
+};
+
+// Adds `times` what the pairs are worth, and writes the slopes of the layers that are sloped.
+struct MMDTileArgs {
+  MMDPairs pairs;
+  MMDTile tile;
+  void* slopes;  // [layers, rows, columns], may be the scores, or null
+  Dtype dtype;   // of the slopes
+  int64_t slope_layer_stride, slope_stride;
+  double times;
+  double* value;  // [tile.rows]
+};
+
+// Adds `times` what the derivatives by the rates of one layer, kRbf, kLaplace or kImq, are made of.
+struct MMDRatesArgs {
+  MMDPairs pairs;
+  MMDTile tile;
+  int layer;
+  double times;
+  double* sums;  // [tile.rows, bandwidths]
+  int64_t sums_stride;
+};
+
+// Writes the kernel of the one layer over its scores, 0 for a row with itself.
+struct MMDValuesArgs {
+  MMDPairs pairs;
+  MMDTile tile;
+};
+
+constexpr int kDigitBits = 11;  // DIGIT in kernels/mmd_pairs.py
+
+// Counts the pairs i < j by the digit of their squared distances that has `shift` bits after it, if the bits
+// before it are those found.
+struct MMDDigitsArgs {
+  MMDTile tile;
+  const float* norms;    // of all rows
+  const int32_t* found;  // one number, on the device
+  unsigned long long* counts;
+  int shift;
+  float rounding;
+};
+
+// Products of some rows with some columns of a gallery; see Scores in kernels/top_k_scores.py.
+struct TopKPanel {
+  const float* products;  // [rows, columns]
+  int64_t rows, columns, stride;
+  int64_t first;              // number of the first column
+  const int64_t* excluded;    // [rows] or null: the number of a column that does not count
+  const float* norms;         // [rows], and
+  const float* column_norms;  // [columns], or both null: similarities are minus squared distances
+};
+
+// Writes the best key of each group of neighbouring columns, by the group's number.
+struct BestOfGroupsArgs {
+  TopKPanel panel;
+  int group;      // a power of 2 from 4 to 128
+  int64_t* keys;  // [rows, groups]
+  int64_t keys_stride;
+};
+
+// Writes the keys of all columns of the groups whose keys are chosen, or of the first ones.
+struct KeysOfGroupsArgs {
+  TopKPanel panel;
+  int group;  // a multiple of 4
+  int64_t groups;
+  const int64_t* chosen;  // [rows, groups] or null
+  int64_t chosen_stride;
+  int64_t* keys;  // [rows, groups * group]
+  int64_t keys_stride;
+};
+
 const char* softmax_panel(const SoftmaxPanelArgs& args, void* stream);
 const char* column_sums_panel(const ColumnSumsPanelArgs& args, void* stream);
 const char* clip_panel(const ClipPanelArgs& args, void* stream);
 const char* sigmoid_panel(const SigmoidPanelArgs& args, void* stream);
+const char* mmd_tile(const MMDTileArgs& args, void* stream);
+const char* mmd_rates(const MMDRatesArgs& args, void* stream);
+const char* mmd_values(const MMDValuesArgs& args, void* stream);
+const char* mmd_digits(const MMDDigitsArgs& args, void* stream);
+const char* best_of_groups(const BestOfGroupsArgs& args, void* stream);
+const char* keys_of_groups(const KeysOfGroupsArgs& args, void* stream);
 const char* sigmoid_focal(const FocalArgs& args, void* stream);  // total must be null
 const char* softmax_focal(const SoftmaxFocalArgs& args,
                           void* stream);  // total must be null, strange is not read

@@ -11,8 +11,12 @@ from thawkit.ops import dispatch
 from thawkit.ops._library import dtype_objection
 from thawkit.ops.focal.sigmoid import _KERNELS as SIGMOID_FOCAL
 from thawkit.ops.focal.softmax import _KERNELS as SOFTMAX_FOCAL
+from thawkit.ops.pairwise.median import OBJECTIONS as MEDIAN
+from thawkit.ops.pairwise.mmd import OBJECTIONS as MMD
 from thawkit.ops.pairwise.pairs import OBJECTIONS as PAIRS
+from thawkit.ops.pairwise.permutation import OBJECTIONS as PERMUTATION
 from thawkit.ops.pairwise.row_softmax import OBJECTIONS as ROW_SOFTMAX
+from thawkit.ops.pairwise.top_k import OBJECTIONS as TOP_K
 
 from .cuda_host import Build, Host, missing_tool
 from .cuda_host.build import kept
@@ -36,7 +40,7 @@ def cuda_host(cuda_build: Build) -> Host:
 @pytest.fixture
 def on_cuda(cuda_host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The backend ``cuda`` takes tensors of the CPU, and is the one that runs."""
-    for objections in (ROW_SOFTMAX, PAIRS, SIGMOID_FOCAL, SOFTMAX_FOCAL):
+    for objections in (ROW_SOFTMAX, PAIRS, MMD, MEDIAN, PERMUTATION, TOP_K, SIGMOID_FOCAL, SOFTMAX_FOCAL):
         monkeypatch.setitem(objections, "cuda", dtype_objection)
     monkeypatch.setitem(dispatch._problems, "cuda", "")
     with cuda_host.running(), ops.use_backend("cuda"):

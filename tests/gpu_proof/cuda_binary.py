@@ -36,6 +36,12 @@ KERNEL_OF = {
     "column_sums_kernel": "column_sums_panel",
     "clip_kernel": "clip_panel",
     "sigmoid_kernel": "sigmoid_panel",
+    "tile_kernel": "mmd_tile",
+    "rates_kernel": "mmd_rates",
+    "values_kernel": "mmd_values",
+    "digits_kernel": "mmd_digits",
+    "best_of_groups_kernel": "best_of_groups",
+    "keys_of_groups_kernel": "keys_of_groups",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import cuda_focal_mutants, cuda_panel_mutants
+from . import cuda_focal_mutants, cuda_mmd_mutants, cuda_panel_mutants
 
 
 class Mutant(NamedTuple):
@@ -31,7 +31,11 @@ COMMON = "cuda/common.cuh"
 _LOOP = "int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i < n; i += stride"
 _WARP_LOOP = "int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i - threadIdx.x % 32 < n; i += stride"
 
-_SHOWN_BY_HALF = {"bounds are not rounded", "bits of what is not rounded"} | cuda_panel_mutants.SHOWN_BY_HALF
+_SHOWN_BY_HALF = {
+    *("bounds are not rounded", "bits of what is not rounded"),
+    *cuda_mmd_mutants.SHOWN_BY_HALF,
+    *cuda_panel_mutants.SHOWN_BY_HALF,
+}
 
 # kernel: (name, file, what stands there, what is planted, why it is harmless if it is)
 _PLANTED: dict[str, list[tuple[str, ...]]] = {
@@ -225,7 +229,12 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
 
 MUTANTS = [
     Mutant(kernel, *fields)
-    for planted in (_PLANTED, cuda_focal_mutants.PLANTED, cuda_panel_mutants.PLANTED)
+    for planted in (
+        _PLANTED,
+        cuda_focal_mutants.PLANTED,
+        cuda_mmd_mutants.PLANTED,
+        cuda_panel_mutants.PLANTED,
+    )
     for kernel, all_fields in planted.items()
     for fields in all_fields
 ]

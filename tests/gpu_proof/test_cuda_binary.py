@@ -16,7 +16,11 @@ from .ladder import record
 
 Lines = dict[str, dict[str, int]]
 # whose loads are of 16 bytes
-WIDE_LOADS = {"focal_kernel", "focal_options_kernel", "softmax_kernel", "clip_kernel", "sigmoid_kernel"}
+WIDE_LOADS = {
+    *("focal_kernel", "focal_options_kernel", "softmax_kernel", "clip_kernel", "sigmoid_kernel"),
+    *("tile_kernel", "rates_kernel", "values_kernel", "digits_kernel"),
+    *("best_of_groups_kernel", "keys_of_groups_kernel"),
+}
 
 
 @pytest.fixture(scope="module")

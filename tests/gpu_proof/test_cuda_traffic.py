@@ -14,13 +14,16 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from thawkit.kernels.mmd_pairs import DIGIT, Layer, Pairs
 from thawkit.kernels.panel import Panel
+from thawkit.kernels.top_k_scores import LAST, Scores
 from torch import Tensor
 
 from thawkit.ops.focal import cuda as focal
 from thawkit.ops.frozen import cuda as frozen
 from thawkit.ops.frozen.max_pool import _geometry, _outputs, _Windows
 from thawkit.ops.pairwise import cuda as pairwise
+from thawkit.ops.pairwise import cuda_mmd, cuda_top_k
 
 from .cuda_checks import KERNELS
 from .cuda_checks.focal import options
@@ -187,6 +190,85 @@ def sigmoid_panel() -> Case:
     return Case(n, 4 * n + 8, 2 * n + 12 * rows, 2, 22, 1.0, run)
 
 
+LEFT = SECTOR // 4  # the first column's row, so that the columns' numbers begin where a sector does
+
+
+def pairs(rows: int, columns: int, layer: Layer) -> Pairs:
+    n, bandwidths = LEFT + columns, layer.count if layer.kind == "rbf" else 1
+    first, second = torch.full((1, bandwidths), -0.1), torch.full((1, bandwidths), 0.1)
+    sums = torch.zeros(rows, 1, bandwidths, dtype=torch.float64) if layer.learned else None
+    value = torch.zeros(rows, dtype=torch.float64)
+    return Pairs(
+        (layer,),
+        torch.full((1, n), 4.0),
+        first,
+        second,
+        1e-6,
+        torch.ones(n),
+        None,
+        None,
+        rows,
+        True,
+        value,
+        sums,
+    )
+
+
+def mmd_tile() -> Case:
+    """Of five bandwidths, each twice the one before."""
+    rows, columns = 4, 2048
+    of, scores, slopes = pairs(rows, columns, Layer("doubling", 5, True)), *numbers(2, 1, rows, columns)
+    n, slopes = rows * columns, slopes.bfloat16()
+    run = lambda: cuda_mmd.tile(of, scores, slopes, 0, LEFT, 2.0)
+    needed = 4 * n + 8 * (rows + columns) + 8 * rows + 8
+    return Case(n, needed, 2 * n + 8 * rows, 1, 29, 1.0, run)
+
+
+def mmd_rates() -> Case:
+    """Of five bandwidths, beside what the tile itself costs."""
+    rows, columns = 4, 2048
+    of, scores = pairs(rows, columns, Layer("rbf", 5, False, True)), numbers(1, rows, columns)
+    n = rows * columns
+    run = lambda: cuda_mmd.rates(of, scores, 0, 0, LEFT, 2.0)
+    return Case(n, 4 * n + 8 * (rows + columns) + 40 * rows + 20, 40 * rows, 5, 29, 1.0, run)
+
+
+def mmd_values() -> Case:
+    rows, columns = 4, 2048
+    of, scores = pairs(rows, columns, Layer("doubling", 5)), numbers(rows, columns)
+    n = rows * columns
+    run = lambda: cuda_mmd.values(of, scores, 0, LEFT)
+    return Case(n, 4 * n + 4 * (rows + columns) + 8, 4 * n, 1, 17, 1.0, run)
+
+
+def mmd_digits() -> Case:
+    rows, columns = 4, 2048
+    scores, norms, n = numbers(rows, columns), torch.full((LEFT + columns,), 4.0), rows * columns
+    found, counts = torch.zeros(1, dtype=torch.int32), torch.zeros(1 << DIGIT, dtype=torch.int64)
+    run = lambda: cuda_mmd.count_digits(scores, norms, found, counts, 2 * DIGIT, 0, LEFT, 1e-6)
+    # what atomics add to is not counted: the digits that there are, of each block
+    return Case(n, 4 * n + 4 * (rows + columns) + 4, 0, 0, 8, 1.0, run)
+
+
+def best_of_groups() -> Case:
+    rows, columns, group = 4, 2048, 32
+    of, keys = Scores(numbers(rows, columns), 0), torch.empty(rows, columns // group, dtype=torch.int64)
+    n = rows * columns
+    return Case(n, 4 * n, 8 * n / group, 0, 2, 1.0, lambda: cuda_top_k.best_of_groups(of, group, keys))
+
+
+def keys_of_groups() -> Case:
+    """The elements are the columns of the groups that are chosen."""
+    rows, columns, group, chosen = 4, 2048, 32, 16
+    of, keys = Scores(numbers(rows, columns), 0), torch.empty(rows, chosen * group, dtype=torch.int64)
+    groups, n = (
+        LAST - torch.stack([torch.randperm(columns // group)[:chosen] for _ in range(rows)]),
+        keys.numel(),
+    )
+    run = lambda: cuda_top_k.keys_of_groups(of, group, groups, keys)
+    return Case(n, 4 * n + 8 * groups.numel(), 8 * n, 0, 2, 1.0, run)
+
+
 CASES = {
     function.__name__: function
     for function in (
@@ -202,6 +284,7 @@ CASES = {
         ),
         *(max_pool_backward, quantize, dequantize),
         *(softmax_panel, column_sums_panel, clip_panel, sigmoid_panel),
+        *(mmd_tile, mmd_rates, mmd_values, mmd_digits, best_of_groups, keys_of_groups),
     )
 }
 

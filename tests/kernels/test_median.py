@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from thawkit import ops
+from thawkit.ops.pairwise import gpu_mmd as engine
 from thawkit.ops.pairwise import median_squared_distance
-from thawkit.ops.pairwise import triton_mmd as engine
 
 pytest.importorskip("triton")
 

@@ -8,8 +8,8 @@ from tests.ops.conftest import relative_error
 
 from thawkit import ops
 from thawkit.losses import functional as F
+from thawkit.ops.pairwise import gpu_mmd as engine
 from thawkit.ops.pairwise import permutation_sums, subsets
-from thawkit.ops.pairwise import triton_mmd as engine
 
 pytest.importorskip("triton")
 

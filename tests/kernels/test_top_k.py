@@ -10,7 +10,7 @@ from tests.ops.pairwise.test_top_k import SIMILARITIES, all_similarities, rows, 
 
 from thawkit import ops
 from thawkit.ops.pairwise import gpu_panels, top_k
-from thawkit.ops.pairwise import triton_top_k as engine
+from thawkit.ops.pairwise import gpu_top_k as engine
 
 pytest.importorskip("triton")
 

@@ -91,6 +91,11 @@ CUDA_HOST_UNCHECKED __attribute__((noinline)) T __ldca(const T* address) {
 }
 
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __float_as_int(float x) {
+  int bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 // To the nearest, ties to even; what is out of range goes to its end, NaN to 0.
@@ -105,6 +110,7 @@ inline float __expf(float x) { return cuda_host::exp2_approximate(x * 1.44269504
 inline float __logf(float x) { return cuda_host::log2_approximate(x) * 0.6931471806f; }
 inline float cuda_host_counted(float y) { return cuda_host::count_transcendental(), y; }
 #define expf(x) cuda_host_counted(std::exp(float(x)))
+#define exp2f(x) cuda_host_counted(std::exp2(float(x)))
 #define logf(x) cuda_host_counted(std::log(float(x)))
 #define log1pf(x) cuda_host_counted(std::log1p(float(x)))
 #define atanhf(x) cuda_host_counted(std::atanh(float(x)))

@@ -7,6 +7,7 @@ from functools import partial
 from types import ModuleType
 
 import torch
+from thawkit.kernels.mmd_pairs import DIGIT, Layer, Pairs
 from torch import Tensor
 
 from tests.gpu_proof.triton_checks.family import Comparison, Family, Mutant, poisoned, virtual
@@ -121,8 +122,8 @@ def _tile(
     programs = kernels.programs(rows, columns, len(layers))
     worth = torch.full((programs,), 0.5, dtype=torch.float64)
     sums = torch.full((programs, *first_numbers.shape), 0.25, dtype=torch.float64)
-    pairs = kernels.Pairs(
-        tuple(kernels.Layer(kind, degree, sloped, learned and kind in ("rbf", "laplace", "imq")) for kind, _, degree in chosen),
+    pairs = Pairs(
+        tuple(Layer(kind, degree, sloped, learned and kind in ("rbf", "laplace", "imq")) for kind, _, degree in chosen),
         norms, first_numbers, second_numbers, _ROUNDING, weights, of_same, labels, first, diagonal, worth,
         sums if learned else None,
     )  # fmt: skip
@@ -156,9 +157,7 @@ def _twice(kernels: ModuleType) -> list[Comparison]:
     q, rate = torch.full((1, 1), -0.5), torch.full((1, 1), 0.3)
     norms, weights = torch.ones(1, 700), torch.ones(700)
     worth = torch.zeros(kernels.programs(70, 600, 1), dtype=torch.float64)
-    pairs = kernels.Pairs(
-        (kernels.Layer("rbf", 1),), norms, q, rate, _ROUNDING, weights, None, None, 350, True, worth
-    )
+    pairs = Pairs((Layer("rbf", 1),), norms, q, rate, _ROUNDING, weights, None, None, 350, True, worth)
     for rows, columns, left in ((70, 600, 100), (3, 20, 200)):
         kernels.tile(pairs, torch.zeros(1, rows, columns), None, 0, left, 1.0)
     return [
@@ -180,8 +179,8 @@ def _values(
     truth = _value(kind, torch.tensor(numbers, dtype=torch.float64), count, scores.double(), pair_norms, own)
     first, second = (n[None] for n in _numbers(kind, numbers))
     none = torch.empty(0)
-    pairs = kernels.Pairs(
-        (kernels.Layer(kind, count),),
+    pairs = Pairs(
+        (Layer(kind, count),),
         norms[None],
         first,
         second,
@@ -214,11 +213,11 @@ def _digits(
     bits = squares[later].view(torch.int32).long()
     some = int(bits[len(bits) // 3]) if len(bits) else 0
     compared = []
-    for shift in (2 * kernels.DIGIT, kernels.DIGIT, 0):
-        before = some >> shift >> kernels.DIGIT
-        of_these = bits[bits >> shift >> kernels.DIGIT == before]
-        truth = torch.bincount((of_these >> shift) % (1 << kernels.DIGIT), minlength=1 << kernels.DIGIT)
-        counts = torch.full((1 << kernels.DIGIT,), 5)
+    for shift in (2 * DIGIT, DIGIT, 0):
+        before = some >> shift >> DIGIT
+        of_these = bits[bits >> shift >> DIGIT == before]
+        truth = torch.bincount((of_these >> shift) % (1 << DIGIT), minlength=1 << DIGIT)
+        counts = torch.full((1 << DIGIT,), 5)
         found = torch.tensor([before], dtype=torch.int32)
         kernels.count_digits(scores, norms, found, counts, shift, top, left, _ROUNDING)
         compared.append(Comparison(f"counts by the bits from {shift} on", counts - 5, truth, 0.0))
@@ -232,8 +231,8 @@ def _far(kernels: ModuleType, kind: str) -> list[Comparison]:
     norms, weights = torch.full((1, 64), 2.0), torch.ones(64)
     first, second = torch.full((1, 1), -0.5), torch.full((1, 1), 0.3)
     worth = torch.zeros(kernels.programs(rows, columns, 1), dtype=torch.float64)
-    pairs = kernels.Pairs(
-        (kernels.Layer("rbf", 1, kind == "slopes"),),
+    pairs = Pairs(
+        (Layer("rbf", 1, kind == "slopes"),),
         norms,
         first,
         second,
@@ -247,9 +246,9 @@ def _far(kernels: ModuleType, kind: str) -> list[Comparison]:
     )
     truth = (-0.5 * (4 - 2 * scores[-1].double())).exp2()
     if kind == "digits":
-        counts = torch.zeros(1 << kernels.DIGIT, dtype=torch.int64)
-        last = (4 - 2 * scores[-1]).view(torch.int32) % (1 << kernels.DIGIT)
-        found = (4 - 2 * scores[-1, :1]).view(torch.int32) >> kernels.DIGIT
+        counts = torch.zeros(1 << DIGIT, dtype=torch.int64)
+        last = (4 - 2 * scores[-1]).view(torch.int32) % (1 << DIGIT)
+        found = (4 - 2 * scores[-1, :1]).view(torch.int32) >> DIGIT
         kernels.count_digits(scores, norms[0], found, counts, 0, 0, 40, _ROUNDING)
         return [Comparison("the last count", (counts[last[:1].long()] > 0).int(), torch.ones(1), 0.0)]
     if kind == "values":
@@ -268,8 +267,8 @@ def _configuration(
     bandwidths = max(len(q) if k != "product" else 1 for k, q, _ in chosen)
     numbers, programs = torch.empty(len(layers), bandwidths), kernels.programs(size, size, len(layers))
     worth = torch.empty(programs, dtype=torch.float64)
-    pairs = kernels.Pairs(
-        tuple(kernels.Layer(kind, degree, sloped, learned and kind in ("rbf", "laplace", "imq")) for kind, _, degree in chosen),
+    pairs = Pairs(
+        tuple(Layer(kind, degree, sloped, learned and kind in ("rbf", "laplace", "imq")) for kind, _, degree in chosen),
         torch.empty(len(layers), count), numbers, numbers, _ROUNDING, torch.empty(count),
         torch.empty(count) if weighted or unbiased else None,
         torch.empty(count, dtype=torch.int32) if labelled else None, 2000, not unbiased, worth,
@@ -283,8 +282,8 @@ def _configuration(
     if len(layers) == 1 and not learned:
         kernels.values(pairs, scores[0], 0, left)
     if layers == ("energy",):
-        found, counts = torch.empty(1, dtype=torch.int32), torch.empty(1 << kernels.DIGIT, dtype=torch.int64)
-        for shift in (2 * kernels.DIGIT, 0):
+        found, counts = torch.empty(1, dtype=torch.int32), torch.empty(1 << DIGIT, dtype=torch.int64)
+        for shift in (2 * DIGIT, 0):
             kernels.count_digits(scores[0], torch.empty(count), found, counts, shift, 0, left, _ROUNDING)
 
 

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from thawkit.kernels.top_k_scores import NONE, Scores
 from torch import Tensor
 
 from tests.gpu_proof.triton_checks.family import Comparison, Family, Mutant, poisoned, virtual
@@ -71,7 +72,7 @@ def _best(
     options, truth = _problem(rows, columns, euclidean, excluding, first, odd, length)
     groups = -(-columns // group)
     keys = poisoned(rows, groups + 3, dtype=torch.int64)[:, :groups]
-    kernels.best_of_groups(kernels.Scores(**options), group, keys)
+    kernels.best_of_groups(Scores(**options), group, keys)
     values, numbers = _decoded(keys)
     best = [_ranked(part)[0] for part in truth.split(group, 1)]
     expected = torch.stack(best, 1)
@@ -95,12 +96,12 @@ def _keys(
             [torch.randperm(groups, generator=torch.Generator().manual_seed(r))[:chosen] for r in range(rows)]
         )
         given = (5 << 32) + (1 << 31) - 1 - which
-        given[:, -1] = kernels.NONE
+        given[:, -1] = NONE
         places = (which[:, :, None] * group + torch.arange(group)).flatten(1)
         padded = padded.gather(1, places)
         padded[:, -group:] = math.nan
     keys = poisoned(rows, padded.shape[1] + 5, dtype=torch.int64)[:, : padded.shape[1]]
-    kernels.keys_of_groups(kernels.Scores(**options), group, given, keys)
+    kernels.keys_of_groups(Scores(**options), group, given, keys)
     values, numbers = _decoded(keys)
     return [
         Comparison("similarities", values, padded, 0.0),
@@ -113,7 +114,7 @@ def _selected(
 ) -> list[Comparison]:
     """Both together: the k best are the definition's, equal ones in the order of the columns."""
     given, truth = _problem(rows, columns, False, True, 0, **{"odd": False, "length": 1.0, **options})
-    scores = kernels.Scores(**given)
+    scores = Scores(**given)
     best = poisoned(rows, -(-columns // group), dtype=torch.int64)
     kernels.best_of_groups(scores, group, best)
     keys = poisoned(rows, k * group, dtype=torch.int64)
@@ -130,7 +131,7 @@ def _far(kernels: ModuleType, kind: str) -> list[Comparison]:
     rows, columns, group = 33, 24, 8
     products, keys = (virtual(rows, columns, 1 << 26, dtype) for dtype in (torch.float32, torch.int64))
     products.copy_(_integers(rows, columns))
-    scores, last = kernels.Scores(products, 0), rows - 1
+    scores, last = Scores(products, 0), rows - 1
     if kind == "best":
         out = keys[:, : columns // group]
         kernels.best_of_groups(scores, group, out)
@@ -147,7 +148,7 @@ def _configuration(
     kernels: ModuleType, columns: int, group: int, k: int, euclidean: bool = False, excluding: bool = False
 ) -> None:
     rows = 64
-    scores = kernels.Scores(
+    scores = Scores(
         torch.empty(rows, columns), 0, torch.empty(rows, dtype=torch.int64) if excluding else None,
         torch.empty(rows) if euclidean else None, torch.empty(columns) if euclidean else None,
     )  # fmt: skip

@@ -8,10 +8,10 @@ from torch import Tensor
 from thawkit.ops import checks
 from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference, triton_mmd
+from thawkit.ops.pairwise import cpu, cuda_mmd, reference, triton_mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
 
-KERNELS = {"cpu": cpu, "triton": triton_mmd}
+KERNELS = {"cpu": cpu, "cuda": cuda_mmd, "triton": triton_mmd}
 OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 

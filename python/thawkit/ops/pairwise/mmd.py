@@ -12,12 +12,12 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference, triton_mmd
+from thawkit.ops.pairwise import cpu, cuda_mmd, reference, triton_mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference.kernels import Kernel
 from thawkit.ops.pairwise.reference.mmd import Sample, Weights
 
-KERNELS = {"cpu": cpu, "triton": triton_mmd}
+KERNELS = {"cpu": cpu, "cuda": cuda_mmd, "triton": triton_mmd}
 OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 

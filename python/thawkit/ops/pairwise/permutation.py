@@ -11,13 +11,13 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose, forced_backend, unavailable
-from thawkit.ops.pairwise import cpu, reference, triton_mmd
+from thawkit.ops.pairwise import cpu, cuda_mmd, reference, triton_mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference.distances import centre
 from thawkit.ops.pairwise.reference.kernels import OF_DISTANCES, Kernel, matrix
 from thawkit.ops.pairwise.reference.mmd import largest_rate
 
-KERNELS = {"cpu": cpu, "triton": triton_mmd}
+KERNELS = {"cpu": cpu, "cuda": cuda_mmd, "triton": triton_mmd}
 OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 

@@ -9,9 +9,9 @@ from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import define
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference, triton_top_k
+from thawkit.ops.pairwise import cpu, cuda_top_k, reference, triton_top_k
 
-KERNELS = {"cpu": cpu, "triton": triton_top_k}
+KERNELS = {"cpu": cpu, "cuda": cuda_top_k, "triton": triton_top_k}
 OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 SIMILARITIES = ("dot", "cosine", "euclidean")
 
