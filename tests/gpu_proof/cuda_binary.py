@@ -36,6 +36,11 @@ KERNEL_OF = {
     "column_sums_kernel": "column_sums_panel",
     "clip_kernel": "clip_panel",
     "sigmoid_kernel": "sigmoid_panel",
+    "distances_kernel": "distances_panel",
+    "all_triplets_kernel": "all_triplets_panel",
+    "semihard_triplets_kernel": "semihard_triplets_panel",
+    "hardest_triplet_kernel": "hardest_triplet_panel",
+    "contrastive_kernel": "contrastive_panel",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import cuda_focal_mutants, cuda_panel_mutants
+from . import cuda_focal_mutants, cuda_margin_mutants, cuda_panel_mutants
 
 
 class Mutant(NamedTuple):
@@ -225,7 +225,12 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
 
 MUTANTS = [
     Mutant(kernel, *fields)
-    for planted in (_PLANTED, cuda_focal_mutants.PLANTED, cuda_panel_mutants.PLANTED)
+    for planted in (
+        _PLANTED,
+        cuda_focal_mutants.PLANTED,
+        cuda_margin_mutants.PLANTED,
+        cuda_panel_mutants.PLANTED,
+    )
     for kernel, all_fields in planted.items()
     for fields in all_fields
 ]

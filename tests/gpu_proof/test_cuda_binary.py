@@ -16,7 +16,11 @@ from .ladder import record
 
 Lines = dict[str, dict[str, int]]
 # whose loads are of 16 bytes
-WIDE_LOADS = {"focal_kernel", "focal_options_kernel", "softmax_kernel", "clip_kernel", "sigmoid_kernel"}
+WIDE_LOADS = {
+    *("focal_kernel", "focal_options_kernel", "softmax_kernel", "clip_kernel", "sigmoid_kernel"),
+    *("distances_kernel", "all_triplets_kernel", "semihard_triplets_kernel", "hardest_triplet_kernel"),
+    "contrastive_kernel",
+}
 
 
 @pytest.fixture(scope="module")

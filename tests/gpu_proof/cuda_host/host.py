@@ -148,7 +148,7 @@ def _load(path: Path) -> ModuleType:
 
 def glue() -> list[ModuleType]:
     """The modules that hand tensors to CUDA kernels."""
-    named = re.compile(r"thawkit\.ops\.\w+\.cuda")
+    named = re.compile(r"thawkit\.ops\.\w+\.cuda(_\w+)?")
     return [module for name, module in sys.modules.items() if named.fullmatch(name)]
 
 
