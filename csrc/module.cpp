@@ -537,6 +537,54 @@ cuda::KeysOfGroupsArgs keys_of_groups_args(TopKPanelFields panel, int group, int
   return {top_k_panel(panel), group,      groups, as<const int64_t>(chosen), chosen_stride,
           as<int64_t>(keys),  keys_stride};
 }
+
+// The fields of MarginRows, in order.
+using MarginRowsFields = std::tuple<Pointer, Pointer, Pointer, Pointer, Pointer, Pointer, bool, bool>;
+
+cuda::MarginRows margin_rows(const MarginRowsFields& fields) {
+  const auto& [norms, column_norms, first, last, number, place, itself, cosine] = fields;
+  return {as<const float>(norms),
+          as<const float>(column_norms),
+          as<const int32_t>(first),
+          as<const int32_t>(last),
+          as<const int32_t>(number),
+          as<const int32_t>(place),
+          itself,
+          cosine};
+}
+
+cuda::DistancesPanelArgs distances_panel_args(PanelFields fields, MarginRowsFields rows, Pointer distances,
+                                              int64_t distance_stride) {
+  return {panel(fields), margin_rows(rows), as<float>(distances), distance_stride};
+}
+
+cuda::TripletsPanelArgs triplets_panel_args(PanelFields fields, MarginRowsFields rows, Pointer distances,
+                                            int64_t distance_stride, Pointer margin, Pointer loss,
+                                            Pointer active, Pointer weights) {
+  return {panel(fields),           margin_rows(rows), as<const float>(distances), distance_stride,
+          as<const float>(margin), as<float>(loss),   as<int64_t>(active),        as<float>(weights)};
+}
+
+cuda::HardestPanelArgs hardest_panel_args(PanelFields fields, MarginRowsFields rows, Pointer margin,
+                                          Pointer loss, Pointer active, Pointer columns, Pointer weights) {
+  return {panel(fields),       margin_rows(rows),    as<const float>(margin), as<float>(loss),
+          as<int64_t>(active), as<int64_t>(columns), as<float>(weights)};
+}
+
+cuda::ContrastivePanelArgs contrastive_panel_args(PanelFields fields, MarginRowsFields rows, Pointer margin,
+                                                  Pointer negative_margin, Pointer column_weight,
+                                                  Pointer loss, Pointer within, Pointer between,
+                                                  Pointer weights) {
+  return {panel(fields),
+          margin_rows(rows),
+          as<const float>(margin),
+          as<const float>(negative_margin),
+          as<const float>(column_weight),
+          as<float>(loss),
+          as<float>(within),
+          as<float>(between),
+          as<float>(weights)};
+}
 #endif
 
 }  // namespace
@@ -621,6 +669,11 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
   define_cuda(m, "mmd_digits_cuda", mmd_digits_args, cuda::mmd_digits);
   define_cuda(m, "best_of_groups_cuda", best_of_groups_args, cuda::best_of_groups);
   define_cuda(m, "keys_of_groups_cuda", keys_of_groups_args, cuda::keys_of_groups);
+  define_cuda(m, "distances_panel_cuda", distances_panel_args, cuda::distances_panel);
+  define_cuda(m, "all_triplets_panel_cuda", triplets_panel_args, cuda::all_triplets_panel);
+  define_cuda(m, "semihard_triplets_panel_cuda", triplets_panel_args, cuda::semihard_triplets_panel);
+  define_cuda(m, "hardest_triplet_panel_cuda", hardest_panel_args, cuda::hardest_triplet_panel);
+  define_cuda(m, "contrastive_panel_cuda", contrastive_panel_args, cuda::contrastive_panel);
   define_cuda(m, "sigmoid_focal_cuda", focal_args, cuda::sigmoid_focal);
   define_cuda(m, "softmax_focal_cuda", softmax_focal_args, cuda::softmax_focal);
   define_cuda(m, "pack_cuda", pack_args, cuda::pack);

@@ -7,13 +7,11 @@ What is mined turns on comparisons, so that all is float32 and no root is an app
 """
 
 # Triton reads annotations at run time, so they are not postponed here.
-from dataclasses import dataclass
-
 import torch
 import triton
 import triton.language as tl
-from thawkit.kernels.epilogue import Panel
 from thawkit.kernels.launch import block_of, given
+from thawkit.kernels.panel import Panel, Rows
 
 _COLUMNS = 1024  # of a row at a time, where each is looked at once
 _COMPARED = 512  # and where it is compared with some positives
@@ -343,31 +341,6 @@ def _contrastive_pairs(
     tl.store(Between + here, between)
     if SLOPES:
         tl.store(Weights + here, total)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """What is known of a panel's rows, and of all columns, which are in the order of their classes.
-
-    Attributes:
-        norms: (R,) float32 squared lengths; anything where distances are of cosines, and so below.
-        column_norms: (C,).
-        first: (R,) int32, where the row's class begins among the columns, and
-        last: (R,) int32, where it ends.
-        number: (C,) int32: of equally far columns the one of the least number is taken; ascending in a class.
-        place: (C,) int32: the column of each number.
-        itself: whether row i is column i, which is then no partner of it.
-        cosine: whether distances are 1 less the product, or Euclidean.
-    """
-
-    norms: torch.Tensor
-    column_norms: torch.Tensor
-    first: torch.Tensor
-    last: torch.Tensor
-    number: torch.Tensor
-    place: torch.Tensor
-    itself: bool
-    cosine: bool
 
 
 def _block(panel: Panel, most: int) -> int:

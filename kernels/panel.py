@@ -34,3 +34,28 @@ class Panel:
     def strides(self) -> tuple[int, int]:
         """Return those of the rows of scores and slopes."""
         return self.scores.stride(0), 0 if self.slopes is None else self.slopes.stride(0)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What the margin losses know of a panel's rows, and of columns in the order of their classes.
+
+    Attributes:
+        norms: (R,) float32 squared lengths; anything where distances are of cosines, and so below.
+        column_norms: (C,).
+        first: (R,) int32, where the row's class begins among the columns, and
+        last: (R,) int32, where it ends.
+        number: (C,) int32: of equally far columns the one of the least number is taken; ascending in a class.
+        place: (C,) int32: the column of each number.
+        itself: whether row i is column i, which is then no partner of it.
+        cosine: whether distances are 1 less the product, or Euclidean.
+    """
+
+    norms: torch.Tensor
+    column_norms: torch.Tensor
+    first: torch.Tensor
+    last: torch.Tensor
+    number: torch.Tensor
+    place: torch.Tensor
+    itself: bool
+    cosine: bool

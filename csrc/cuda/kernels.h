@@ -176,6 +176,63 @@ struct KeysOfGroupsArgs {
   int64_t keys_stride;
 };
 
+// Of a panel whose columns are in the order of their classes: what the losses on distances with margins know
+// of its rows and columns. Their slopes leave as weights, by half the square of the distance or by the
+// cosine's complement, and are float32.
+struct MarginRows {
+  const float* norms;         // [rows] squared lengths; not read where distances are of cosines, and so
+  const float* column_norms;  // [columns]
+  const int32_t* first;       // [rows] where the row's class begins among the columns, and
+  const int32_t* last;        // [rows] where it ends
+  const int32_t* number;      // [columns]: of equally far ones the least is taken; ascending in a class
+  const int32_t* place;       // [columns]: the column of each number
+  bool itself;                // row i is column i, which is then no partner of it
+  bool cosine;                // distances are 1 less the product, else Euclidean
+};
+
+struct DistancesPanelArgs {
+  Panel panel;
+  MarginRows rows;
+  float* distances;  // [rows, columns], may be the scores
+  int64_t distance_stride;
+};
+
+// All triplets of each row, or a semihard one of each of its positives, for which the slopes begin as 0.
+struct TripletsPanelArgs {
+  Panel panel;  // the scores are not read
+  MarginRows rows;
+  const float* distances;  // [rows, columns], may not be the slopes
+  int64_t distance_stride;
+  const float* margin;  // one number, on the device
+  float* loss;          // [rows]
+  int64_t* active;      // [rows] how many triplets cost something
+  float* weights;       // [rows] sums of the slopes; not written where there are none
+};
+
+// The hardest triplet of each row, whose two weights do not go into the panel's slopes.
+struct HardestPanelArgs {
+  Panel panel;
+  MarginRows rows;
+  const float* margin;
+  float* loss;
+  int64_t* active;   // [rows] 1 where it costs something
+  int64_t* columns;  // [rows, 2] of the positive and the negative, or null, and
+  float* weights;    // [rows, 2] theirs
+};
+
+// Contrastive pairs of rows that are the columns; the weights are those that both rows of a pair give it.
+struct ContrastivePanelArgs {
+  Panel panel;
+  MarginRows rows;
+  const float* margin;           // one number on the device, and
+  const float* negative_margin;  // another
+  const float* column_weight;    // [columns] or null, as panel.row_weight
+  float* loss;                   // [rows] half of its pairs'
+  float* within;                 // [rows] how far distances of its class exceed the margin, and
+  float* between;                // [rows] those of others fall short of the other one
+  float* weights;                // as in TripletsPanelArgs
+};
+
 const char* softmax_panel(const SoftmaxPanelArgs& args, void* stream);
 const char* column_sums_panel(const ColumnSumsPanelArgs& args, void* stream);
 const char* clip_panel(const ClipPanelArgs& args, void* stream);
@@ -186,6 +243,11 @@ const char* mmd_values(const MMDValuesArgs& args, void* stream);
 const char* mmd_digits(const MMDDigitsArgs& args, void* stream);
 const char* best_of_groups(const BestOfGroupsArgs& args, void* stream);
 const char* keys_of_groups(const KeysOfGroupsArgs& args, void* stream);
+const char* distances_panel(const DistancesPanelArgs& args, void* stream);
+const char* all_triplets_panel(const TripletsPanelArgs& args, void* stream);
+const char* semihard_triplets_panel(const TripletsPanelArgs& args, void* stream);
+const char* hardest_triplet_panel(const HardestPanelArgs& args, void* stream);
+const char* contrastive_panel(const ContrastivePanelArgs& args, void* stream);
 const char* sigmoid_focal(const FocalArgs& args, void* stream);  // total must be null
 const char* softmax_focal(const SoftmaxFocalArgs& args,
                           void* stream);  // total must be null, strange is not read

@@ -11,6 +11,7 @@ from thawkit.ops import dispatch
 from thawkit.ops._library import dtype_objection
 from thawkit.ops.focal.sigmoid import _KERNELS as SIGMOID_FOCAL
 from thawkit.ops.focal.softmax import _KERNELS as SOFTMAX_FOCAL
+from thawkit.ops.pairwise.margin import OBJECTIONS as MARGIN
 from thawkit.ops.pairwise.median import OBJECTIONS as MEDIAN
 from thawkit.ops.pairwise.mmd import OBJECTIONS as MMD
 from thawkit.ops.pairwise.pairs import OBJECTIONS as PAIRS
@@ -40,7 +41,8 @@ def cuda_host(cuda_build: Build) -> Host:
 @pytest.fixture
 def on_cuda(cuda_host: Host, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The backend ``cuda`` takes tensors of the CPU, and is the one that runs."""
-    for objections in (ROW_SOFTMAX, PAIRS, MMD, MEDIAN, PERMUTATION, TOP_K, SIGMOID_FOCAL, SOFTMAX_FOCAL):
+    pairwise = ROW_SOFTMAX, PAIRS, MARGIN, MMD, MEDIAN, PERMUTATION, TOP_K
+    for objections in (*pairwise, SIGMOID_FOCAL, SOFTMAX_FOCAL):
         monkeypatch.setitem(objections, "cuda", dtype_objection)
     monkeypatch.setitem(dispatch._problems, "cuda", "")
     with cuda_host.running(), ops.use_backend("cuda"):

@@ -42,6 +42,11 @@ KERNEL_OF = {
     "digits_kernel": "mmd_digits",
     "best_of_groups_kernel": "best_of_groups",
     "keys_of_groups_kernel": "keys_of_groups",
+    "distances_kernel": "distances_panel",
+    "all_triplets_kernel": "all_triplets_panel",
+    "semihard_triplets_kernel": "semihard_triplets_panel",
+    "hardest_triplet_kernel": "hardest_triplet_panel",
+    "contrastive_kernel": "contrastive_panel",
 }
 
 

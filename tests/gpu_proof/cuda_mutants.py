@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import cuda_focal_mutants, cuda_mmd_mutants, cuda_panel_mutants
+from . import cuda_focal_mutants, cuda_margin_mutants, cuda_mmd_mutants, cuda_panel_mutants
 
 
 class Mutant(NamedTuple):
@@ -232,6 +232,7 @@ MUTANTS = [
     for planted in (
         _PLANTED,
         cuda_focal_mutants.PLANTED,
+        cuda_margin_mutants.PLANTED,
         cuda_mmd_mutants.PLANTED,
         cuda_panel_mutants.PLANTED,
     )

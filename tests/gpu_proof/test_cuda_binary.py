@@ -20,6 +20,8 @@ WIDE_LOADS = {
     *("focal_kernel", "focal_options_kernel", "softmax_kernel", "clip_kernel", "sigmoid_kernel"),
     *("tile_kernel", "rates_kernel", "values_kernel", "digits_kernel"),
     *("best_of_groups_kernel", "keys_of_groups_kernel"),
+    *("distances_kernel", "all_triplets_kernel", "semihard_triplets_kernel", "hardest_triplet_kernel"),
+    "contrastive_kernel",
 }
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from thawkit.kernels.mmd_pairs import DIGIT, Layer, Pairs
-from thawkit.kernels.panel import Panel
+from thawkit.kernels.panel import Panel, Rows
 from thawkit.kernels.top_k_scores import LAST, Scores
 from torch import Tensor
 
@@ -23,7 +23,7 @@ from thawkit.ops.focal import cuda as focal
 from thawkit.ops.frozen import cuda as frozen
 from thawkit.ops.frozen.max_pool import _geometry, _outputs, _Windows
 from thawkit.ops.pairwise import cuda as pairwise
-from thawkit.ops.pairwise import cuda_mmd, cuda_top_k
+from thawkit.ops.pairwise import cuda_margin, cuda_mmd, cuda_top_k
 
 from .cuda_checks import KERNELS
 from .cuda_checks.focal import options
@@ -269,6 +269,72 @@ def keys_of_groups() -> Case:
     return Case(n, 4 * n + 8 * groups.numel(), 8 * n, 0, 2, 1.0, run)
 
 
+POSITIVES = 8
+
+
+def rows_of_a_class(rows: int, columns: int) -> Rows:
+    """Rows, none of them a column, whose class is the first columns."""
+    none, number = torch.zeros(rows, dtype=torch.int32), torch.arange(columns, dtype=torch.int32)
+    of_class = none, none + POSITIVES
+    return Rows(torch.ones(rows), torch.ones(columns), *of_class, number, number.clone(), False, False)
+
+
+def distances_panel() -> Case:
+    rows, columns = 4, 2048
+    of, out = panel(rows, columns), torch.empty(rows, columns)
+    n = rows * columns
+    run = lambda: cuda_margin.distances(of, rows_of_a_class(rows, columns), out)
+    return Case(n, 4 * n + 4 * columns + 4 * rows, 4 * n, 0, 8, 1.0, run)
+
+
+def triplets(mine: Callable[..., None], rows: int, columns: int) -> Callable[[], object]:
+    """A launch in which every triplet costs something."""
+    w, distances = torch.zeros(rows, columns), torch.rand(rows, columns)
+    of = Panel(distances, w, 0, torch.tensor(1.0))
+    (loss, total), active = torch.empty(2, rows), torch.empty(rows, dtype=torch.int64)
+    margin = torch.tensor(2.0)
+    return lambda: mine(of, rows_of_a_class(rows, columns), distances, margin, loss, active, total)
+
+
+def all_triplets_panel() -> Case:
+    rows, columns = 4, 2048
+    n = rows * columns
+    run = triplets(cuda_margin.all_triplets, rows, columns)
+    # a negative is compared with each positive, and counted, once for either
+    return Case(n, 4 * n + 8 * rows + 4, 4 * n + 16 * rows, 0, 4 * POSITIVES + 4, 1.0, run)
+
+
+def semihard_triplets_panel() -> Case:
+    rows, columns = 4, 2048
+    n = rows * columns
+    run = triplets(cuda_margin.semihard_triplets, rows, columns)
+    # and the columns' numbers; atomic additions, one a positive, are not counted
+    read = 4 * n + 4 * columns + (4 * POSITIVES + 8) * rows
+    return Case(n, read, (4 * POSITIVES + 16) * rows, 0, 2 * POSITIVES + 6, 1.0, run)
+
+
+def hardest_triplet_panel() -> Case:
+    rows, columns = 4, 2048
+    of, (loss, *_), two = panel(rows, columns), torch.empty(1, rows), torch.empty(rows, 2)
+    chosen, active = torch.empty(rows, 2, dtype=torch.int64), torch.empty(rows, dtype=torch.int64)
+    n = rows * columns
+    known, margin = rows_of_a_class(rows, columns), torch.tensor(2.0)
+    run = lambda: cuda_margin.hardest_triplet(of, known, margin, loss, active, chosen, two)
+    return Case(n, 4 * n + 8 * columns + 16 * rows + 4, 36 * rows, 0, 14, 1.0, run)
+
+
+def contrastive_panel() -> Case:
+    rows, columns = 4, 2048
+    of, of_row = (
+        Panel(numbers(rows, columns), torch.empty(rows, columns), 0, torch.tensor(1.0)),
+        torch.empty(4, rows),
+    )
+    n = rows * columns
+    known, margin = rows_of_a_class(rows, columns), torch.tensor(0.2)
+    run = lambda: cuda_margin.contrastive_pairs(of, known, margin, margin, None, *of_row)
+    return Case(n, 4 * n + 4 * columns + 12 * rows + 4, 4 * n + 16 * rows, 0, 20, 1.0, run)
+
+
 CASES = {
     function.__name__: function
     for function in (
@@ -285,6 +351,8 @@ CASES = {
         *(max_pool_backward, quantize, dequantize),
         *(softmax_panel, column_sums_panel, clip_panel, sigmoid_panel),
         *(mmd_tile, mmd_rates, mmd_values, mmd_digits, best_of_groups, keys_of_groups),
+        *(distances_panel, all_triplets_panel, semihard_triplets_panel, hardest_triplet_panel),
+        contrastive_panel,
     )
 }
 

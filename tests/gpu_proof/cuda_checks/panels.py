@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from thawkit.kernels.panel import Panel
 from torch import Tensor
 
 from tests.gpu_proof.families.epilogue import FAMILY
-from tests.gpu_proof.triton_checks.family import faults
+from tests.gpu_proof.triton_checks.family import Family, faults
 from thawkit.ops.pairwise import cuda
 
 from .registry import DTYPES, UNIT, Run, poisoned, virtual
@@ -33,10 +35,10 @@ def problems(kind: str, dtype: torch.dtype) -> list[str]:
     return [name for name in FAMILY.problems if name.startswith(kind) and of(name) == dtype]
 
 
-def solve(run: Run, problem: str) -> None:
-    """Let the CUDA epilogues solve one of them."""
+def solve(run: Run, problem: str, family: Family = FAMILY, kernels: ModuleType = cuda) -> None:
+    """Let the CUDA kernels that take what a family's do solve one of its problems."""
     with run(seed=len(problem)):
-        compared = FAMILY.problems[problem](cuda)
+        compared = family.problems[problem](kernels)
     assert not faults(compared), faults(compared)
 
 

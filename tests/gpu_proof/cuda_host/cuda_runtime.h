@@ -90,12 +90,17 @@ CUDA_HOST_UNCHECKED __attribute__((noinline)) T __ldca(const T* address) {
   return *address;
 }
 
-inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __float_as_int(float x) {
   int bits;
-  std::memcpy(&bits, &x, sizeof bits);
+  std::memcpy(&bits, &x, sizeof x);
   return bits;
 }
+inline float __int_as_float(int bits) {
+  float x;
+  std::memcpy(&x, &bits, sizeof x);
+  return x;
+}
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline float rsqrtf(float x) { return 1.f / std::sqrt(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 // To the nearest, ties to even; what is out of range goes to its end, NaN to 0.

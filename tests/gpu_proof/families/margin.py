@@ -29,7 +29,7 @@ def _signs(rows: int, seed: int) -> Tensor:
     return signs * (1 + torch.arange(rows)[:, None] % 3 // 2)
 
 
-class _Case(NamedTuple):
+class Case(NamedTuple):
     """Some rows against all columns as kernels have them, and as the definition has them."""
 
     scores: Tensor
@@ -50,10 +50,10 @@ def _truth(x: Tensor, y: Tensor, cosine: bool) -> Tensor:
     return d.masked_fill(far, math.inf).masked_fill(~x.isfinite().all(1)[:, None], math.nan)
 
 
-def _case(
+def case_of(
     kernels: ModuleType, rows: int, columns: int, classes: int = 3, cosine: bool = False, first: int | None = None,
     length: float = 1.0, spoilt: dict[int, float] | None = None, nearer: float = 0.0, gap: int = 4,
-) -> _Case:  # fmt: skip
+) -> Case:  # fmt: skip
     """Rows from ``first`` on of the columns themselves, by class, or others where it is None."""
     generator = torch.Generator().manual_seed(rows + columns)
     y, labels = _signs(columns, 1) * length, torch.randint(0, classes, (columns,), generator=generator)
@@ -76,10 +76,10 @@ def _case(
         *norms, *(t.to(torch.int32) for t in (begins, ends, order, places)), first is not None, cosine
     )
     same = row_labels[:, None] == labels
-    return _Case(scores, known, order, _truth(x, y, cosine) - nearer, same & ~itself, ~same, first or 0)
+    return Case(scores, known, order, _truth(x, y, cosine) - nearer, same & ~itself, ~same, first or 0)
 
 
-def _panel(kernels: ModuleType, case: _Case, slopes: Tensor | None, weight: Tensor | None) -> Any:
+def _panel(kernels: ModuleType, case: Case, slopes: Tensor | None, weight: Tensor | None) -> Any:
     return kernels.Panel(case.scores, slopes, case.first, torch.ones(()), weight, 2.0)
 
 
@@ -87,28 +87,51 @@ def _factor(rows: int, weight: Tensor | None) -> Tensor:
     return torch.full((rows,), 2.0).double() * (1.0 if weight is None else weight.double())
 
 
-def _weights(slopes: Tensor, case: _Case, cosine: bool) -> Tensor:
+def _weights(slopes: Tensor, case: Case) -> Tensor:
     """Slopes as kernels have them: by half the square, in the order of the classes."""
-    w = slopes if cosine else (slopes / case.d).masked_fill(case.d == 0, 0)
+    w = slopes if case.rows.cosine else (slopes / case.d).masked_fill(case.d == 0, 0)
     return w[:, case.order]
 
 
-def _triplets(
-    kernels: ModuleType, kind: str, rows: int, columns: int, margin: float = 0.21, weighted: bool = False, **of_case: Any
-) -> list[Comparison]:  # fmt: skip
-    """Every output, and once more the forward pass alone."""
-    case, cosine = _case(kernels, rows, columns, **of_case), of_case.get("cosine", False)
-    weight = torch.linspace(0.5, 1.5, rows) if weighted else None
+def mined(kind: str, case: Case, margin: float, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of the rows, how many of their triplets cost something, and the weights of the weighted rows."""
     d = case.d.clone().requires_grad_()
     mine = {
         "all": definition._all_triplets,
         "hard": definition._hardest_triplets,
         "semihard": definition._semihard_triplets,
     }[kind]
-    margin = float(torch.tensor(margin))  # as float32 has it
-    losses, _, active = mine(d, case.positive, case.negative, torch.tensor(margin, dtype=torch.float64))
-    (slopes,) = torch.autograd.grad((losses * _factor(rows, weight)).sum(), d)
-    weights = _weights(slopes, case, cosine)
+    in_single = torch.tensor(margin).double()
+    losses, _, active = mine(d, case.positive, case.negative, in_single)
+    (slopes,) = torch.autograd.grad((losses * _factor(len(d), weight)).sum(), d)
+    return losses.detach(), active, _weights(slopes, case)
+
+
+def paired(
+    case: Case, margins: tuple[float, float], weight: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Losses of the rows, how far distances exceed the two margins, and the weights of weighted columns."""
+    rows, columns = case.d.shape
+    d = case.d.clone().requires_grad_()
+    inner, outer = (torch.tensor(m).double() for m in margins)
+    gaps = [F.relu(d - inner).where(case.positive, 0.0), F.relu(outer - d).where(case.negative, 0.0)]
+    losses = sum(gap.square() for gap in gaps)
+    # both rows of a pair count half of it
+    places = torch.empty_like(case.order).scatter_(0, case.order, torch.arange(columns))
+    mine = None if weight is None else weight[case.first : case.first + rows]
+    both = _factor(rows, mine)[:, None] + _factor(columns, weight)[places]
+    (slopes,) = torch.autograd.grad((losses * both / 2).sum(), d)
+    of_rows = losses.sum(1) / 2, *(gap.sum(1) for gap in gaps)
+    return *(x.detach() for x in of_rows), _weights(slopes, case)
+
+
+def _triplets(
+    kernels: ModuleType, kind: str, rows: int, columns: int, margin: float = 0.21, weighted: bool = False, **of_case: Any
+) -> list[Comparison]:  # fmt: skip
+    """Every output, and once more the forward pass alone."""
+    case = case_of(kernels, rows, columns, **of_case)
+    weight = torch.linspace(0.5, 1.5, rows) if weighted else None
+    losses, active, weights = mined(kind, case, margin, weight)
 
     alone, loss, total = (poisoned(rows) for _ in range(3))
     counts = [poisoned(rows, dtype=torch.int64) for _ in range(2)]
@@ -138,8 +161,8 @@ def _triplets(
         compared.append(Comparison("their sums", total, weights.sum(1), 1e-5))
         compared.append(Comparison("distances", distances, case.d[:, case.order], 1e-6))
     return [
-        Comparison("losses", loss, losses.detach(), 1e-5),
-        Comparison("losses alone", alone, losses.detach(), 1e-5),
+        Comparison("losses", loss, losses, 1e-5),
+        Comparison("losses alone", alone, losses, 1e-5),
         *(Comparison("active", count, active, 0.0) for count in counts),
         *compared,
     ]
@@ -149,25 +172,12 @@ def _pairs(
     kernels: ModuleType, rows: int, columns: int, margins: tuple[float, float] = (1.1, 5.3), weighted: bool = False,
     first: int = 0, **of_case: Any,
 ) -> list[Comparison]:  # fmt: skip
-    case, cosine = _case(kernels, rows, columns, first=first, **of_case), of_case.get("cosine", False)
+    case = case_of(kernels, rows, columns, first=first, **of_case)
     weight = torch.linspace(0.0, 1.5, columns) if weighted else None  # in the order of the classes
     here = slice(first, first + rows)
     mine = None if weight is None else weight[here]
-    d = case.d.clone().requires_grad_()
     of_margins = [torch.tensor(m) for m in margins]
-    inner, outer = (m.double() for m in of_margins)
-    gaps = [F.relu(d - inner).where(case.positive, 0.0), F.relu(outer - d).where(case.negative, 0.0)]
-    losses = sum(gap.square() for gap in gaps)
-    # both rows of a pair count half of it
-    both = (
-        _factor(rows, mine)[:, None]
-        + _factor(columns, weight)[
-            torch.empty_like(case.order).scatter_(0, case.order, torch.arange(columns))
-        ]
-    )
-    (slopes,) = torch.autograd.grad((losses * both / 2).sum(), d)
-    weights = _weights(slopes, case, cosine)
-    truth = [losses.detach().sum(1) / 2, *(gap.detach().sum(1) for gap in gaps)]
+    *truth, weights = paired(case, margins, weight)
 
     alone, loss, within, between, total = (poisoned(rows) for _ in range(5))
     kernels.contrastive_pairs(
@@ -197,14 +207,14 @@ def _special(kernels: ModuleType, kind: str, value: float) -> list[Comparison]:
 
 
 def _special_distances(kernels: ModuleType, value: float) -> list[Comparison]:
-    case, out = _case(kernels, 30, 30, first=0, spoilt={4: value}), poisoned(30, 30)
+    case, out = case_of(kernels, 30, 30, first=0, spoilt={4: value}), poisoned(30, 30)
     kernels.distances(_panel(kernels, case, None, None), case.rows, out)
     return [Comparison("distances", out, case.d[:, case.order], 1e-6)]
 
 
 def _far(kernels: ModuleType, kind: str) -> list[Comparison]:
     rows, columns = 33, 17
-    case = _case(kernels, rows, columns, gap=0)
+    case = case_of(kernels, rows, columns, gap=0)
     far, w, distances = (virtual(rows, columns, 1 << 26, torch.float32) for _ in range(3))
     far.copy_(case.scores)
     case = case._replace(scores=far)
@@ -226,16 +236,10 @@ def _far(kernels: ModuleType, kind: str) -> list[Comparison]:
         )
         truth = F.relu(d - float(of_margin)).where(case.positive, F.relu(5.3 - d)).square()
         return [Comparison("the last loss", loss[last:], truth.detach()[last:].sum(1) / 2, 1e-5)]
-    mine = {
-        "all": definition._all_triplets,
-        "hard": definition._hardest_triplets,
-        "semihard": definition._semihard_triplets,
-    }[kind]
-    losses, _, _ = mine(d, case.positive, case.negative, of_margin.double())
-    (slopes,) = torch.autograd.grad(2 * losses.sum(), d)
+    losses, _, weights = mined(kind, case, 0.21, None)
     if kind == "hard":
         kernels.hardest_triplet(panel, case.rows, of_margin, loss, count)
-        return [Comparison("the last loss", loss[last:], losses.detach()[last:], 1e-5)]
+        return [Comparison("the last loss", loss[last:], losses[last:], 1e-5)]
     kernels.distances(panel, case.rows, distances)
     for row in (0, last):
         distances[row].copy_(case.d[row, case.order])
@@ -244,13 +248,13 @@ def _far(kernels: ModuleType, kind: str) -> list[Comparison]:
         panel, case.rows, distances, of_margin, loss, count, total
     )
     return [
-        Comparison("the last loss", loss[last:], losses.detach()[last:], 1e-5),
-        Comparison("the last weights", w[last], _weights(slopes, case, False)[last], 1e-5),
+        Comparison("the last loss", loss[last:], losses[last:], 1e-5),
+        Comparison("the last weights", w[last], weights[last], 1e-5),
     ]
 
 
 def _far_distances(kernels: ModuleType) -> list[Comparison]:
-    case = _case(kernels, 33, 17, gap=0)
+    case = case_of(kernels, 33, 17, gap=0)
     far, out = (virtual(33, 17, 1 << 26, torch.float32) for _ in range(2))
     far.copy_(case.scores)
     kernels.distances(_panel(kernels, case._replace(scores=far), None, None), case.rows, out)

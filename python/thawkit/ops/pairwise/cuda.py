@@ -15,7 +15,7 @@ from thawkit.ops.pairwise import gpu
 objection = takes_only("cuda")
 
 
-def _fields(panel: Panel) -> tuple[Any, ...]:
+def fields(panel: Panel) -> tuple[Any, ...]:
     """Return those of ``Panel`` in csrc/cuda/kernels.h."""
     stride, slope_stride = panel.strides()
     return (
@@ -59,7 +59,7 @@ def softmax(
 
     with torch.cuda.device(panel.scores.device):
         _C.softmax_panel_cuda(
-            _fields(panel),
+            fields(panel),
             pointer(target),
             offset,
             pointer(bias),
@@ -83,7 +83,7 @@ def column_sums(panel: Panel, maximum: Tensor, total: Tensor) -> None:
     from thawkit import _C
 
     with torch.cuda.device(panel.scores.device):
-        _C.column_sums_panel_cuda(_fields(panel), pointer(maximum), pointer(total), stream())
+        _C.column_sums_panel_cuda(fields(panel), pointer(maximum), pointer(total), stream())
 
 
 def clip(
@@ -100,7 +100,7 @@ def clip(
 
     with torch.cuda.device(panel.scores.device):
         _C.clip_panel_cuda(
-            _fields(panel),
+            fields(panel),
             pointer(log_sum),
             pointer(missing),
             pointer(column_log_sum),
@@ -124,7 +124,7 @@ def sigmoid(
 
     with torch.cuda.device(panel.scores.device):
         _C.sigmoid_panel_cuda(
-            _fields(panel),
+            fields(panel),
             pointer(bias),
             0 if offset is None else offset,
             offset is not None,

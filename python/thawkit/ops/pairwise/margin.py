@@ -13,10 +13,10 @@ from torch import Tensor
 
 from thawkit.ops._library import apart, define, empty, scaled
 from thawkit.ops.dispatch import choose
-from thawkit.ops.pairwise import cpu, reference, triton_margin
+from thawkit.ops.pairwise import cpu, cuda_margin, reference, triton_margin
 from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced_over
 
-KERNELS = {"cpu": cpu, "triton": triton_margin}
+KERNELS = {"cpu": cpu, "cuda": cuda_margin, "triton": triton_margin}
 OBJECTIONS = {name: module.objection for name, module in KERNELS.items()}
 
 KINDS = ("all", "hard", "semihard", "contrastive")  # in the order of the compiled kernels' MarginLoss
