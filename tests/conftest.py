@@ -1,6 +1,8 @@
 """What all tests share."""
 
 import os
+import re
+from typing import Any
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core to itself
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -13,12 +15,24 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep a file's tests in one process, and all that need the CUDA sources built for the CPU in one."""
-    builds = {item.path for item in items if "cuda_build" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("cuda_build" if item.path in builds else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Keep a file's tests in one process, for what they share is made once in each.
+
+    Those that need the CUDA sources built for the CPU share that; a family of Triton kernels that is
+    interpreted shares nothing with another, and goes where there is time. (xdist_group would say so, but
+    pytest-xdist 3.8 drops them with pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            if re.match(r"tests/gpu_proof/test_cuda_(?!binary)", nodeid):
+                return "cuda_build"
+            alone = re.match(r"tests/gpu_proof/test_triton_(mutants|parity)", nodeid)
+            return nodeid if alone else nodeid.split("::")[0]
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="module")

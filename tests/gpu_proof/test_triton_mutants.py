@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", minversion="3.8")
 
-from tests.gpu_proof.families import EACH
+from tests.gpu_proof.families import FAMILIES
 from tests.gpu_proof.ladder import record
 from tests.gpu_proof.triton_checks import interpreter
 from tests.gpu_proof.triton_checks.family import Family, Mutant, faults
@@ -26,7 +26,7 @@ def _noticed(family: Family, name: str, mutant: Mutant) -> bool:
     return False
 
 
-@pytest.mark.parametrize("family", EACH)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_planted_bugs_are_noticed(family):
     unseen = {name for name, mutant in family.mutants.items() if not _noticed(family, name, mutant)}
     assert unseen == {name for name, mutant in family.mutants.items() if mutant.harmless}

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("triton", minversion="3.8")  # whose interpreter is mended here
 
-from tests.gpu_proof.families import EACH
+from tests.gpu_proof.families import FAMILIES
 from tests.gpu_proof.ladder import record
 from tests.gpu_proof.triton_checks import interpreter
 from tests.gpu_proof.triton_checks.family import faults
@@ -14,7 +14,7 @@ from tests.gpu_proof.triton_checks.family import faults
 pytestmark = interpreter.required()
 
 
-@pytest.mark.parametrize("family", EACH)
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_kernels_equal_float64_in_any_order_and_past_2_to_the_31(family):
     kernels = family.load()
     wrong = {}
