@@ -480,6 +480,7 @@ def main() -> None:
         return child(name, policy, variant, *map(int, numbers))
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    arguments.add_argument("--policies", nargs="+", default=None, help="those of each model's that are named")
     arguments.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     options: argparse.Namespace = arguments.parse_args()
     torch.manual_seed(0)
@@ -493,6 +494,8 @@ def main() -> None:
     try:
         for name in options.models:
             for policy, compiles in POLICIES[name].items() if "steps" in options.parts else ():
+                if options.policies is not None and policy not in options.policies:
+                    continue
                 freezing(report, name, policy, compiles, batch, 224 if name == "vit_b_16" else size)
                 release_models()
         for name, policy in PROCESSES.items():

@@ -285,3 +285,14 @@ def test_the_frozen_product_runs_on_a_weight_laid_out_once(layer: nn.Module) -> 
     with torch.no_grad():
         ours.weight.mul_(2)
     torch.testing.assert_close(ours(x), _plain(ours, x, ours.lora_A, ours.lora_B), rtol=1e-5, atol=1e-5)
+
+
+def test_the_product_of_strided_inputs_may_be_written_to() -> None:
+    """As swin_v2's residual sums of windows do; torch's own product of them is a view."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 7, 8).transpose(1, 2)
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3))
+    stock = copy.deepcopy(model)
+    thawkit.freeze(model, "lora:2", example=x)
+    torch.testing.assert_close(model[0](x).mul_(2), stock[0](x) * 2)
+    model[0](x).mul_(2).sum().backward()
