@@ -12,7 +12,7 @@ from torch import nn
 import thawkit
 from thawkit.errors import ThawkitError
 from thawkit.frozen import find_blocks, find_head
-from thawkit.frozen.structure import head_parts
+from thawkit.frozen.structure import head_parts, is_norm_layer
 
 _SMALL = {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 64}
 _TEXT = _SMALL | {"vocab_size": 50, "pad_token_id": 0}
@@ -129,3 +129,74 @@ def test_model_without_a_head() -> None:
         find_head(timm.create_model("vit_tiny_patch16_224", num_classes=0, depth=1))
     with pytest.raises(ThawkitError, match="Sequential has none"):
         thawkit.freeze(nn.Sequential(nn.ReLU(), nn.BatchNorm2d(3)), "head")
+
+
+def _mlp(*between: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(512, 16), *between, nn.ReLU(), nn.Linear(16, 5))
+
+
+def test_a_network_in_the_place_of_the_head_is_new_as_a_whole() -> None:
+    model = torchvision.models.resnet18()
+    model.fc = _mlp(nn.BatchNorm1d(16))
+    assert find_head(model) == ("fc.3", model.fc[3])
+    assert len(find_blocks(model)) == 8
+    report = thawkit.freeze(model, "head")
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        f"fc.{n}" for n, _ in model.fc.named_parameters()
+    }
+    assert model.train().fc[1].training
+    assert not model.bn1.training
+    assert not any("stay frozen" in note for note in report.notes)
+
+
+def test_of_a_classifier_only_batch_normalizations_tell_that_it_is_new() -> None:
+    """torchvision's VGG has three linear layers there, of which two are pretrained."""
+    with torch.device("meta"):
+        model = torchvision.models.vgg11(init_weights=False)
+    (note,) = thawkit.freeze(model, "head").notes
+    assert "the weights of classifier.0, classifier.3 before it stay frozen" in note
+    assert "let 'classifier.*' train" in note
+    assert thawkit.freeze(model, "head+classifier.*").notes == ()
+    assert thawkit.freeze(model, "*.bias").notes == ()
+    model.classifier = _mlp(nn.BatchNorm1d(16))
+    assert head_parts(model) == ["classifier"]
+
+
+def test_a_head_after_a_backbone_in_sequence() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 512, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    assert head_parts(nn.Sequential(backbone, _mlp(nn.BatchNorm1d(16)))) == ["1"]
+    model = nn.Sequential(backbone, _mlp())
+    assert head_parts(model) == ["1.2"]
+    assert "let '1.*' train" in thawkit.freeze(model, "head").notes[0]
+    assert thawkit.freeze(nn.Sequential(_mlp()), "head").notes == ()  # a whole model, and no head after one
+
+
+def test_every_normalization_of_timm_is_one() -> None:
+    modules = (timm.layers.norm, timm.layers.norm_act, timm.layers.filter_response_norm, timm.layers.evo_norm)
+    kinds = {
+        kind
+        for module in modules
+        for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, nn.Module) and kind.__module__ == module.__name__
+    }
+    assert len(kinds) > 30
+    for kind in kinds - {timm.layers.norm_act.FrozenBatchNormAct2d}:
+        assert is_norm_layer(kind(32)), kind.__name__
+    for other in (timm.layers.ConvNormAct(3, 8), timm.layers.ClassifierHead(8, 2), nn.Linear(2, 2)):
+        assert not is_norm_layer(other)
+
+
+def test_norm_trains_what_comes_with_an_activation_and_names_what_it_leaves() -> None:
+    model = timm.create_model("resnetv2_50d_evos", num_classes=2)
+    report = thawkit.freeze(model, "norm")
+    assert all(p.requires_grad for n, p in model.named_parameters() if ".norm" in n)
+    assert report.notes == ()
+
+    class Affine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.alpha = nn.Parameter(torch.ones(4))
+
+    layers = nn.ModuleDict({"norm1": Affine(), "fc": nn.Linear(4, 2)})
+    (note,) = thawkit.freeze(layers, "norm").notes
+    assert note == "norm does not reach norm1: not known to be normalizations"

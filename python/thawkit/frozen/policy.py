@@ -1,7 +1,8 @@
 """What trains: from a policy's words to parameter names.
 
 ==========================  =============================================================================
-``head``                    the classifier's last layer (in 🤗 models everything outside the pretrained base)
+``head``                    the classifier's last layer (in 🤗 models everything outside the pretrained
+                            base), or all of a small network in its place: ``model.fc = Sequential(...)``
 ``last:K``                  the last K blocks and everything after them: final norm or convolution, and the
                             head
 ``norm``                    scale and shift of every normalization layer, and the head
@@ -42,7 +43,15 @@ from thawkit.frozen import channels, lora
 from thawkit.frozen.channels import Channels, Choice
 from thawkit.frozen.extension import extendable, extra_parameters, passed_over
 from thawkit.frozen.lora import Lora
-from thawkit.frozen.structure import find_blocks, find_head, head_parts, is_norm_layer, within
+from thawkit.frozen.structure import (
+    beside_head,
+    find_blocks,
+    find_head,
+    head_parts,
+    is_like_norm,
+    is_norm_layer,
+    within,
+)
 from thawkit.frozen.table import listed
 
 Predicate = Callable[[str, nn.Parameter], bool]
@@ -135,6 +144,7 @@ def make_plan(model: nn.Module, train: Policy) -> Plan:
     for extensions in (plan.channels, plan.lora):
         for name in [name for name in extensions if f"{name}.weight" in plan.names]:
             del extensions[name]
+    plan.notes += _frozen_beside_head(model, plan)
     both = plan.channels.keys() & plan.lora.keys()
     if both:
         raise ThawkitError(
@@ -147,6 +157,18 @@ def make_plan(model: nn.Module, train: Policy) -> Plan:
             + (f", which are named like {names[0]!r} and {names[-1]!r}" if names else "")
         )
     return plan
+
+
+def _frozen_beside_head(model: nn.Module, plan: Plan) -> list[str]:
+    """Say which layers of a network of several, of which the last trains as the head, stay frozen."""
+    reached = plan.names | {f"{name}.weight" for name in (*plan.channels, *plan.lora)}
+    left = [name for name in beside_head(model) if f"{name}.weight" not in reached]
+    if not left or not _head(model, parameter_names(model)) <= plan.names:
+        return []
+    return [
+        f"the head is its last layer alone, and the weights of {listed(left, _NAMED)} before it stay frozen; "
+        f"if they are new, let {left[0].partition('.')[0] + '.*'!r} train as well"
+    ]
 
 
 def trainable_names(model: nn.Module, train: Policy) -> set[str]:
@@ -181,6 +203,9 @@ def _resolve(model: nn.Module, part: str, train: Policy, plan: Plan) -> None:
         plan.names |= _head(model, names)
     elif part == "norm":
         plan.names |= _head(model, names) | _norms(model)
+        like = [name for name, module in model.named_modules() if is_like_norm(name, module)]
+        if like := [name for name in like if not within(name, head_parts(model))]:
+            plan.notes.append(f"norm does not reach {listed(like, _NAMED)}: not known to be normalizations")
     elif part in ("bias", "bitfit"):
         plan.names |= _head(model, names) | {name for name in names if _is_bias(name)}
     elif colon and word == "last":

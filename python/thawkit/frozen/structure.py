@@ -12,14 +12,15 @@ from collections import Counter
 from collections.abc import Iterable
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.modules.conv import _ConvNd
 
 from thawkit.errors import ThawkitError
 
 _HEAD_NAMES = ("fc", "head", "heads", "classifier", "last_linear", "score", "logits")
 _AUXILIARY = re.compile(r"aux", re.IGNORECASE)
-_NORM_NAME = re.compile(r"norm(\dd)?$", re.IGNORECASE)
+_NORM_NAME = re.compile(r"(?<!conv)norm(act|tlu)?(\dd)?(fp32)?(act|nobias)?$|^evonorm", re.IGNORECASE)
+_LIKE_A_NORM = re.compile(r"norm\d*|bn\d*|ln_?\d*", re.IGNORECASE)  # names that normalizations are given
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -54,7 +55,9 @@ def head_parts(module: nn.Module) -> list[str]:
 
     Usually one, the layer of :func:`find_head`. More where a model says so itself: everything outside the
     pretrained base of a 🤗 model (its classifier may have several layers, all of them fresh), and both
-    classifiers of a distilled timm model. Empty if the model has no head.
+    classifiers of a distilled timm model. Of a child with several weight layers that takes the head's place,
+    ``model.fc = nn.Sequential(...)``, all of it is new. Only a ``classifier`` may have come with pretrained
+    layers before the last, as VGG's; none comes with batch normalizations. Empty if the model has no head.
     """
     for find in (_huggingface_head, _timm_head):
         parts = find(module)
@@ -62,7 +65,25 @@ def head_parts(module: nn.Module) -> list[str]:
             return parts
     named = [name for name, _ in module.named_children() if name in _HEAD_NAMES]
     region = named[-1] if named else ""
-    return [name for name, layer in _named(module, region) if is_weight_layer(layer)][-1:]
+    last = [name for name, layer in _named(module, region) if is_weight_layer(layer)][-1:]
+    child = _mlp_of(module, last[0]) if last else None
+    if child is not None:
+        below = module.get_submodule(child).modules()
+        named_so = child == region and child != "classifier"
+        if named_so or any(isinstance(layer, _BatchNorm) for layer in below):
+            return [child]
+    return last
+
+
+def beside_head(module: nn.Module) -> list[str]:
+    """Name the layers before the head's last one in the same child that are no part of the head."""
+    parts = head_parts(module)
+    child = _mlp_of(module, parts[-1]) if parts else None
+    if child is None:
+        return []
+    return [
+        name for name, layer in _named(module, child) if is_weight_layer(layer) and not within(name, parts)
+    ]
 
 
 def find_blocks(module: nn.Module) -> list[str]:
@@ -94,6 +115,14 @@ def is_weight_layer(module: nn.Module) -> bool:
 def is_norm_layer(module: nn.Module) -> bool:
     """Whether a module is a normalization layer of torch, or is called one (``LlamaRMSNorm``)."""
     return isinstance(module, _NORMS) or bool(_NORM_NAME.search(type(module).__name__))
+
+
+def is_like_norm(name: str, module: nn.Module) -> bool:
+    """Whether a module with parameters, called ``name``, seems to normalize and is not known to."""
+    if is_norm_layer(module) or is_weight_layer(module) or next(module.parameters(False), None) is None:
+        return False
+    named = _LIKE_A_NORM.fullmatch(name.rpartition(".")[2])
+    return bool(named) or "norm" in type(module).__name__.lower()
 
 
 def is_leaf(module: nn.Module) -> bool:
@@ -131,6 +160,19 @@ def _timm_head(module: nn.Module) -> list[str] | None:
     heads = reversed(heads) if isinstance(heads, (tuple, list)) else (heads,)
     names = {id(child): name for name, child in module.named_modules()}
     return [names[id(head)] for head in heads if id(head) in names and _has_parameters(head)]
+
+
+def _mlp_of(module: nn.Module, last: str) -> str | None:
+    """The child that holds the layer ``last``, if it is a network of linear layers after other layers."""
+    child = last.partition(".")[0]
+    layers = [layer for _, layer in _named(module, child) if is_weight_layer(layer)]
+    before = any(
+        is_weight_layer(x)
+        for name, other in module.named_children()
+        for x in other.modules()
+        if name != child
+    )
+    return child if before and len(layers) > 1 and all(isinstance(x, nn.Linear) for x in layers) else None
 
 
 def _has_parameters(module: nn.Module) -> bool:
