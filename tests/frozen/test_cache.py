@@ -655,3 +655,18 @@ def test_double_precision_and_other_dtypes_beside(tmp_path: Path) -> None:
         torch.int8,
     )
     assert (bool(flag), float(number), vector.tolist()) == (True, 2.0, [1, 1])
+
+
+def test_features_of_autocast_are_used_under_autocast(build, tmp_path: Path) -> None:
+    model = _frozen(build, "small_cnn")
+    with torch.autocast("cpu", torch.bfloat16):
+        cached = FeatureCache(tmp_path).dataset(model, Images(augment=False))
+        batch = torch.stack([cached[i][0] for i in range(4)])
+        assert cached.model(batch).shape == (4, 3)
+    with pytest.raises(ThawkitError, match="computed under autocast; run this model under autocast as well"):
+        cached.model(batch)
+    plain = FeatureCache(tmp_path).dataset(model, Images(augment=False))
+    batch = torch.stack([plain[i][0] for i in range(4)])
+    assert plain.model(batch).dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        assert plain.model(batch).shape == (4, 3)

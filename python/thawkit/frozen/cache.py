@@ -133,6 +133,8 @@ class Rest(nn.Module):
     def __init__(self, model: nn.Module, cut: Cut | None) -> None:
         super().__init__()
         self.model, self.cut = model, cut
+        self._device = next((p.device.type for p in model.parameters()), "cpu")
+        self._autocast = torch.is_autocast_enabled(self._device)  # by which the features have their dtype
         self.digest = ""
         if cut is not None:
             self._take()
@@ -145,13 +147,19 @@ class Rest(nn.Module):
             features: a batch of :class:`CachedDataset`'s first items: a tensor (N, ...), or several.
 
         Raises:
-            ThawkitError: what comes before the cut is not what it was, or trains.
+            ThawkitError: what comes before the cut is not what it was, or trains; or it ran under autocast,
+                and this does not.
         """
         if self.cut is None:
             if isinstance(features, Mapping):
                 return self.model(**features)
             return self.model(*features) if isinstance(features, (tuple, list)) else self.model(features)
         self.check()
+        if self._autocast and not torch.is_autocast_enabled(self._device):
+            raise ThawkitError(
+                "features: they were computed under autocast; run this model under autocast as well, or make "
+                "the cached data set outside"
+            )
         return self.cut.rest([features] if isinstance(features, Tensor) else list(features))
 
     def check(self, *, closely: bool = False) -> None:
