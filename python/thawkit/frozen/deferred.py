@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from thawkit.errors import ThawkitError
@@ -145,13 +146,13 @@ class Deferred(Tensor):
             return joined
         if func in FUNCTIONS and args and isinstance(args[0], Deferred) and not torch.compiler.is_compiling():
             result = FUNCTIONS[func](*args, **(kwargs or {}))
-            _settle_written(args[0], result)
+            settle_written(args[0], result)
             return result
         stand_ins = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Deferred)]
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         result = func(*args, **kwargs)
         for x in stand_ins:
-            _settle_written(x, result, func in _LISTENERS)
+            settle_written(x, result, func in _LISTENERS)
         return result
 
     @classmethod
@@ -285,7 +286,7 @@ def _settle(x: Deferred, value: Tensor) -> None:
     x.pending, x.known, x.version = None, value, version_of(value)
 
 
-def _settle_written(x: Deferred, result: Any, listened: bool = False) -> None:
+def settle_written(x: Deferred, result: Any, listened: bool = False) -> None:
     """Tell the graph of a value that was written to, may now be, or is listened to."""
     if x.known is not None and (listened or version_of(x.known) != x.version or _is_view_of(result, x.known)):
         _settle(x, x.known)
@@ -296,9 +297,20 @@ class _Known:
         self.shape, self.like = tuple(value.shape), value
         self.inputs: tuple[Tensor, ...] = (value,)
         self.norm = self.conv = None
+        self._edge = get_gradient_edge(value) if value.requires_grad else None
 
     def compute(self) -> Tensor:
         return self.like
+
+    def passed_on(self, grad: Tensor) -> Tensor:
+        """The gradient at the value's former place in the graph: a view may have been written to since.
+
+        The value's own hooks run there, and must not run here.
+        """
+        if self._edge is None or get_gradient_edge(self.like)[:2] == self._edge[:2]:
+            return grad
+        again = torch.is_grad_enabled()
+        return torch.autograd.grad(self.like, [self._edge], grad, retain_graph=True, create_graph=again)[0]
 
     def add(self, other: Tensor) -> None:
         return None
@@ -396,6 +408,8 @@ class _Anchor(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if isinstance(ctx.pending, _Known):
+            return None, None, ctx.pending.passed_on(grad)
         with torch.enable_grad():
             value = ctx.pending.compute()
         needed = [x for x in ctx.pending.inputs if x.requires_grad]

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
-from thawkit.frozen.deferred import FUNCTIONS, hooks_in_force, plain
+from thawkit.frozen.deferred import FUNCTIONS, Deferred, hooks_in_force, plain, settle_written
 from thawkit.frozen.folded import in_stock_order
 from thawkit.frozen.layers import Rewritten, can_replace, clamp, functional_convolution, packs_bits
 from thawkit.frozen.measure import running
@@ -262,7 +262,10 @@ class _Calls(TorchFunctionMode):
         replacement = FUNCTIONS.get(func)
         if replacement is None or not args or not can_replace(args[0]) or not _runs_by_itself():
             return func(*args, **(kwargs or {}))
-        return replacement(*args, **(kwargs or {}))
+        result = replacement(*args, **(kwargs or {}))
+        if isinstance(args[0], Deferred):
+            settle_written(args[0], result)
+        return result
 
 
 def _runs_by_itself() -> bool:
