@@ -385,3 +385,17 @@ def test_training_on_digits_reaches_the_loss_of_exact_training() -> None:
     assert losses[None] < 0.08
     assert abs(losses[8] - losses[None]) < 0.01 * losses[None]
     assert abs(losses[4] - losses[None]) < 0.01 * losses[None]
+
+
+def test_the_report_says_what_rounding_buys() -> None:
+    """On convolutions that all train 8 bits and 4 save the same, since inputs take 8 bits with both."""
+    torch.manual_seed(0)
+    stock, example = torchvision.models.resnet18(num_classes=3), torch.randn(2, 3, 64, 64)
+    exact = thawkit.freeze(copy.deepcopy(stock), "all", example=example)
+    assert exact.exact_bytes is None
+    reports = [thawkit.freeze(copy.deepcopy(stock), "all", example=example, act_bits=bits) for bits in (8, 4)]
+    assert reports[0].saved_bytes == reports[1].saved_bytes
+    for report in reports:
+        assert report.exact_bytes == pytest.approx(exact.saved_bytes, rel=0.02)
+        assert "rounding leaves " in str(report)
+        assert "inputs of weights and normalizations to 8" in str(report)

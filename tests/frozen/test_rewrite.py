@@ -244,3 +244,66 @@ def test_mistakes_are_named_and_leave_the_model_as_it_was(build, train, example,
         thawkit.freeze(model, train, example=example)
     assert [type(module) for module in model.modules()] == classes
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("policy", ["bias", "lora:2", "channels:0.5", {0: "norm", 1: "last:1"}])
+def test_what_cannot_be_frozen_anew_stays_frozen_as_it_was(build, policy) -> None:
+    model, images = build("resnet18"), torch.randn(2, 3, 32, 32)
+    thawkit.freeze(model, policy, example=images)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.01)
+    handle = model.conv1.register_forward_hook(lambda *_: None)
+    before, logits = _state(model), model(images)
+    values = {k: v.clone() for k, v in model.state_dict().items()}
+    wrong = torch.randn(2, 5, 32, 32)
+    with pytest.raises(ThawkitError, match="the model fails on it"):
+        thawkit.freeze(model, "head", example=wrong)
+    if isinstance(policy, dict):
+        with pytest.raises(ThawkitError, match="the model fails on it"):
+            thawkit.frozen.set_epoch(model, 1, example=wrong)
+    assert _state(model) == before
+    assert all(torch.equal(v, values[k]) for k, v in model.state_dict().items())
+    torch.testing.assert_close(model(images), logits)
+    handle.remove()
+    assert not any(hook.__name__ == "<lambda>" for hook in model.conv1._forward_hooks.values())
+    if isinstance(policy, dict):
+        assert thawkit.frozen.set_epoch(model, 1, example=images) is not None
+    thawkit.unfreeze(model)
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(isinstance(module, Rewritten) for module in model.modules())
+
+
+def test_buffers_that_a_forward_assigns_anew_stay_the_same() -> None:
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.register_buffer("centre", torch.zeros(4))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.layer(x)
+            self.centre = 0.9 * self.centre + 0.1 * y.detach().mean(0)
+            return self.head(torch.relu(y - self.centre))
+
+    model = Centred()
+    centre = model.centre
+    report = thawkit.freeze(model, "bias", example=torch.randn(3, 4), act_bits=4)
+    report.forecast(8)
+    assert model.centre is centre
+    assert not centre.any()
+    assert any("move in training by the model's own code: centre" in note for note in report.notes)
+
+
+def test_layers_without_a_shape_and_inference_mode_are_refused() -> None:
+    lazy = nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d(), nn.ReLU(), nn.Linear(4, 2))
+    with pytest.raises(ThawkitError, match=r"model: '0.weight' has no shape before the first forward"):
+        thawkit.freeze(lazy, "head", example=torch.zeros(2, 3))
+    lazy(torch.zeros(2, 3))
+    with (
+        torch.inference_mode(),
+        pytest.raises(ThawkitError, match=r"example: .* inside torch.inference_mode"),
+    ):
+        thawkit.freeze(lazy, "bias", example=torch.zeros(2, 3))
+    assert thawkit.freeze(lazy, "bias", example=torch.zeros(2, 3)).saved_bytes is not None

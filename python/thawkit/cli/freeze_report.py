@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     print(f"{args.model}, random weights, images of {side}x{side}")
     print(report)
     print(
-        f"\nlargest batch in {args.memory:g} GiB: {largest}, with Adam and without buffers that live only "
-        "while one layer runs"
+        f"\nlargest batch in {args.memory:g} GiB: {largest}, with Adam, by the live tensors at the peak of a "
+        "step; leave room for the program and the allocator"
     )
     return 0

@@ -1,4 +1,4 @@
-"""What a training step would save with a batch of another size, told from two small batches."""
+"""What a training step would save and take with a batch of another size, told from small batches."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 from weakref import ref
 
@@ -15,8 +16,8 @@ from torch.utils._pytree import tree_map_only
 
 from thawkit.errors import ThawkitError
 from thawkit.frozen.layers import FrozenBatchNorm
-from thawkit.frozen.measure import Example, saved_by_module, tensors_of
-from thawkit.frozen.packs import forget
+from thawkit.frozen.measure import Example, held_bytes, saved_by_module, tensors_of
+from thawkit.frozen.packs import forget, packed_bytes
 
 _SIZES = (2, 3)  # not 1: in training mode a batch normalization takes no batch of one value a channel
 _TOLERANCE = 0.02
@@ -41,16 +42,17 @@ class Forecast:
 class Forecaster:
     """Measures a frozen model on small batches when first asked, and draws lines through the bytes.
 
-    Copies of it, and pickles, hold the lines if they are known, and neither model nor example.
+    Copies of it, and pickles, hold what is known, and neither model nor example.
     """
 
-    def __init__(self, model: nn.Module, example: Example, saved: Counter[str], packed: int) -> None:
+    def __init__(self, model: nn.Module, example: Example, saved: Counter[str]) -> None:
         self._model: ref[nn.Module] | None = ref(model)
         self._state = _state(model)
         self._size = batch_size(example)
         self._example = None if self._size is None else resized(example, self._size, _SIZES[1])
-        self._saved, self._packed = saved, packed
+        self._saved = saved
         self._lines: dict[str, tuple[float, float]] | None = None
+        self._step: tuple[int, list[tuple[float, float]]] | None = None
         self._resident = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         self._trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
@@ -69,31 +71,51 @@ class Forecaster:
         for name, value in (("memory_bytes", memory), ("optimizer_states", states)):
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ThawkitError(f"{name}: expected a finite number of 0 or more, got {value!r}")
-        lines = self.lines().values()
-        room = memory - self._resident - 2 * self._packed - (1 + states) * self._trainable
-        slope = sum(growth for _, growth in lines)
-        if slope <= 0:
-            raise ThawkitError("memory_bytes: what is saved does not grow with the batch, so any batch fits")
-        return max(0, math.floor((room - sum(fixed for fixed, _ in lines)) / slope))
+        packed, lines = self.step()
+        room = memory - self._resident - packed - states * self._trainable
+        sizes = [(room - fixed) / growth for growth, fixed in lines if growth > 0]
+        return max(0, math.floor(min(sizes)))
+
+    def step(self) -> tuple[int, list[tuple[float, float]]]:
+        """Bytes of weights laid out anew, and lines of which the highest tells what a step holds at its peak.
+
+        A line is the bytes by sample, and those at a batch of 0, at one moment of a step.
+        """
+        if self._step is None:
+            self.lines()  # raises where the bytes do not follow the batch
+            model, evaluating = self._source()
+            packed, moments = 0, []
+            for size in _SIZES:
+                example = resized(self._example, _SIZES[1], size)
+                inputs = sum(x.nbytes for x in tensors_of(example))
+                moments.append([inputs + held for held in held_bytes(model, example, evaluating)])
+                packed = packed_bytes(model)
+                for module in model.modules():
+                    forget(module)  # the layouts for small batches
+            self._step = packed, _highest(moments)
+        return self._step
 
     def lines(self) -> dict[str, tuple[float, float]]:
         """Bytes at a batch of 0 and bytes that each sample adds, by module."""
         if self._lines is None:
-            model = self._model() if self._model is not None else None
-            if model is None or _state(model) != self._state:
-                raise ThawkitError(
-                    "report: its model is gone or not as it was when frozen; freeze it again for a new report"
-                )
-            if self._size is None:
-                raise ThawkitError("report: expected an example whose first tensor has a batch dimension")
-            self._lines = self._measured(model)
-            self._example = None
+            self._lines = self._measured()
         return self._lines
 
-    def _measured(self, model: nn.Module) -> dict[str, tuple[float, float]]:
+    def _source(self) -> tuple[nn.Module, set[nn.Module]]:
+        """The model as it was frozen, and its modules that stay in evaluation mode."""
+        model = self._model() if self._model is not None else None
+        if model is None or _state(model) != self._state:
+            raise ThawkitError(
+                "report: its model is gone or not as it was when frozen; freeze it again for a new report"
+            )
+        if self._size is None:
+            raise ThawkitError("report: expected an example whose first tensor has a batch dimension")
+        return model, {module for module in model.modules() if isinstance(module, FrozenBatchNorm)}
+
+    def _measured(self) -> dict[str, tuple[float, float]]:
+        model, evaluating = self._source()
         assert self._size is not None
         points = {self._size: self._saved}
-        evaluating = {module for module in model.modules() if isinstance(module, FrozenBatchNorm)}
         for size in (*_SIZES, _SIZES[1] + 1):
             if len(points) < 3 and size not in points:
                 example = resized(self._example, _SIZES[1], size)
@@ -114,6 +136,22 @@ class Forecaster:
                     f"{points[second][name]} and {found} bytes for batches of {first}, {second} and {check}"
                 )
         return lines
+
+
+def _highest(moments: list[list[int]]) -> list[tuple[float, float]]:
+    """The lines through the bytes at each moment of two steps, without those that others lie above.
+
+    Where the steps differ in more than sizes, the line through their peaks.
+    """
+    if len({tuple(after > before for before, after in pairwise(held)) for held in moments}) > 1:
+        moments = [[max(held)] for held in moments]
+    first, second = _SIZES
+    slopes = [((b - a) / (second - first), a) for a, b in zip(*moments, strict=True)]
+    lines: list[tuple[float, float]] = []
+    for growth, fixed in sorted({(slope, a - slope * first) for slope, a in slopes}, reverse=True):
+        if not lines or fixed > lines[-1][1]:
+            lines.append((growth, fixed))
+    return lines
 
 
 def _at(line: tuple[float, float], size: int) -> int:

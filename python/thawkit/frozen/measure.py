@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses import FakeTensor
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 from thawkit.errors import ThawkitError
+from thawkit.frozen.deferred import plain
 from thawkit.ops.frozen.packed import version_of
 
 
@@ -71,6 +75,95 @@ def saved_by_module(
     for name, storage in held.values():
         saved[name] += storage.nbytes()
     return saved
+
+
+def saved_alone(
+    model: nn.Module, example: Example, evaluating: Set[nn.Module], modules: Set[nn.Module]
+) -> set[nn.Module]:
+    """Find which of ``modules`` save an output of theirs, in one such forward, that no other one saves."""
+    names = {module: name for name, module in model.named_modules()}
+    savers: defaultdict[int, set[str]] = defaultdict(set)
+    held: list[torch.UntypedStorage] = []  # a kept storage's address is not used again
+    results: list[tuple[nn.Module, int]] = []
+
+    def note(module: nn.Module, args: Any, output: Any) -> None:
+        if module in modules:
+            results.append((module, storage_key(plain(output))))
+
+    handle = register_module_forward_hook(note)
+    try:
+        with training_modes(model, evaluating), running(model) as stack:
+
+            def pack(tensor: Tensor) -> Tensor:
+                savers[storage_key(tensor)].add(stack[-1])
+                held.append(tensor.untyped_storage())
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                call_eagerly(model, example)
+    finally:
+        handle.remove()
+    return {module for module, key in results if savers.get(key) == {names[module]}}
+
+
+def held_bytes(model: nn.Module, example: Example, evaluating: Set[nn.Module]) -> list[int]:
+    """Run two training steps and measure the bytes that torch's allocator holds for the second, all along.
+
+    What the first leaves behind, as weights laid out anew, is no part of them, nor is what was there before.
+    Gradients of parameters count as soon as they are there. Instead of a loss, all outputs are summed. Modes,
+    buffers, random state and ``grad`` stay as they are.
+
+    Args:
+        model: run with its present ``requires_grad`` flags.
+        example: the input, a tuple of inputs, or a mapping of keyword arguments.
+        evaluating: the modules to hold in evaluation mode; all others train.
+
+    Raises:
+        ThawkitError: the model holds no values, or checkpoints in a way that hides its gradients.
+    """
+    device = next((p.device.type for p in model.parameters()), "cpu")
+    if device == "meta":
+        raise ThawkitError("model: expected one with values; what a step takes shows only when it runs")
+    with training_modes(model, evaluating):
+        _step(model, example)
+        with _silent(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+            _step(model, example)
+    assert recorded.profiler is not None
+    changes = [
+        event.nbytes()
+        for event in recorded.profiler.kineto_results.events()
+        if event.name() == "[memory]" and event.device_type().name.lower() == device
+    ]
+    return list(accumulate(changes, initial=0))
+
+
+def _step(model: nn.Module, example: Example) -> None:
+    """Forward and backward, without a change of ``grad``."""
+    trains = [p for p in model.parameters() if p.requires_grad]
+    try:
+        output = call_eagerly(model, example)
+        results = [y for y in tree_leaves(output) if isinstance(y, Tensor) and y.requires_grad]
+        if results and trains:
+            torch.autograd.grad(results, trains, [torch.ones_like(y) for y in results], allow_unused=True)
+    except RuntimeError as error:
+        if "checkpoint" in str(error).lower():
+            raise ThawkitError(
+                "model: reentrant checkpoints take backward() only, which hides a step"
+            ) from error
+        raise
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Let torch's profiler not talk on standard error, unless it was asked to."""
+    name = "KINETO_LOG_LEVEL"
+    asked = name in os.environ
+    os.environ.setdefault(name, "6")
+    try:
+        yield
+    finally:
+        if not asked:
+            del os.environ[name]
 
 
 def call_eagerly(model: nn.Module, example: Example) -> Any:
@@ -168,9 +261,11 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 def undisturbed(model: nn.Module) -> Iterator[None]:
     """Put back modes, buffers and random state at the end.
 
-    A buffer that is as it was is not written to, which would count as a change.
+    A buffer that is as it was is not written to, which would count as a change. One that a forward assigns
+    anew (``self.mean = 0.9 * self.mean + ...``) is the former tensor again.
     """
     modes = [(module, module.training) for module in model.modules()]
+    assigned = [(module, dict(module._buffers)) for module in model.modules()]
     buffers = [(buffer, version_of(buffer), buffer.detach().clone()) for buffer in model.buffers()]
     devices = {p.device for p in model.parameters() if p.device.type == "cuda"}
     try:
@@ -179,6 +274,8 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+        for module, named in assigned:
+            module._buffers.update(named)
         with torch.no_grad():
             for buffer, version, value in buffers:
                 if version_of(buffer) != version or not _equal(buffer, value):

@@ -69,6 +69,7 @@ class FreezeReport:
             forward of the example; a backward pass at most doubles them. They are made when first needed and
             dropped by ``unfreeze``; :func:`thawkit.frozen.packed_bytes` says what they take at the moment.
             None on machines where this gains nothing, and where nothing is laid out therefore.
+        exact_bytes: what a lossy freeze (``act_bits``) would save without rounding; else None.
         fidelity: of a lossy freeze (``act_bits``), how near its gradient is to the exact one; else None.
         cache: makes of a data set one of features; None where none was asked for.
     """
@@ -86,6 +87,7 @@ class FreezeReport:
     minimum_bytes: int | None = None
     inexact_bytes: int = 0
     packed_bytes: int | None = 0
+    exact_bytes: int | None = None
     fidelity: Fidelity | None = None
     cache: FeatureCache | None = None
     _forecaster: Forecaster | None = field(default=None, compare=False, repr=False)
@@ -114,9 +116,12 @@ class FreezeReport:
     def largest_batch(self, memory_bytes: int, *, optimizer_states: int = 2) -> int:
         """Size of the largest batch whose training step fits in so much memory; 0 if none does.
 
-        Counts parameters and buffers, second copies of frozen weights, gradients and optimizer states of what
-        trains, and what autograd saves. Buffers that live only while one layer runs, the batch itself and
-        the program do not count: leave room for them.
+        Counts the batch itself, parameters and buffers, second copies of frozen weights, optimizer states of
+        what trains, and the most bytes that torch's allocator holds at once in forward and backward: what
+        autograd saves, what lives while a layer runs, and gradients, of which ``zero_grad()`` has left none.
+        The first call runs steps with batches of 2 and 3, and lines through what they hold at each moment
+        tell the rest. Not counted are the loss, what oneDNN or cuDNN allocate on their own, what the
+        allocator keeps of what was freed, and the program: leave room for them.
 
         Args:
             memory_bytes: for the model and a step.
@@ -124,7 +129,8 @@ class FreezeReport:
                 with momentum.
 
         Raises:
-            ThawkitError: as :meth:`forecast`, or nothing that is saved grows with the batch.
+            ThawkitError: as :meth:`forecast`, or the model is on the meta device or uses reentrant
+                checkpoints.
         """
         return self._source().largest_batch(memory_bytes, optimizer_states)
 
@@ -173,6 +179,11 @@ class FreezeReport:
                 "there is no exact saving for this recipe: its normalizations, activations and attention "
                 f"need {in_words(self.inexact_bytes)} as they are; act_bits=8, 4 or 2 keeps that in fewer "
                 "bits, with gradients that are no longer exact"
+            )
+        if self.exact_bytes is not None and self.saved_bytes is not None:
+            lines.append(
+                f"rounding leaves {in_words(self.saved_bytes)} of {in_words(self.exact_bytes)} that would be "
+                f"saved exactly{_ratio(self.exact_bytes, self.saved_bytes)}"
             )
         if self.packed_bytes is None:
             lines.append("frozen weights are not laid out anew: torch's oneDNN operators do not run here")
@@ -223,7 +234,7 @@ def extrapolated(reports: Sequence[FreezeReport], sizes: Sequence[int], size: in
         rows=tuple(replace(row, **both(row, rows.get(row.kind, row), *counted)) for row in first.rows),
         eager=tuple((name, at(nbytes, named.get(name, nbytes)) or 0) for name, nbytes in first.eager),
         example=f"forecast for a batch of {size}",
-        **both(first, second, *counted, "minimum_bytes", "inexact_bytes"),
+        **both(first, second, *counted, "minimum_bytes", "inexact_bytes", "exact_bytes"),
     )
 
 

@@ -7,7 +7,10 @@ import sys
 import warnings
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from thawkit.errors import ThawkitError, ThawkitWarning
 from thawkit.frozen import (
@@ -45,8 +49,10 @@ from thawkit.frozen.measure import (
     ExampleError,
     call_eagerly,
     guess_example,
+    saved_alone,
     saved_by_module,
     tensors_of,
+    train_except,
     undisturbed,
 )
 from thawkit.frozen.notes import by_the_batch, complex_parameters, moving, unreached_parameters
@@ -114,7 +120,8 @@ def freeze(
 
     Raises:
         ThawkitError: ``train`` is no policy or selects nothing, ``act_bits`` is not 8, 4 or 2, ``model`` is
-            part of a frozen model, or it fails on ``example``.
+            part of a frozen model, has parameters without a shape yet, or fails on ``example``, on which
+            nothing can be measured in inference mode. The model is then as it was, also if frozen.
     """
     if not isinstance(model, nn.Module):
         raise ThawkitError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
@@ -122,28 +129,32 @@ def freeze(
         bits_of(act_bits)
     if cache is not None and not isinstance(cache, (FeatureCache, str, os.PathLike)):
         raise ThawkitError(f"cache: expected a FeatureCache or the path of a folder, got {cache!r}")
+    unshaped = [name for name, x in chain(model.named_parameters(), model.named_buffers()) if is_lazy(x)]
+    if unshaped:
+        raise ThawkitError(
+            f"model: {unshaped[0]!r} has no shape before the first forward; run the model once, then freeze"
+        )
+    if example is not None and torch.is_inference_mode_enabled():
+        raise ThawkitError("example: nothing can be measured inside torch.inference_mode; freeze outside it")
     if example is not None and any(x.numel() == 0 for x in tensors_of(example)):
         raise ThawkitError("example: expected a batch of at least one sample, got an empty tensor")
     model = getattr(model, "_orig_mod", model)  # of a model under torch.compile
     stages = make_stages(model, train)
-    if any(isinstance(module, Extended) for module in model.modules()):
+    with _or_as_it_was(model):
+        extended = any(isinstance(module, Extended) for module in model.modules())
         unfreeze(model)
-        stages = make_stages(model, train)  # the norms of weights are others now
-    unfreeze(model)
-    if any(isinstance(module, Rewritten) for module in model.modules()):
-        raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
-    setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
-    for module in model.modules() if not copies else ():
-        keep_none(module)
-    try:
+        if extended:
+            stages = make_stages(model, train)  # the norms of weights are others now
+        if any(isinstance(module, Rewritten) for module in model.modules()):
+            raise ThawkitError("model: is part of a frozen model; unfreeze that one first")
+        setattr(model, _RECORD, {name: p.requires_grad for name, p in _parameters(model)})
+        for module in model.modules() if not copies else ():
+            keep_none(module)
         report = _apply(model, stages.plan(0), example, act_bits, exact)
         if cache is not None:
             settings = cache if isinstance(cache, FeatureCache) else FeatureCache(cache)
             note = _cut_note(model, example)
             report = replace(report, cache=settings, notes=(*report.notes, note))
-    except Exception:
-        unfreeze(model)
-        raise
     if stages.varied:
         setattr(model, _STAGES, stages)
     return report
@@ -178,12 +189,13 @@ def set_epoch(model: nn.Module, epoch: int, *, example: Example | None = None) -
     flags, act_bits = vars(model)[_RECORD], vars(model).get(lossy_layers.BITS)
     exact = vars(model).get(_EXACT, True)
     lean = [module for module in model.modules() if keeps_none(module)]
-    unfreeze(model)
-    for module in lean:
-        keep_none(module)
-    setattr(model, _RECORD, flags)
-    setattr(model, _STAGES, Stages(stages.plans, stages.at(epoch)))
-    report = _apply(model, stages.plan(epoch), example, act_bits, exact)
+    with _or_as_it_was(model):
+        unfreeze(model)
+        for module in lean:
+            keep_none(module)
+        setattr(model, _RECORD, flags)
+        setattr(model, _STAGES, Stages(stages.plans, stages.at(epoch)))
+        report = _apply(model, stages.plan(epoch), example, act_bits, exact)
     for parameter in model.parameters():
         if not parameter.requires_grad:
             parameter.grad = None
@@ -224,7 +236,11 @@ def _apply(
         layer.folds = False
     outputs: list[Any] = []
     moved: set[str] = set()
-    after = None if batch is None else _measured(model, batch, fixed, outputs, moved)
+    after: Counter[str] | None = None
+    if batch is not None:
+        _settle_waiting(model, batch, fixed)
+        rewritten |= _save_bits(model, batch, fixed)
+        after = saved_by_module(model, batch, fixed, outputs, moved)
     notes = [
         *plan.notes,
         *left,
@@ -244,20 +260,21 @@ def _apply(
     if before is not None and batch is not None and after is not None:
         others["minimum_bytes"] = None if plan.channels else before.minimum_bytes
         others["inexact_bytes"] = before.inexact_bytes
-        others["_forecaster"] = Forecaster(model, batch, after, packed)
+        others["_forecaster"] = Forecaster(model, batch, after)
     if act_bits is not None:
         setattr(model, lossy_layers.BITS, act_bits)
         others["fidelity"] = measure_fidelity(model, act_bits, example, fixed)
+        if batch is not None:
+            with lossy_layers.exactly():
+                others["exact_bytes"] = saved_by_module(model, batch, fixed).total()
     for module in model.modules():
         packs.forget(module)  # their layouts may suit the example only
     saved = None if before is None else before.saved
     return make_report(model, plan.words, len(fixed), rewritten, words, saved, after, notes, **others)
 
 
-def _measured(
-    model: nn.Module, batch: Example, fixed: set[nn.Module], outputs: list[Any], moved: set[str]
-) -> Counter[str]:
-    """The bytes that a frozen model saves; layers that wait in vain, or must not, are told so."""
+def _settle_waiting(model: nn.Module, batch: Example, fixed: set[nn.Module]) -> None:
+    """Tell the layers that wait in vain, or must not, so."""
     waiting, kept = _waiting(model), []
     for _ in waiting:
         try:
@@ -275,13 +292,26 @@ def _measured(
     for module in waiting:
         if module in kept or (isinstance(module, FrozenBatchNorm) and module not in seen.joined):
             module.folds = False
-    return saved_by_module(model, batch, fixed, outputs, moved)
+
+
+def _save_bits(model: nn.Module, batch: Example, fixed: set[nn.Module]) -> set[str]:
+    """Let activations that save a result for themselves alone save bits from now on; return their names.
+
+    Of a ReLU that a block calls twice, say, a layer that trains takes the first result and none the second.
+    """
+    keep = {module: name for name, module in model.named_modules() if getattr(module, "kept", None) is True}
+    if not keep:
+        return set()
+    alone = saved_alone(model, batch, fixed, keep.keys())
+    for module in alone:
+        setattr(module, "kept", False)  # noqa: B010  # as an attribute, mypy takes it for a submodule
+    return {keep[module] for module in alone}
 
 
 def _evaluate(model: nn.Module, batch: Example) -> None:
     """Run the example in evaluation mode, too, in which the model may write to what a layer waits for."""
     with undisturbed(model), torch.no_grad():
-        model.eval()
+        train_except(model, set(model.modules()))  # not eval(), which thawing would take for the user's
         try:
             call_eagerly(model, batch)
         except WrittenInput:
@@ -325,6 +355,34 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
                 module.detach(merge)
             elif isinstance(module, Rewritten):
                 module.__class__ = _thawed_class(type(module))
+
+
+@contextmanager
+def _or_as_it_was(model: nn.Module) -> Iterator[None]:
+    """Put everything back that freezing and thawing change, adapters included, if that fails inside."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    weights = [m.get_parameter("weight") for m in model.modules() if isinstance(m, Extended)]
+    merged = [(weight, weight.detach().clone()) for weight in weights]
+    modules = [(module, type(module), dict(vars(module))) for module in model.modules()]
+    # Hooks, parameters and the like: the containers stay, since handles refer to them.
+    contents = [(x, copy(x)) for *_, own in modules for x in own.values() if isinstance(x, (dict, set))]
+    try:
+        yield
+    except Exception:
+        for module, kind, own in modules:
+            module.__class__ = kind
+            vars(module).clear()
+            vars(module).update(own)
+            packs.forget(module)
+        for container, content in contents:
+            container.clear()
+            container.update(content)
+        with torch.no_grad():
+            for weight, value in merged:
+                weight.copy_(value)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        raise
 
 
 def _thawed_class(kind: type) -> type:
