@@ -82,7 +82,16 @@ def mib(memory: dict[str, float], name: str) -> str:
     return f"{memory[name]:.4g}" if name in memory else "?"
 
 
-STEPS = "stock", "channels_last", "frozen_bn", "checkpoint", "compile", "thawkit", "thawkit_compiled"
+STEPS = (
+    "stock",
+    "channels_last",
+    "frozen_bn",
+    "checkpoint",
+    "memsave",
+    "compile",
+    "thawkit",
+    "thawkit_compiled",
+)
 FORWARDS = "stock", "channels_last", "freezing", "thawkit", "inexact"
 
 
@@ -92,9 +101,10 @@ def frozen() -> str:
         rows = document["rows"]
         lines = [
             "| model | trains | saved a step, stock → thawkit | peak, stock → thawkit | step: stock | "
-            "channels-last | FrozenBatchNorm2d | checkpoints | torch.compile | thawkit | thawkit compiled | "
+            "channels-last | FrozenBatchNorm2d | checkpoints | memsave_torch | torch.compile | thawkit | "
+            "thawkit compiled | "
             "forward: stock | channels-last | inductor, frozen | thawkit | thawkit, `exact=False` |",
-            "|---" * 16 + "|",
+            "|---" * 17 + "|",
         ]
         for row in rows:
             if "model" not in row:
@@ -106,6 +116,17 @@ def frozen() -> str:
                 f"| {row['model']} | {row['policy']} | {saved['stock']:.1f} → {saved['thawkit']:.1f} MiB | "
                 f"{peak['stock']:.0f} → {peak['thawkit']:.0f} MiB | {' | '.join(times)} |"
             )
+        remarks = []
+        if any(row.get("policy", "").startswith("lora") for row in rows if "model" in row):
+            remarks.append("In rows with `lora` the stock model has 🤗 peft's adapters.")
+        memsave = [
+            f"{row['saved_mib']['memsave']:.1f} MiB in {row['model']}, {row['policy']}"
+            for row in rows
+            if "memsave" in row.get("saved_mib", {}) and "model" in row
+        ]
+        if memsave:
+            remarks.append(f"memsave_torch saves {' and '.join(memsave)}.")
+        lines += ["", " ".join(remarks)] if remarks else []
         for row in rows:
             if "process" in row:
                 peak, batch = row["peak_rss_mib"], row["largest_batch_in_8_gb_by_extrapolation"]
