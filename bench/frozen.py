@@ -109,7 +109,7 @@ POLICIES: dict[str, dict[str, bool]] = {
 PROCESSES = {"resnet50": "bias", "vit_b_16": "all"}  # of which a process of its own is measured
 BUDGETS = (0.5, 0.2, 0.05)
 ALLOCATOR = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_")
-PARTS = ("steps", "processes", "trade-off")
+PARTS = ("kernels", "steps", "processes", "trade-off")
 
 
 def batch_for(name: str, batch: int, size: int) -> tuple[Tensor, Tensor]:
@@ -487,7 +487,7 @@ def main() -> None:
     bandwidth = copy_bandwidth()
     report = Report("frozen", options, notes={"copy_bandwidth_gb_s": bandwidth / 1e9})
     print(f"copy {bandwidth / 1e9:.1f} GB/s")
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if "kernels" in options.parts else ():
         for count in (1 << 20, 1 << 26):
             relu(report, count, dtype, bandwidth)
     batch, size = (2, 64) if options.quick else (8, 224)
