@@ -99,7 +99,7 @@ def measure(machine: Cpu | Cuda, functions: Mapping[str, Function], rounds: int,
             function()
             out.peak_bytes[name] = machine.peak_bytes(function)
         except Exception as error:  # a peer that is not for this torch, or memory that is not there
-            out.failed[name] = _reason(error)
+            out.failed[name] = reason(error)
             continue
         finally:
             gc.collect()
@@ -107,12 +107,16 @@ def measure(machine: Cpu | Cuda, functions: Mapping[str, Function], rounds: int,
     end = time.perf_counter() + limit_s
     while times and out.rounds < rounds and (not out.rounds or time.perf_counter() < end):
         out.rounds += 1
-        for name in times:
-            times[name].append(machine.seconds(functions[name]))
+        for name in list(times):
+            try:
+                times[name].append(machine.seconds(functions[name]))
+            except Exception as error:
+                out.failed[name] = reason(error)
+                del times[name]
     out.seconds = {name: statistics.median(values) for name, values in times.items()}
     return out
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0][:120] if text else ''}"

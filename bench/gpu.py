@@ -2,8 +2,9 @@
 
 CLIP and SigLIP from 4,096 pairs to 262,144, InfoNCE, the cross-entropy of a linear classifier, MMD and the
 focal losses, in bfloat16 but for MMD, which is float32. Limits: the products that a loss cannot avoid, by
-cuBLAS alone, and of the focal losses reading and writing the same bytes. Peers where they can be imported:
-eager torch, torch's chunked ``linear_cross_entropy``, Liger, cut-cross-entropy, Inf-CL and siglip-kernel.
+cuBLAS alone (three of which one that stores no scores makes a fourth, and MMD half of each), and of the
+focal losses reading and writing the same bytes. Peers where they can be imported: eager torch, the same
+compiled, torch's chunked ``linear_cross_entropy``, Liger, cut-cross-entropy, Inf-CL and siglip-kernel.
 Whatever fails is in the result file with its reason, and what there is of that is written after every case.
 
     python bench/gpu.py                          # needs a GPU; exits with status 2 where there is none
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
-from accelerator import Cpu, Cuda, Measured, measure
+from accelerator import Cpu, Cuda, Measured, measure, reason
 from common import RESULTS, Report, parser
 from torch import Tensor
 from torch.nn import functional as F
@@ -84,7 +85,14 @@ def chunked_peers(weight_of_scale: float, target: Tensor) -> dict[str, Loss]:
     peers |= peer("cut-cross-entropy", "cut_cross_entropy", cut)
     if hasattr(F, "linear_cross_entropy") and hasattr(torch.nn, "LinearCrossEntropyOptions"):
         peers |= peer("torch chunked", "torch.nn.functional", torch_form)
+    else:
+        ABSENT["torch chunked"] = f"torch {torch.__version__} has no linear_cross_entropy with options"
     return peers
+
+
+def compiled(eager: Loss, like: Tensor) -> dict[str, Loss]:
+    """Return eager torch compiled; of tensors of the CPU, which only try the script, nothing."""
+    return {"compiled": torch.compile(eager, dynamic=False)} if like.is_cuda else {}
 
 
 def both_ways(loss: Loss) -> Loss:
@@ -101,8 +109,11 @@ def siglip_kernel(module: object) -> Loss:
     return lambda x, y: module.fused_siglip_loss(x, y, logarithm.to(x.device), bias.to(x.device))
 
 
-def bare_products(x: Tensor, y: Tensor, scores: int) -> Callable[[], None]:
-    """Return ``scores`` times S = X Y^T, then S Y and S^T X, by panels of S where it is large."""
+def bare_products(x: Tensor, y: Tensor, triangle: bool = False) -> Callable[[], None]:
+    """Return S = X Y^T, then S Y and S^T X, by panels of S where it is large.
+
+    Of X = Y its upper ``triangle`` may do, of which each product serves both rows.
+    """
     x, y = x.detach(), y.detach()
     height = max(1, min(len(x), PANEL_BYTES // (len(y) * y.element_size())))
     panel = torch.empty(height, len(y), dtype=x.dtype, device=x.device)
@@ -110,12 +121,11 @@ def bare_products(x: Tensor, y: Tensor, scores: int) -> Callable[[], None]:
 
     def run() -> None:
         for first in range(0, len(x), height):
-            rows = x[first : first + height]
-            part = panel[: len(rows)]
-            for _ in range(scores):
-                torch.mm(rows, y.t(), out=part)
-            torch.mm(part, y, out=left[first : first + height])
-            right.addmm_(part.t(), rows)
+            rows, begin = x[first : first + height], first * triangle
+            part, columns = panel[: len(rows), begin:], y[begin:]
+            torch.mm(rows, columns.t(), out=part)
+            torch.mm(part, columns, out=left[first : first + height])
+            right[begin:].addmm_(part.t(), rows)
 
     return run
 
@@ -144,10 +154,10 @@ class Cases:
             f"{count}x{features}",
             (x, y),
             lambda x, y: L.clip(x, y, logit_scale=SCALE, normalize=False),
-            {"eager": eager, **{name: both_ways(loss) for name, loss in one_way.items()}},
-            bare_products(x, y, 2),
-            flops=8 * count * count * features,
-            stored={"eager": 12 * count * count},
+            {"eager": eager, **compiled(eager, x), **{n: both_ways(loss) for n, loss in one_way.items()}},
+            bare_products(x, y),
+            flops=6 * count * count * features,
+            stored=dict.fromkeys(("eager", "compiled"), 12 * count * count),
         )
 
     def siglip(self, count: int, features: int) -> Case:
@@ -162,10 +172,10 @@ class Cases:
             f"{count}x{features}",
             (x, y),
             lambda x, y: L.siglip(x, y, logit_scale=SCALE, logit_bias=BIAS, normalize=False),
-            {"eager": eager, **peer("siglip-kernel", "siglip_kernel", siglip_kernel)},
-            bare_products(x, y, 1),
+            {"eager": eager, **compiled(eager, x), **peer("siglip-kernel", "siglip_kernel", siglip_kernel)},
+            bare_products(x, y),
             flops=6 * count * count * features,
-            stored={"eager": 14 * count * count},
+            stored=dict.fromkeys(("eager", "compiled"), 14 * count * count),
         )
 
     def info_nce(self, count: int, features: int) -> Case:
@@ -181,9 +191,9 @@ class Cases:
                 **chunked_peers(SCALE, target),
                 **peer("Inf-CL", "inf_cl", inf_cl),
             },
-            bare_products(q, k, 1),
+            bare_products(q, k),
             flops=6 * count * count * features,
-            stored={"eager": 8 * count * count},
+            stored=dict.fromkeys(("eager", "compiled"), 8 * count * count),
         )
 
     def linear_cross_entropy(self, count: int, classes: int, features: int) -> Case:
@@ -198,9 +208,9 @@ class Cases:
                 "eager": lambda x, weight: F.cross_entropy(x @ weight.t(), target),
                 **chunked_peers(1.0, target),
             },
-            bare_products(x, weight, 1),
+            bare_products(x, weight),
             flops=6 * count * classes * features,
-            stored={"eager": 8 * count * classes},
+            stored=dict.fromkeys(("eager", "compiled"), 8 * count * classes),
         )
 
     def mmd(self, count: int, features: int) -> Case:
@@ -221,21 +231,22 @@ class Cases:
             (x, y),
             lambda x, y: L.mmd(x, y, bandwidths=bandwidths),
             {"eager": eager},
-            bare_products(both, both, 1),
-            flops=4 * (2 * count) ** 2 * features,
-            stored={"eager": 48 * (2 * count) ** 2},
+            bare_products(both, both, triangle=True),
+            flops=3 * (2 * count) ** 2 * features,
+            stored=dict.fromkeys(("eager", "compiled"), 48 * (2 * count) ** 2),
         )
 
     def sigmoid_focal(self, count: int) -> Case:
         x = torch.randn(count // 80, 80, device=self.device).bfloat16().requires_grad_()
         t = (torch.rand(count // 80, 80, device=self.device) < 0.01).bfloat16()
+        eager = lambda x: sigmoid_focal_loss(x, t, reduction="mean")
         out = torch.empty_like(x)
         return Case(
             "sigmoid_focal",
             str(count),
             (x,),
             lambda x: L.sigmoid_focal_loss(x, t, reduction="mean"),
-            {"eager": lambda x: sigmoid_focal_loss(x, t, reduction="mean")},
+            {"eager": eager, **compiled(eager, x)},
             lambda: torch.add(x.detach(), t, out=out),
             nbytes=3 * x.nbytes,
         )
@@ -254,7 +265,7 @@ class Cases:
             f"{count}x{classes}",
             (x,),
             lambda x: L.focal_loss(x, t),
-            {"eager": eager},
+            {"eager": eager, **compiled(eager, x)},
             lambda: out.copy_(x.detach()),
             nbytes=2 * x.nbytes,
         )
@@ -323,15 +334,18 @@ def _difference(
     functions: dict[str, Callable], peers: dict[str, float], measured: Measured
 ) -> dict[str, float]:
     """Return how far each peer's gradients are from ours, relative to their own norm."""
-    if "thawkit" in measured.failed:
+    if "thawkit" in measured.failed or not peers:
         return {}
     ours, out = functions["thawkit"](), {}
     for name in peers:
-        theirs = functions[name]()
-        out[name] = max(
-            ((a.float() - b.float()).norm() / b.float().norm()).item()
-            for a, b in zip(ours, theirs, strict=True)
-        )
+        try:
+            theirs = functions[name]()
+            out[name] = max(
+                ((a.float() - b.float()).norm() / b.float().norm()).item()
+                for a, b in zip(ours, theirs, strict=True)
+            )
+        except Exception as error:  # as where memory is short
+            measured.failed[f"{name}, gradients"] = reason(error)
     return out
 
 
@@ -347,7 +361,7 @@ def options() -> argparse.Namespace:
     arguments = parser(__doc__.splitlines()[0])
     arguments.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     arguments.add_argument(
-        "--seconds", type=float, default=420, help="no case begins after these (default 420)"
+        "--seconds", type=float, default=390, help="no case begins after these (default 390)"
     )
     arguments.add_argument(
         "--case-seconds", type=float, default=8, help="of counted rounds a case (default 8)"

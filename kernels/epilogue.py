@@ -71,7 +71,8 @@ def _softmax(
     scores = S + here.to(tl.int64) * s_stride
     own = row + offset
     if TARGET:
-        own = tl.load(Target + here).to(tl.int32)
+        # of a number beyond all columns half the bits may name one
+        own = tl.minimum(tl.maximum(tl.load(Target + here), -1), columns).to(tl.int32)
     paired = own >= 0
     # a target that is no column has no number
     own_score = tl.load(scores + own, mask=paired & (own < columns), other=float("nan"))

@@ -75,6 +75,14 @@ def cubins(module: Path, cuobjdump: str) -> set[str]:
     return set(re.findall(r"\.(sm_\d+)", done.stdout))
 
 
+def has_cuda_code(module: Path) -> bool:
+    """Return whether the compiled module carries machine code of a GPU, by readelf."""
+    done = subprocess.run(
+        ["readelf", "--wide", "--sections", module], capture_output=True, text=True, check=True
+    )
+    return ".nv_fatbin" in done.stdout
+
+
 def wrong_wheel(path: Path) -> list[str]:
     """Return what is wrong with a wheel."""
     problems = []
@@ -85,7 +93,9 @@ def wrong_wheel(path: Path) -> list[str]:
         problems += wrong_names(names)
         for name in names:
             if name.endswith(".so") and shutil.which("readelf"):
-                problems += wrong_linking(Path(wheel.extract(name, folder)))
+                module = Path(wheel.extract(name, folder))
+                problems += wrong_linking(module)
+                problems += [] if has_cuda_code(module) else [f"{name} carries no CUDA code"]
     return problems
 
 

@@ -116,4 +116,5 @@ def test_a_wheel_of_everything_and_a_module_is_right(tmp_path):
             wheel.writestr(name, "")
         wheel.write(module, f"thawkit/{module.name}")
         wheel.writestr("thawkit-0.1.0.dist-info/RECORD", "")
-    assert contents.main([str(tmp_path / "thawkit.whl")]) == 0
+    wrong = contents.wrong_wheel(tmp_path / "thawkit.whl")
+    assert wrong == ([] if _C.has_cuda else [f"thawkit/{module.name} carries no CUDA code"])

@@ -109,9 +109,12 @@ def _sure(kernels: ModuleType) -> list[Comparison]:
 
 
 def _unknown_target(kernels: ModuleType) -> list[Comparison]:
-    scores, loss = _scores(2, 5), poisoned(2)
-    kernels.softmax(kernels.Panel(scores, None, 0, torch.tensor(1.0)), loss, target=torch.tensor([70, 1]))
-    truth = torch.stack([torch.tensor(math.nan), -scores[1].double().log_softmax(0)[1].float()])
+    scores, loss = _scores(4, 5), poisoned(4)
+    target = torch.tensor([70, 1, 2**32 + 1, 1 - 2**32])  # the last names none, as -1 does
+    kernels.softmax(kernels.Panel(scores, None, 0, torch.tensor(1.0)), loss, target=target)
+    exact = scores.double()
+    known, none = -exact[1].log_softmax(0)[1], exact[3].logsumexp(0)
+    truth = torch.stack([torch.tensor(math.nan), known.float(), torch.tensor(math.nan), none.float()])
     return [Comparison("losses", loss, truth, 1e-6)]
 
 
