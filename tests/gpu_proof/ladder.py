@@ -27,8 +27,9 @@ LADDER = Path(__file__).parent / "ladder.json"
 
 
 def record(kernel: str, rung: int, **facts: float) -> None:
-    """Append that `kernel` stands at `rung` to the file that THAWKIT_LADDER names; nothing where it is unset.
+    """Append that `kernel` stands at `rung` to the file that THAWKIT_LADDER names.
 
+    Where it is unset, that must be what ladder.json says, but for rung 6, which few can record.
     A test calls this last, when all that its rung asks has been asserted. Facts are what the rung counted.
     """
     if rung not in RUNGS:
@@ -36,6 +37,10 @@ def record(kernel: str, rung: int, **facts: float) -> None:
     if path := os.environ.get("THAWKIT_LADDER"):
         with open(path, "a") as file:
             file.write(json.dumps({"kernel": kernel, "rung": rung, **facts}) + "\n")
+    elif rung < 6:
+        told = json.loads(LADDER.read_text()).get(kernel, {"rungs": []})
+        found = rung in told["rungs"], {name: told.get(name) for name in facts}
+        assert found == (True, facts), f"{LADDER.name} does not say so of {kernel}; see {__name__}"
 
 
 def gathered(lines: Iterable[str]) -> dict[str, dict[str, Any]]:

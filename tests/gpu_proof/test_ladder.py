@@ -23,8 +23,20 @@ def test_rungs_are_appended_to_the_named_file(tmp_path, monkeypatch):
 def test_no_file_is_written_where_none_is_named(tmp_path, monkeypatch):
     monkeypatch.delenv("THAWKIT_LADDER", raising=False)
     monkeypatch.chdir(tmp_path)
-    record("cuda/focal", 1)
+    record("cuda/pack", 1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kernel", "facts"), [("cuda/pack", {"bytes": 7.0}), ("cuda/none", {})])
+def test_a_record_is_what_the_file_says(monkeypatch, kernel, facts):
+    monkeypatch.delenv("THAWKIT_LADDER", raising=False)
+    with pytest.raises(AssertionError, match=r"ladder.json does not say so"):
+        record(kernel, 5, **facts)
+
+
+def test_what_ran_on_a_gpu_is_there_with_its_figures():
+    on_a_gpu = [name for name, kernel in json.loads(LADDER.read_text()).items() if 6 in kernel["rungs"]]
+    assert not on_a_gpu or list((ROOT / "bench" / "results").glob("gpu-*.json"))
 
 
 @pytest.mark.parametrize("rung", [-1, 7])

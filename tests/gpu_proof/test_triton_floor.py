@@ -11,6 +11,8 @@ import torch
 
 pytest.importorskip("triton", minversion="3.8")
 
+from thawkit.kernels.mmd_pairs import Layer, Pairs
+
 from tests.gpu_proof.families import FAMILIES
 from tests.gpu_proof.ladder import record
 from tests.gpu_proof.triton_checks import interpreter
@@ -156,10 +158,8 @@ def test_mmd_reads_products_once_and_writes_slopes_once(dtype, kind):
     def launch(kernels, written=slopes, learned=False):
         value = torch.zeros(kernels.programs(rows, columns, 1), dtype=torch.float64)
         assert value.numel() == rows * columns // _MMD_BLOCK[0] // _MMD_BLOCK[1]
-        layer = kernels.Layer(kind, bandwidths, written is not None)
-        pairs = kernels.Pairs(
-            (layer,), of_rows, numbers, numbers, 1e-6, of_rows[0], None, None, rows, True, value
-        )
+        layer = Layer(kind, bandwidths, written is not None)
+        pairs = Pairs((layer,), of_rows, numbers, numbers, 1e-6, of_rows[0], None, None, rows, True, value)
         kernels.tile(pairs, scores, written, 0, rows, 2.0)
 
     traffic, alone = (_counted("mmd", lambda k, w=w: launch(k, w)) for w in (slopes, None))
@@ -173,7 +173,8 @@ def test_mmd_reads_products_once_and_writes_slopes_once(dtype, kind):
     if kind == "doubling":
         assert traffic.loaded + traffic.stored < 1.2 * (scores.nbytes + slopes.nbytes)
         assert floor(traffic).bound in ("memory", "cache")
-        _climbed("mmd", traffic, scores.numel())
+        if dtype == torch.float32:
+            _climbed("mmd", traffic, scores.numel())
 
 
 _MMD_BLOCK = 8, 256  # rows and columns of a program
@@ -186,8 +187,8 @@ def test_mmd_permutations_write_the_kernel_over_its_products():
 
     def launch(kernels):
         none = torch.empty(0, dtype=torch.float64)
-        layer = kernels.Layer("doubling", 5)
-        pairs = kernels.Pairs((layer,), of_rows, numbers, numbers, 1e-6, none, None, None, 0, False, none)
+        layer = Layer("doubling", 5)
+        pairs = Pairs((layer,), of_rows, numbers, numbers, 1e-6, none, None, None, 0, False, none)
         kernels.values(pairs, scores, 0, rows)
 
     traffic = _counted("mmd", launch)
@@ -250,7 +251,7 @@ def test_pairs_and_the_hardest_triplets_read_a_panel_once():
     assert traffic.stored == rows * (4 + 8 + 2 * 8 + 2 * 4)
 
 
-@pytest.mark.parametrize("positives", [4, 20, 8])
+@pytest.mark.parametrize("positives", [4, 8, 20])
 def test_all_triplets_read_distances_once_and_for_every_eight_positives(positives):
     rows, columns = 3, 5000
     d, w, margin = torch.ones(rows, columns), torch.zeros(rows, columns), torch.tensor(0.2)
@@ -267,7 +268,8 @@ def test_all_triplets_read_distances_once_and_for_every_eight_positives(positive
     again = (1 + blocks) * positives * of_one  # the positives, and once more for each block of columns
     assert traffic.loaded == (1 + -(-positives // 8)) * of_all + again + 3 * of_one
     assert traffic.stored == w.nbytes + of_row.nbytes + active.nbytes
-    _climbed("margin losses", traffic, d.numel())
+    if positives == 8:
+        _climbed("margin losses", traffic, d.numel())
 
 
 def test_a_similarity_is_read_once_and_a_few_once_more():
