@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import thawkit
 
@@ -115,3 +116,81 @@ def test_standardized_weights_stay_where_they_are() -> None:
     thawkit.freeze(model, "bias", example=torch.randn(2, 3, 6, 6))
     model(torch.randn(2, 3, 6, 6)).sum().backward()
     assert (model[0].weight.data_ptr(), model[0].weight.stride()) == place
+
+
+@pytest.mark.parametrize("policy", ["lora:2", "channels:0.5", "channels:0.5:out", "all", "0.weight+2.weight"])
+def test_products_of_three_dimensions_may_be_written_to(policy: str) -> None:
+    torch.manual_seed(0)
+    stock = nn.Sequential(nn.Linear(8, 8), nn.ReLU(inplace=True), nn.Linear(8, 8), nn.Linear(8, 3))
+    for x in (torch.randn(3, 4, 8), torch.randn(4, 3, 8).transpose(0, 1)):
+        frozen = copy.deepcopy(stock)
+        thawkit.freeze(frozen, policy, example=x)
+        torch.testing.assert_close(frozen(x), stock(x))
+        frozen[0](x).mul_(2).sum().backward()
+
+
+def test_names_of_a_users_own_stay() -> None:
+    class Own(nn.Module):
+        kept, exact, folds = True, True, True
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept, self.exact, self.folds = True, True, True
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x) if self.kept and self.exact and self.folds else x
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), Own(), nn.Linear(6, 2))
+    x = torch.randn(3, 4)
+    before = model(x)
+    for policy in ("all", "bias", "3.weight"):
+        thawkit.freeze(model, policy, example=x)
+        torch.testing.assert_close(model(x), before)
+        thawkit.unfreeze(model)
+        assert (model[2].kept, model[2].exact, model[2].folds) == (True, True, True)
+
+
+def test_what_the_model_returns_does_not_wait() -> None:
+    class Returns(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            features = self.bn(self.conv(x))
+            return features, self.head(F.relu(features).mean((2, 3)))
+
+    model, x = Returns(), torch.randn(2, 3, 6, 6)
+    thawkit.freeze(model, "bias", example=x)
+    features, _ = model(x)
+    with torch.no_grad():
+        model.conv.weight.mul_(2)
+    assert type(features) is Tensor
+
+
+@pytest.mark.parametrize("function", [F.relu, torch.relu, torch.abs, lambda t: t.clamp(-1, 1)])
+def test_checkpoints_in_checkpoints(function: Callable[[Tensor], Tensor]) -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.conv, self.bn, self.head = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.Linear(8, 2)
+
+        def block(self, t: Tensor) -> Tensor:
+            return self.bn(self.conv(function(t))) + t
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = checkpoint(self.block, self.norm(self.stem(x)), use_reentrant=False)
+            return self.head(F.relu(y).mean((2, 3)))
+
+    torch.manual_seed(0)
+    stock, x = Nested().eval(), torch.randn(2, 3, 6, 6)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, "bias", example=x)
+    trains = dict(frozen.named_parameters())
+    for model in (stock, frozen):
+        checkpoint(model, x, use_reentrant=False).square().sum().backward()
+    for name, parameter in stock.named_parameters():
+        if trains[name].requires_grad:
+            torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)

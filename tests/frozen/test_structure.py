@@ -200,3 +200,27 @@ def test_norm_trains_what_comes_with_an_activation_and_names_what_it_leaves() ->
     layers = nn.ModuleDict({"norm1": Affine(), "fc": nn.Linear(4, 2)})
     (note,) = thawkit.freeze(layers, "norm").notes
     assert note == "norm does not reach norm1: not known to be normalizations"
+
+
+def test_a_head_of_one_layer_with_its_normalization_is_new_and_a_body_is_no_head() -> None:
+    backbone = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 8, 3))
+
+    class Net(nn.Module):
+        def __init__(self, head: nn.Module) -> None:
+            super().__init__()
+            self.backbone, self.fc = backbone, head
+
+    for head in (
+        nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3)),
+        nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3)),
+    ):
+        assert head_parts(Net(head)) == ["fc"]
+
+    class Tabular(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem = nn.Linear(4, 8)
+            layers = [layer for _ in range(6) for layer in (nn.Linear(8, 8), nn.BatchNorm1d(8), nn.ReLU())]
+            self.body = nn.Sequential(*layers, nn.Linear(8, 2))
+
+    assert head_parts(Tabular()) == ["body.18"]

@@ -41,6 +41,7 @@ from thawkit.ops.frozen.convolution import (
     input_gradient,
     weight_gradient,
 )
+from thawkit.ops.frozen.linear import no_view
 
 _BUFFERS = ("channel_of_weight", "channel_of_output", "channel_of_input")
 _KEPT = "_thawkit_channels"  # on an activation: its chosen channels, which several layers may save
@@ -178,7 +179,7 @@ class _ChannelLinear(torch.autograd.Function):
         ctx.save_for_backward(saved, whole_input, weight if for_x else None, part, bias if for_bias else None)
         ctx.indices, ctx.layout = indices, (x.shape, x.stride())
         ctx.set_materialize_grads(False)
-        return F.linear(x, weight, bias), saved
+        return no_view(F.linear(x, weight, bias)), saved
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor | None, grad_saved: Tensor | None) -> tuple[Tensor | None, ...]:

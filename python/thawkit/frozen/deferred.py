@@ -144,7 +144,7 @@ class Deferred(Tensor):
         joined = _join(func, args, kwargs)
         if joined is not None:
             return joined
-        if func in FUNCTIONS and args and isinstance(args[0], Deferred) and not torch.compiler.is_compiling():
+        if func in FUNCTIONS and args and _is_here(args[0]) and not torch.compiler.is_compiling():
             result = FUNCTIONS[func](*args, **(kwargs or {}))
             settle_written(args[0], result)
             return result
@@ -161,6 +161,11 @@ class Deferred(Tensor):
     ) -> Any:
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+def _is_here(x: Any) -> bool:
+    """Whether ``x`` stands for a result, and no checkpoint has begun since, which runs again with values."""
+    return isinstance(x, Deferred) and x.modes.hooks == hooks_in_force()
 
 
 def defer(pending: Pending) -> Tensor:

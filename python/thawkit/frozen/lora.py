@@ -95,8 +95,7 @@ class _LoraLinear(torch.autograd.Function):
             y.view(-1, y.shape[-1]).addmm_(h.view(-1, h.shape[-1]), b.to(h.dtype).t(), alpha=scale)
         else:
             y = y.add_(F.linear(h, b), alpha=scale)
-        # as the product of strided inputs is; one of several outputs that is a view may not be written to
-        y = y if y._base is None else y.data
+        y = linear.no_view(y)
         for_x, for_weight, for_bias, for_a, for_b = ctx.needs_input_grad[:5]
         again = recipe_inputs if function else (x,)
         ctx.save_for_backward(

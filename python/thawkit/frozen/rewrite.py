@@ -278,8 +278,9 @@ def _settle_waiting(model: nn.Module, batch: Example, fixed: set[nn.Module]) -> 
     waiting, kept = _waiting(model), []
     for _ in waiting:
         try:
+            outputs: list[Any] = []  # which whoever calls the model keeps
             with joining() as seen:
-                saved_by_module(model, batch, fixed)
+                saved_by_module(model, batch, fixed, outputs)
             kept = seen.kept()
             _evaluate(model, batch)
             break
@@ -299,7 +300,10 @@ def _save_bits(model: nn.Module, batch: Example, fixed: set[nn.Module]) -> set[s
 
     Of a ReLU that a block calls twice, say, a layer that trains takes the first result and none the second.
     """
-    keep = {module: name for name, module in model.named_modules() if getattr(module, "kept", None) is True}
+    rewritten = {name: module for name, module in model.named_modules() if isinstance(module, Rewritten)}
+    keep: dict[nn.Module, str] = {
+        module: name for name, module in rewritten.items() if getattr(module, "kept", None) is True
+    }
     if not keep:
         return set()
     alone = saved_alone(model, batch, fixed, keep.keys())
@@ -347,7 +351,8 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
             if isinstance(module, FrozenBatchNorm):
                 module.training = vars(module).pop("thawed_training")
             keep_none(module, False)
-            for attribute in ("folds", "exact", "kept", lossy_layers.BITS, _EXACT):
+            own = ("folds", "exact", "kept") if isinstance(module, Rewritten) else ()
+            for attribute in (*own, lossy_layers.BITS, _EXACT):
                 vars(module).pop(attribute, None)
             packs.forget(module)
             functional.release(module)
@@ -361,7 +366,8 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
 def _or_as_it_was(model: nn.Module) -> Iterator[None]:
     """Put everything back that freezing and thawing change, adapters included, if that fails inside."""
     flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    weights = [m.get_parameter("weight") for m in model.modules() if isinstance(m, Extended)]
+    extended = [m._parameters.get("weight") for m in model.modules() if isinstance(m, Extended)]
+    weights = [weight for weight in extended if weight is not None]  # a parametrization has another
     merged = [(weight, weight.detach().clone()) for weight in weights]
     modules = [(module, type(module), dict(vars(module))) for module in model.modules()]
     # Hooks, parameters and the like: the containers stay, since handles refer to them.

@@ -166,13 +166,16 @@ def _mlp_of(module: nn.Module, last: str) -> str | None:
     """The child that holds the layer ``last``, if it is a network of linear layers after other layers."""
     child = last.partition(".")[0]
     layers = [layer for _, layer in _named(module, child) if is_weight_layer(layer)]
-    before = any(
+    before = sum(
         is_weight_layer(x)
         for name, other in module.named_children()
         for x in other.modules()
         if name != child
     )
-    return child if before and len(layers) > 1 and all(isinstance(x, nn.Linear) for x in layers) else None
+    several = len(layers) > 1 or any(isinstance(x, _BatchNorm) for x in module.get_submodule(child).modules())
+    # what is long, and most of the model, is no head, unless it is called one
+    smaller = before >= len(layers) or (before and (len(layers) <= 3 or child in _HEAD_NAMES))
+    return child if smaller and several and all(isinstance(x, nn.Linear) for x in layers) else None
 
 
 def _has_parameters(module: nn.Module) -> bool:

@@ -85,6 +85,14 @@ def weight_gradient(grad: Tensor, x: Tensor, packed: Packed | None) -> Tensor:
     return grad.t() @ x
 
 
+def no_view(y: Tensor) -> Tensor:
+    """``y``, which torch's product of 3-d or strided inputs may have made a view of a matrix.
+
+    What a Function returns may be written to in place only if it is none.
+    """
+    return y if y._base is None else y.data
+
+
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -104,7 +112,7 @@ class _Linear(torch.autograd.Function):
         ctx.save_for_backward(weight if needs_x else None, *(again if needs_weight else ()))
         if autocast_dtype(x) is not None:
             weight, bias = autocast(weight), None if bias is None else autocast(bias)
-        return product(x, weight, bias, packed, transposed)
+        return no_view(product(x, weight, bias, packed, transposed))
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
