@@ -194,3 +194,56 @@ def test_checkpoints_in_checkpoints(function: Callable[[Tensor], Tensor]) -> Non
     for name, parameter in stock.named_parameters():
         if trains[name].requires_grad:
             torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def _with_positions(y: Tensor) -> Tensor:
+    tokens = y.permute(0, 2, 3, 1).contiguous()
+    tokens += 1.5
+    return torch.cat([tokens.mean((1, 2)), y.mean((2, 3))], 1)
+
+
+def _in_another_order(y: Tensor) -> Tensor:
+    z = y.to(memory_format=LAST)
+    z.mul_(2)
+    return torch.cat([z.mean((2, 3)), y.mean((2, 3))], 1)
+
+
+def _by_five_sizes(y: Tensor) -> Tensor:
+    s = torch.sin(y) * 2
+    s.unsqueeze(1).flatten(2)[..., ::2].zero_()
+    return s
+
+
+def _like_another(y: Tensor) -> Tensor:
+    s = torch.sin(y) * 2
+    s.reshape_as(torch.empty(len(y), 8, 36))[..., ::2].zero_()
+    return s
+
+
+def _named(y: Tensor) -> Tensor:
+    s = torch.sin(y) * 2
+    torch.reshape(input=s, shape=(len(y), -1))[:, ::2].zero_()
+    return s
+
+
+COPIES = (_with_positions, _in_another_order, _by_five_sizes, _like_another, _named)
+
+
+@pytest.mark.parametrize("mode", ["both", "evaluation"])
+@pytest.mark.parametrize("use", COPIES, ids=lambda use: use.__name__)
+def test_views_and_copies_stay_what_they_are(use: Callable[[Tensor], Tensor], mode: str) -> None:
+    wanted = lambda model, y: use(y) if mode == "both" or not model.training else torch.cat([y, y], 1)[:, :8]
+    if use in (_with_positions, _in_another_order) and mode == "evaluation":
+        wanted = lambda model, y: use(y) if not model.training else torch.cat([y, y], 1).mean((2, 3))
+    stock, x = Mixed(lambda model, x, y: wanted(model, y)), torch.randn(2, 3, 6, 6)
+    stock(x)
+    frozen = copy.deepcopy(stock)
+    thawkit.freeze(frozen, "bias", example=x)
+    trains = dict(frozen.named_parameters())
+    for model in (stock, frozen):
+        model.eval()
+        model(x).square().sum().backward()
+    torch.testing.assert_close(frozen(x), stock(x), rtol=1e-5, atol=1e-6)
+    for name, parameter in stock.named_parameters():
+        if trains[name].requires_grad and parameter.grad is not None:
+            torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)

@@ -135,6 +135,7 @@ class Deferred(Tensor):
     version: int  # of what is known, when the graph was last told of it
     modes: _Modes
     node: Any  # the graph's, where it was tied to it
+    layer: Any  # the last one in what it stands for
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -149,6 +150,8 @@ class Deferred(Tensor):
             settle_written(args[0], result)
             return result
         stand_ins = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Deferred)]
+        if (seen := _JOINING.get()) is not None:
+            seen.touched.update(x.layer for x in stand_ins)
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         result = func(*args, **kwargs)
         for x in stand_ins:
@@ -159,6 +162,8 @@ class Deferred(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub has a static one
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
+        if (seen := _JOINING.get()) is not None:
+            seen.touched.update(x.layer for x in tree_leaves((args, kwargs)) if isinstance(x, Deferred))
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -179,6 +184,8 @@ def _standing_for(pending: Pending, stand_in: Deferred | None = None) -> Deferre
     """A tensor that stands for ``pending`` from here on: ``stand_in``, or a new one."""
     anchored = _Anchor.apply(pending, stand_in, *pending.inputs)
     anchored.modes, anchored.node = _Modes.here(), _node(anchored)
+    if stand_in is None:
+        anchored.layer = pending.norm or pending.conv
     if (seen := _JOINING.get()) is not None:
         seen.made(anchored)
     return anchored
@@ -194,10 +201,13 @@ class Joining:
 
     Attributes:
         joined: the normalizations whose result was joined by a sum or a clamp.
+        touched: the layers whose result was given to anything else than what may join it or takes its value:
+            who views it, writes to it or listens to it is better off with the value itself.
     """
 
     def __init__(self) -> None:
         self.joined: set[Any] = set()
+        self.touched: set[Any] = set()
         self._made: list[weakref.ref[Deferred]] = []
 
     def made(self, stand_in: Deferred) -> None:

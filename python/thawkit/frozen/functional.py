@@ -202,6 +202,8 @@ def _view(stock: Callable, input: Tensor, *shape: Any, **kwargs: Any) -> Tensor:
         return stock(input.contiguous(), *shape, **kwargs)
 
 
+# whether these give a view, a copy or the tensor itself depends on its strides, too
+_ALIKE = {Tensor.to, Tensor.reshape_as, Tensor.view_as, Tensor.unflatten, torch.unflatten}
 _BY_STRIDES = (torch.as_strided, Tensor.as_strided)
 _CONVOLUTIONS = (F.conv1d, F.conv2d, F.conv3d)
 _OF_LAYOUT = (
@@ -291,9 +293,11 @@ class _Seen(TorchFunctionMode):
             self._calls.callers.add(self._stack[-1])
             if func in _BY_STRIDES:
                 self._calls.need_strides = True
-            elif of_layout:
-                self.viewed.append((args[0], version_of(args[0])))
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if of_layout or func in _ALIKE:
+            given = [x for x in (*args, *(kwargs or {}).values(), result) if isinstance(x, Tensor)]
+            self.viewed += [(x, version_of(x)) for x in given if x.dim() > 2]
+        return result
 
 
 @dataclass
@@ -302,8 +306,8 @@ class Calls:
 
     Attributes:
         callers: names of the modules of which the own code calls a function of the table.
-        need_strides: whether a feature map is read by its strides, or it, or a view of it, is written to
-            after it was viewed: a copy would then not do for a view.
+        need_strides: whether a feature map is read by its strides, or it, or what is a view of it or a copy
+            for its strides, is written to later: a copy would then not do for a view, nor a view for a copy.
     """
 
     callers: set[str]

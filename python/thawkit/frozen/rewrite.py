@@ -220,6 +220,7 @@ def _apply(
         if batch is not None:
             with in_stock_form(), functional.calls(model) as seen:
                 before = measure(model, batch, fixed)
+                _evaluate(model, batch)
             calls = seen
     except Exception as error:  # without an example the guess was wrong, and not the model
         if example is not None:
@@ -291,7 +292,8 @@ def _settle_waiting(model: nn.Module, batch: Example, fixed: set[nn.Module]) -> 
                 module.folds = False
             break
     for module in waiting:
-        if module in kept or (isinstance(module, FrozenBatchNorm) and module not in seen.joined):
+        in_vain = isinstance(module, FrozenBatchNorm) and module not in seen.joined
+        if in_vain or module in kept or module in seen.touched:
             module.folds = False
 
 
