@@ -247,3 +247,40 @@ def test_views_and_copies_stay_what_they_are(use: Callable[[Tensor], Tensor], mo
     for name, parameter in stock.named_parameters():
         if trains[name].requires_grad and parameter.grad is not None:
             torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_dropout_in_a_checkpoint_runs_again_in_the_same_order() -> None:
+    class Dropped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.head = (
+                nn.Conv2d(3, 8, 3, padding=1),
+                nn.BatchNorm2d(8),
+                nn.Linear(288, 2),
+            )
+            self.checkpoints = True
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = F.relu(self.bn(self.conv(x)))
+            block = lambda t: torch.tanh(F.dropout(t, 0.5))
+            z = checkpoint(block, y, use_reentrant=False) if self.checkpoints else block(y)
+            return self.head(z.flatten(1) + y.flatten(1))
+
+    torch.manual_seed(0)
+    model, x = Dropped(), torch.randn(2, 3, 6, 6)
+    thawkit.freeze(model, "bias", example=x)
+    gradients = []
+    for model.checkpoints in (True, False):
+        torch.manual_seed(1)
+        loss = model(x).square().sum()
+        gradients.append(torch.autograd.grad(loss, [p for p in model.parameters() if p.requires_grad]))
+    for ours, plain in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, plain)
+
+
+def test_an_empty_batch_passes_adapters() -> None:
+    model = nn.Sequential(nn.Linear(8, 6), nn.Linear(6, 3))
+    thawkit.freeze(model, "lora:2", example=torch.randn(3, 4, 8))
+    x = torch.zeros(0, 4, 8, requires_grad=True)
+    model(x).sum().backward()
+    assert x.grad.shape == x.shape

@@ -286,6 +286,7 @@ class _Seen(TorchFunctionMode):
         super().__init__()
         self._stack, self._calls = stack, calls
         self.viewed: list[tuple[Tensor, int]] = []
+        self.depth = 0  # of hooks on saved tensors: what measures has one, checkpoints come on top
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         of_layout = func in _OF_LAYOUT or func is Tensor.view
@@ -293,6 +294,7 @@ class _Seen(TorchFunctionMode):
             self._calls.callers.add(self._stack[-1])
             if func in _BY_STRIDES:
                 self._calls.need_strides = True
+        self.depth = max(self.depth, len(hooks_in_force()))
         result = func(*args, **(kwargs or {}))
         if of_layout or func in _ALIKE:
             given = [x for x in (*args, *(kwargs or {}).values(), result) if isinstance(x, Tensor)]
@@ -321,6 +323,9 @@ def calls(model: nn.Module) -> Iterator[Calls]:
     with running(model) as stack, _Seen(stack, found) as seen:
         yield found
     if any(version_of(x) != version for x, version in seen.viewed):
+        found.need_strides = True
+    # What is viewed is laid out anew, and dropout in a checkpoint that runs again would go by the new order.
+    if seen.depth > 1 and any(_has_layouts((x,)) for x, _ in seen.viewed):
         found.need_strides = True
     for name, module in model.named_modules():
         if type(module).__module__.startswith("torch.nn."):

@@ -140,7 +140,7 @@ class _LoraLinear(torch.autograd.Function):
                 a = a.to(dtype)
                 whole = None if rows is None else linear.input_gradient(rows, weight, ctx.packed)
                 flat = low @ a if whole is None else torch.addmm(whole, low, a)
-                of_x = flat.view(*sizes, -1)
+                of_x = flat.view(*sizes, flat.shape[-1])
         return of_x, of_weight, of_bias, of_a, of_b, *nothing
 
 
