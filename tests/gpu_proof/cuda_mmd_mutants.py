@@ -51,6 +51,7 @@ PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("every thread adds the value", MMD, "if (threadIdx.x == 0) a.value", "a.value"),
     ],
     "mmd_rates": [
+        ("sums of float32", MMD, "begin + r] += a.times * double(sum);", "begin + r] = float(a.sums[row.here * a.sums_stride + begin + r]) + float(a.times) * sum;"),
         ("the first rates again", MMD, "const float rate = first[begin + r];", "const float rate = first[r];"),
         ("rates past the last", MMD, "if (begin + r >= rates) continue;", ""),
         ("the last rates are lost", MMD, "begin < rates; begin += kRates", "begin + kRates <= rates; begin += kRates"),

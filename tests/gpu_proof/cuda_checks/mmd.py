@@ -10,7 +10,7 @@ import torch
 from thawkit.kernels.mmd_pairs import DIGIT, Layer, Pairs
 from torch import Tensor
 
-from tests.gpu_proof.families.mmd import _ROUNDING, FAMILY, _tile
+from tests.gpu_proof.families.mmd import _ROUNDING, FAMILY, SUMMED, _tile
 from tests.gpu_proof.triton_checks.family import faults
 from thawkit.ops.pairwise import cuda_mmd
 
@@ -131,13 +131,13 @@ def _pairs(rows: int, tile_rows: int, layer: Layer, **rest: Any) -> Pairs:
 @check("mmd_rates")
 def more_rates_than_a_pass_takes(run: Run) -> None:
     rates, rows = -torch.linspace(0.1, 0.6, 6), torch.randn(3, 40) / 4
-    sums = torch.full((3, 1, 6), 0.25, dtype=torch.float64)
+    sums = torch.full((3, 1, 6), SUMMED, dtype=torch.float64)
     pairs = _pairs(43, 3, Layer("rbf", 6, learned=True), rate_sums=sums)
     pairs = dataclasses.replace(pairs, first_numbers=rates[None], second_numbers=rates[None])
     with run():
         cuda_mmd.tile(pairs, rows[None], None, 0, 3, 2.0)
     d2 = 4 - 2 * rows.double()[:, :, None]
-    close(sums[:, 0] - 0.25, 2 * (d2 * (d2 * rates.double()).exp2()).sum(1), 1e-6)
+    close(sums[:, 0] - SUMMED, 2 * (d2 * (d2 * rates.double()).exp2()).sum(1), 1e-6)
 
 
 @check("mmd_tile", "mmd_rates")
