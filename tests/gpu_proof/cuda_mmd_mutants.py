@@ -94,6 +94,7 @@ PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("norms are not asked for alignment", MMD, "aligned(a.tile) && aligned_from(a.norms, a.tile)", "aligned(a.tile)"),
     ],
     "best_of_groups": [
+        ("a grid of no scores", TOP_K, "if (a.panel.rows == 0 || a.panel.columns == 0) return nullptr;", ""),
         ("a wide load at the tail", PANEL, "wide && count == kNeighbours) return", "wide) return"),
         ("row of 32 bits", TOP_K, "panel.products + row * panel.stride", "panel.products + int(row) * int(panel.stride)"),
         ("keys' row of 32 bits", TOP_K, "a.keys[place.row * a.keys_stride + group]", "a.keys[int(place.row) * int(a.keys_stride) + group]"),

@@ -14,7 +14,7 @@ from tests.gpu_proof.families.mmd import _ROUNDING, FAMILY, SUMMED, _tile
 from tests.gpu_proof.triton_checks.family import faults
 from thawkit.ops.pairwise import cuda_mmd
 
-from .panels import FAR, far
+from .panels import FAR, NOTHING, far
 from .registry import DTYPES, Run, check, close, poisoned, same
 
 # what lies between two rows, and before the first
@@ -226,3 +226,22 @@ for _name in FAMILY.problems:
 @check("mmd_digits")
 def digits_of_more_rows_than_histograms(run: Run) -> None:
     _counted(run, torch.randn(520, 5), torch.rand(525) + 1, 0, 520)
+
+
+@check("mmd_tile", "mmd_rates", "mmd_values", shape=NOTHING)
+def pairs_of_nothing(run: Run, shape: tuple[int, int]) -> None:
+    sums = torch.full((3, 1, 1), SUMMED, dtype=torch.float64)
+    pairs = _pairs(43, 3, Layer("rbf", 1, learned=True), rate_sums=sums)
+    with run():
+        cuda_mmd.tile(pairs, torch.empty(1, *shape), None, 0, 3, 1.0)
+        cuda_mmd.values(pairs, torch.empty(shape), 0, 3)
+    same(pairs.value, torch.zeros(3, dtype=torch.float64))
+    same(sums, torch.full_like(sums, SUMMED))
+
+
+@check("mmd_digits", shape=NOTHING)
+def digits_of_nothing(run: Run, shape: tuple[int, int]) -> None:
+    counts, found = torch.zeros(1 << DIGIT, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
+    with run():
+        cuda_mmd.count_digits(torch.empty(shape), torch.ones(43), found, counts, 0, 0, 3, 0.0)
+    assert not counts.any()
