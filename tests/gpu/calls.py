@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -32,6 +33,20 @@ def _bits(x: Tensor) -> Tensor:
     return (torch.arange(x.numel(), device=x.device) % 3 == 0).to(x.dtype).view_as(x)
 
 
+def _triplets(z: Tensor, ref: Tensor, mining: str) -> Tensor:
+    return F.triplet_margin(z, _classes(z), ref=ref, ref_labels=_classes(ref), mining=mining)
+
+
+def _ramp(x: Tensor) -> Tensor:
+    return torch.linspace(1, 2, x.shape[0], device=x.device)
+
+
+def _sums_of_permutations(z: Tensor) -> tuple[Tensor, ...]:
+    gamma = torch.full((1,), 0.05, device=z.device)
+    chosen = torch.arange(9 * z.shape[0], device=z.device).view(-1, 9) % 4 < 2
+    return pairwise.permutation_sums(z, gamma, chosen.byte(), z.shape[0] // 2)
+
+
 _PAIRS = ((40, 24), (40, 24))
 _IMAGES = ((3, 5, 8, 9),)
 _RANK = {"logit_scale": 4.0}
@@ -48,9 +63,27 @@ CALLS = {
     "clip": Call("pair_loss", lambda x, y: F.clip(x, y, **_RANK), _PAIRS),
     "siglip": Call("pair_loss", lambda x, y: F.siglip(x, y, logit_bias=-4.0, **_RANK), _PAIRS),
     "nt_xent": Call("pair_loss", F.nt_xent, _PAIRS),
+    "nt_xent_labels": Call("row_softmax", lambda z: F.nt_xent_labels(z, _classes(z)), ((40, 24),)),
     "triplet_margin": Call("margin_loss", lambda z: F.triplet_margin(z, _classes(z)), ((40, 24),)),
+    **{
+        f"triplet_margin, {mining}": Call(
+            "margin_loss", functools.partial(_triplets, mining=mining), ((40, 24), (30, 24))
+        )
+        for mining in ("hard", "semihard")
+    },
     "contrastive": Call("margin_loss", lambda z: F.contrastive(z, _classes(z)), ((40, 24),)),
     "mmd": Call("mmd", F.mmd, ((40, 8), (30, 8))),
+    "mmd, learned bandwidths": Call(
+        "mmd", lambda x, y, s: F.mmd(x, y, bandwidths=1 + s.float().square()), ((40, 8), (30, 8), (3,))
+    ),
+    "mmd, classes": Call(
+        "mmd",
+        lambda x, y: F.mmd(x, y, weights=(_ramp(x), _ramp(y)), class_conditional=(_classes(x), _classes(y))),
+        ((40, 8), (30, 8)),
+    ),
+    "permutation_sums": Call(
+        "permutation_sums", lambda z: _sums_of_permutations(z)[0], ((40, 8),), differentiable=False
+    ),
     "median_squared_distance": Call(
         "median_squared_distance", pairwise.median_squared_distance, ((40, 8), (30, 8)), differentiable=False
     ),

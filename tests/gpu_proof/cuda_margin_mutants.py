@@ -8,6 +8,7 @@ MARGIN, PANEL = "cuda/margin.cu", "cuda/panel.cuh"
 # kernel: (name, file, what stands there, what is planted, why it is harmless if it is)
 PLANTED: dict[str, list[tuple[str, ...]]] = {
     "distances_panel": [
+        ("a grid of no rows", MARGIN, "if (a.panel.rows == 0) return nullptr;", ""),
         ("row of 32 bits", PANEL, "panel.scores + row * panel.stride", "panel.scores + int(row) * int(panel.stride)"),
         ("distances' row of 32 bits", MARGIN, "out = a.distances + here * a.distance_stride", "out = a.distances + int(here) * int(a.distance_stride)"),
         ("rounding leaves a distance", MARGIN, "squares <= both * (8.f * FLT_EPSILON) ? 0.f : sqrtf(squares)", "sqrtf(fmaxf(squares, 0.f) + both * (8.f * FLT_EPSILON))"),

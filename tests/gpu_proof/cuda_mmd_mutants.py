@@ -51,6 +51,7 @@ PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("every thread adds the value", MMD, "if (threadIdx.x == 0) a.value", "a.value"),
     ],
     "mmd_rates": [
+        ("sums of float32", MMD, "begin + r] += a.times * double(sum);", "begin + r] = float(a.sums[row.here * a.sums_stride + begin + r]) + float(a.times) * sum;"),
         ("the first rates again", MMD, "const float rate = first[begin + r];", "const float rate = first[r];"),
         ("rates past the last", MMD, "if (begin + r >= rates) continue;", ""),
         ("the last rates are lost", MMD, "begin < rates; begin += kRates", "begin + kRates <= rates; begin += kRates"),
@@ -93,6 +94,7 @@ PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("norms are not asked for alignment", MMD, "aligned(a.tile) && aligned_from(a.norms, a.tile)", "aligned(a.tile)"),
     ],
     "best_of_groups": [
+        ("a grid of no scores", TOP_K, "if (a.panel.rows == 0 || a.panel.columns == 0) return nullptr;", ""),
         ("a wide load at the tail", PANEL, "wide && count == kNeighbours) return", "wide) return"),
         ("row of 32 bits", TOP_K, "panel.products + row * panel.stride", "panel.products + int(row) * int(panel.stride)"),
         ("keys' row of 32 bits", TOP_K, "a.keys[place.row * a.keys_stride + group]", "a.keys[int(place.row) * int(a.keys_stride) + group]"),

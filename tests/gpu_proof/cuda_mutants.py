@@ -58,6 +58,7 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("neighbouring blocks overlap", FOCAL, "(int64_t(blockIdx.x) * kThreads + threadIdx.x) * kLanes", "(int64_t(blockIdx.x) * (kThreads - 1) + threadIdx.x) * kLanes"),
     ],
     "pack": [
+        ("launched on the default stream", COMMON, "config.stream = static_cast<cudaStream_t>(stream);", ""),
         ("bound of the vote", PACK, "i < n && bit_of<Kind>", "bit_of<Kind>"),
         ("warps lose their last lanes", PACK, "i - threadIdx.x % 32 < n; i += stride) {\n    const float v", "i < n; i += stride) {\n    const float v"),
         ("read past the end", PACK, "i < n ? to_float(x[i]) : 0.f", "to_float(x[i])"),
@@ -146,6 +147,7 @@ _PLANTED: dict[str, list[tuple[str, ...]]] = {
         ("scale is dropped", CHANNELS, "from_float<T>(d * scale)", "from_float<T>(d)"),
         ("other's gradient is scaled", CHANNELS, "dother[i] = from_float<T>(d)", "dother[i] = from_float<T>(d * scale)"),
         ("mask is dropped", CHANNELS, "const bool bit = !a.mask || bit_at(a.mask, i)", "const bool bit = true"),
+        ("bit of 32 bits", CHANNELS, "const bool bit = !a.mask || bit_at(a.mask, i)", "const bool bit = !a.mask || bit_at(a.mask, int(i))"),
         ("sum is not compensated", CHANNELS, "lost[k] = isfinite(next) ? (next - sums[k]) - more : 0.f", "lost[k] = 0.f"),
         ("compensation spoils infinities", CHANNELS, "lost[k] = isfinite(next) ? (next - sums[k]) - more : 0.f", "lost[k] = (next - sums[k]) - more"),
         ("offset of 32 bits", CHANNELS, "const int64_t i = (r / a.inner * a.channels + c) * a.inner + r % a.inner;\n      const bool bit", "const int i = (r / a.inner * a.channels + c) * a.inner + r % a.inner;\n      const bool bit"),

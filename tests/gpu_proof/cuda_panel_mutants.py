@@ -11,6 +11,7 @@ SHOWN_BY_HALF = {"stride of the scores for the slopes", "alignment of the slopes
 # kernel: (name, file, what stands there, what is planted, why it is harmless if it is)
 PLANTED: dict[str, list[tuple[str, ...]]] = {
     "softmax_panel": [
+        ("a grid of no rows", SOFTMAX, "if (a.panel.rows == 0) return nullptr;", ""),
         ("row of 32 bits", PANEL, "panel.scores + row * panel.stride", "panel.scores + int(row) * int(panel.stride)"),
         ("slopes' row of 32 bits", PANEL, "(panel.slopes) + row * panel.slope_stride", "(panel.slopes) + int(row) * int(panel.slope_stride)"),
         ("stride of the scores for the slopes", PANEL, "(panel.slopes) + row * panel.slope_stride", "(panel.slopes) + row * panel.stride"),

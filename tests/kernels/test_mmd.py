@@ -146,6 +146,15 @@ def test_rows_whose_squares_leave_float32(size, kernel):
     _against_float64(lambda x, y: F.mmd(x, y, kernel=kernel), x * size, y * size, slack=2)
 
 
+@pytest.mark.parametrize("kernel", ["rbf", "laplace", "imq"])
+@pytest.mark.parametrize("size", [1e16, 1e-12])
+def test_learned_bandwidths_of_rows_whose_squares_leave_float32(size, kernel):
+    x, y = _samples()
+    bandwidths = torch.tensor([0.5, 2.0, 3.0], device=DEVICE)
+    loss = lambda x, y, s: F.mmd(x, y, kernel=kernel, bandwidths=s)
+    _against_float64(loss, x * size, y * size, bandwidths * size, slack=2)
+
+
 @pytest.mark.parametrize("bandwidths", [torch.tensor([0.5, 2.0]), "mean"])
 def test_a_row_far_away_leaves_the_distances_of_others_alone(bandwidths):
     x, y = _samples(60, 70, 8)

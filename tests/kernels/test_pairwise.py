@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 from tests.ops.conftest import relative_error, values_and_gradients
@@ -86,7 +88,10 @@ def test_unwanted_gradients_launch_nothing(monkeypatch):
     assert launched == ["info_nce_forward", "info_nce_backward_keys"]
 
 
-def test_a_frozen_tower_costs_no_product(monkeypatch):
+@pytest.mark.parametrize(
+    "loss", [F.info_nce, F.clip, functools.partial(F.siglip, logit_scale=2.0, logit_bias=-1.0)]
+)
+def test_a_frozen_tower_costs_no_product(loss, monkeypatch):
     """Of the three products of a panel, one is made without gradients, two for one side, three for both."""
     made, product = [], engine.product
     monkeypatch.setattr(engine, "product", lambda a, b: (made.append(1), product(a, b))[1])
@@ -94,5 +99,29 @@ def test_a_frozen_tower_costs_no_product(monkeypatch):
         made.clear()
         towers = [_random(8, 4, seed=s).requires_grad_(s in needs) for s in (0, 1)]
         with ops.use_backend("triton"):
-            F.info_nce(*towers)
+            loss(*towers)
         assert len(made) == products
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y, gap: F.info_nce(x, y, logit_scale=gap, normalize=False, reduction="sum"),
+        lambda x, y, gap: F.clip(x, y, logit_scale=gap, normalize=False, reduction="sum"),
+        lambda x, y, gap: F.siglip(
+            x, y, logit_scale=2 * gap, logit_bias=-_GAP, normalize=False, reduction="sum"
+        ),
+    ],
+    ids=["info_nce", "clip", "siglip"],
+)
+def test_slopes_that_float16_holds_but_coarsely(loss):
+    """Each is about exp(-15.5), three times the smallest float16, yet the gradient is an ordinary number."""
+    rows = torch.ones(1, 1)
+    for _ in range(4):
+        rows = torch.cat((torch.cat((rows, rows), 1), torch.cat((rows, -rows), 1)))
+    rows = (rows / 256).to(DEVICE, torch.float16)  # 16 orthogonal ones
+    gap = _GAP * 256**2 / 16
+    _against_float64(lambda x, y: loss(x, y, gap), rows, rows.clone())
+
+
+_GAP = 15.5  # between a pair's logit and the others

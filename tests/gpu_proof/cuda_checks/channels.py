@@ -241,12 +241,18 @@ def gradients_of_scaling_past_two_to_the_31(run: Run) -> None:
         virtual(channels, torch.float32),
         virtual(channels, torch.float32),
     )
-    last = channels - 32
+    mask, last = virtual(2 * channels // 8, torch.uint8), channels - 32
     at = torch.stack([torch.arange(last, channels), torch.arange(channels + last, 2 * channels)])
     g[at], x[at], scale[last:] = torch.randn(2, 32), torch.randn(2, 32), torch.randn(32)
-    with run(blocks=[last // 32]):
-        cuda.channel_affine_backward(g, x, None, dx, dother, sums.view(2, -1), layout, scale, mean)
-    same(dother[at], g[at])
-    same(dx[at], (g[at].float() * scale[last:]))
-    close(sums[last:channels], g[at].double().sum(0), 1e-6)
-    close(sums[channels + last :], (g[at].double() * x[at].double()).sum(0), 1e-6, 1e-6)
+    mask[at[:, ::8] // 8] = torch.randint(256, (2, 4), dtype=torch.uint8)
+    bit = (mask[at // 8] >> (at % 8).to(torch.uint8) & 1).bool()
+    for masked in (False, True):
+        with run(blocks=[last // 32]):
+            cuda.channel_affine_backward(
+                g, x, mask if masked else None, dx, dother, sums.view(2, -1), layout, scale, mean
+            )
+        d = torch.where(bit, g[at], 0.0) if masked else g[at].clone()
+        same(dother[at], d)
+        same(dx[at], d * scale[last:])
+        close(sums[last:channels], d.double().sum(0), 1e-6)
+        close(sums[channels + last :], (d.double() * x[at].double()).sum(0), 1e-6, 1e-6)

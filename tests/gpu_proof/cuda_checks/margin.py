@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.gpu_proof.families.margin import FAMILY, case_of, mined, paired
 from thawkit.ops.pairwise import cuda_margin
 
-from .panels import FACTOR, LAYOUTS, far, placed, solve, untouched
+from .panels import FACTOR, LAYOUTS, far, no_panel, placed, solve, untouched
 from .registry import Run, check, close, poisoned, same
 
 # of each kernel: the kinds of Triton's problems, and what it reads or writes in accesses of 16 bytes
@@ -181,3 +181,11 @@ for _kernel, (_kinds, _wide) in KERNELS.items():
     check(_kernel, kernel=[_kernel])(past_two_to_the_31)
     if _kernel != "distances_panel":
         check(_kernel, kernel=[_kernel])(no_slopes)
+
+
+@check("distances_panel")
+def no_rows(run: Run) -> None:
+    """The kernels that mine are launched as this one is."""
+    known = case_of(cuda_margin, 3, 40, first=0).rows
+    with run():
+        cuda_margin.distances(no_panel(0, 40), known, torch.empty(0, 40))

@@ -10,11 +10,11 @@ import torch
 from thawkit.kernels.mmd_pairs import DIGIT, Layer, Pairs
 from torch import Tensor
 
-from tests.gpu_proof.families.mmd import _ROUNDING, FAMILY, _tile
+from tests.gpu_proof.families.mmd import _ROUNDING, FAMILY, SUMMED, _tile
 from tests.gpu_proof.triton_checks.family import faults
 from thawkit.ops.pairwise import cuda_mmd
 
-from .panels import FAR, far
+from .panels import FAR, NOTHING, far
 from .registry import DTYPES, Run, check, close, poisoned, same
 
 # what lies between two rows, and before the first
@@ -131,13 +131,13 @@ def _pairs(rows: int, tile_rows: int, layer: Layer, **rest: Any) -> Pairs:
 @check("mmd_rates")
 def more_rates_than_a_pass_takes(run: Run) -> None:
     rates, rows = -torch.linspace(0.1, 0.6, 6), torch.randn(3, 40) / 4
-    sums = torch.full((3, 1, 6), 0.25, dtype=torch.float64)
+    sums = torch.full((3, 1, 6), SUMMED, dtype=torch.float64)
     pairs = _pairs(43, 3, Layer("rbf", 6, learned=True), rate_sums=sums)
     pairs = dataclasses.replace(pairs, first_numbers=rates[None], second_numbers=rates[None])
     with run():
         cuda_mmd.tile(pairs, rows[None], None, 0, 3, 2.0)
     d2 = 4 - 2 * rows.double()[:, :, None]
-    close(sums[:, 0] - 0.25, 2 * (d2 * (d2 * rates.double()).exp2()).sum(1), 1e-6)
+    close(sums[:, 0] - SUMMED, 2 * (d2 * (d2 * rates.double()).exp2()).sum(1), 1e-6)
 
 
 @check("mmd_tile", "mmd_rates")
@@ -226,3 +226,22 @@ for _name in FAMILY.problems:
 @check("mmd_digits")
 def digits_of_more_rows_than_histograms(run: Run) -> None:
     _counted(run, torch.randn(520, 5), torch.rand(525) + 1, 0, 520)
+
+
+@check("mmd_tile", "mmd_rates", "mmd_values", shape=NOTHING)
+def pairs_of_nothing(run: Run, shape: tuple[int, int]) -> None:
+    sums = torch.full((3, 1, 1), SUMMED, dtype=torch.float64)
+    pairs = _pairs(43, 3, Layer("rbf", 1, learned=True), rate_sums=sums)
+    with run():
+        cuda_mmd.tile(pairs, torch.empty(1, *shape), None, 0, 3, 1.0)
+        cuda_mmd.values(pairs, torch.empty(shape), 0, 3)
+    same(pairs.value, torch.zeros(3, dtype=torch.float64))
+    same(sums, torch.full_like(sums, SUMMED))
+
+
+@check("mmd_digits", shape=NOTHING)
+def digits_of_nothing(run: Run, shape: tuple[int, int]) -> None:
+    counts, found = torch.zeros(1 << DIGIT, dtype=torch.int64), torch.zeros(1, dtype=torch.int32)
+    with run():
+        cuda_mmd.count_digits(torch.empty(shape), torch.ones(43), found, counts, 0, 0, 3, 0.0)
+    assert not counts.any()

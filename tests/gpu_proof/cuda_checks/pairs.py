@@ -10,7 +10,19 @@ from torch import Tensor
 
 from thawkit.ops.pairwise import cuda
 
-from .panels import FACTOR, LAYOUTS, allowed, far, panel, placed, problems, solve, untouched
+from .panels import (
+    FACTOR,
+    LAYOUTS,
+    NOTHING,
+    allowed,
+    far,
+    no_panel,
+    panel,
+    placed,
+    problems,
+    solve,
+    untouched,
+)
 from .registry import DTYPES, Run, check, close, poisoned, same
 
 
@@ -257,3 +269,21 @@ def sigmoids_past_two_to_the_31(run: Run) -> None:
     losses, slopes = sigmoid_truth(rows, 1.0, 0.5, own, None)
     close(loss, losses.sum(1), 1e-5)
     close(scores, slopes, 2e-5, 1e-7)
+
+
+@check("column_sums_panel", shape=NOTHING)
+def column_sums_of_nothing(run: Run, shape: tuple[int, int]) -> None:
+    maximum, total = torch.randn(2, shape[1])
+    before = maximum.clone(), total.clone()
+    with run():
+        cuda.column_sums(no_panel(*shape), maximum, total)
+    same(maximum, before[0])
+    same(total, before[1])
+
+
+@check("clip_panel", "sigmoid_panel")
+def no_rows(run: Run) -> None:
+    none, of_columns = torch.empty(0), torch.zeros(40)
+    with run():
+        cuda.clip(no_panel(0, 40), none, none, of_columns, of_columns)
+        cuda.sigmoid(no_panel(0, 40), torch.zeros(()), 0, none)

@@ -25,6 +25,7 @@ LAYOUTS = [
     (2, 1024, 0, 1),
     (2, 2051, 1, 0),
 ]
+NOTHING = [(0, 40), (3, 0)]  # rows, columns: CUDA refuses a grid of no blocks
 FACTOR = 2.0
 FAR = 2**30 + 8  # of three rows the last begins past 2^31
 
@@ -65,6 +66,10 @@ def panel(
     if dtype != torch.float32:
         slopes, room = placed(torch.full_like(scores, torch.nan), gap, before, dtype)
     return Panel(given, slopes, first, torch.tensor(scale), factor=FACTOR, **rest), [memory, room]
+
+
+def no_panel(rows: int, columns: int) -> Panel:
+    return Panel(torch.empty(rows, columns), None, 0, torch.ones(()))
 
 
 def untouched(memory: Tensor, layout: tuple[int, int, int, int]) -> None:

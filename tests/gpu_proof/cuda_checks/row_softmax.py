@@ -11,7 +11,7 @@ from torch import Tensor
 
 from thawkit.ops.pairwise import cuda
 
-from .panels import FACTOR, LAYOUTS, allowed, far, panel, problems, solve, untouched
+from .panels import FACTOR, LAYOUTS, allowed, far, no_panel, panel, problems, solve, untouched
 from .registry import DTYPES, Run, check, close, poisoned, same
 
 
@@ -254,3 +254,9 @@ def past_two_to_the_31(run: Run, slopes: str) -> None:
         cuda.softmax(Panel(scores, written, 20, torch.tensor(2.0), factor=FACTOR), **out)
     compare(out, true, 2.0, own >= 0)
     close(written, true.slopes, 1e-5, 1e-7)
+
+
+@check("softmax_panel")
+def no_rows(run: Run) -> None:
+    with run():
+        cuda.softmax(no_panel(0, 40), torch.empty(0))

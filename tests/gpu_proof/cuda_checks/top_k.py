@@ -11,7 +11,7 @@ from tests.gpu_proof.triton_checks.family import faults
 from tests.gpu_proof.triton_checks.family import poisoned as poisoned_integers
 from thawkit.ops.pairwise import cuda_top_k
 
-from .panels import FAR, far
+from .panels import FAR, NOTHING, far
 from .registry import Run, check, close, same, virtual
 
 # a warp's threads share a group: none is of more than 128 columns
@@ -95,3 +95,13 @@ def past_two_to_the_31_in_keys(run: Run) -> None:
     values, numbers = _decoded(keys[:, :8])
     same(values, rows[:, 16:24])
     same(numbers, (torch.arange(16, 24) + 2**31 - 100).expand(3, -1))
+
+
+@check("best_of_groups", "keys_of_groups", shape=NOTHING)
+def keys_of_nothing(run: Run, shape: tuple[int, int]) -> None:
+    rows, columns = shape
+    keys = torch.empty(rows, columns, dtype=torch.int64)
+    with run():
+        cuda_top_k.best_of_groups(Scores(torch.empty(shape), 0), 8, keys[:, : columns // 8])
+        cuda_top_k.keys_of_groups(Scores(torch.empty(shape), 0), 8, None, keys)
+        cuda_top_k.keys_of_groups(Scores(torch.randn(3, 40), 0), 8, None, torch.empty(3, 0).long())

@@ -130,7 +130,7 @@ CUDA_HOST_UNCHECKED cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* con
   const auto call = [=]() CUDA_HOST_UNCHECKED { kernel(arguments...); };
   using Call = decltype(call);
   const auto body = [](const void* call) CUDA_HOST_UNCHECKED { (*static_cast<Call*>(call))(); };
-  const char* error =
-      cuda_host::run(config->gridDim, config->blockDim, body, &call, reinterpret_cast<const void*>(kernel));
+  const char* error = cuda_host::run(config->gridDim, config->blockDim, config->stream, body, &call,
+                                     reinterpret_cast<const void*>(kernel));
   return error ? cudaErrorLaunchFailure : cudaSuccess;
 }

@@ -261,13 +261,19 @@ void fail(const std::string& what) {
   _longjmp(scheduler, 1);
 }
 
-const char* run(dim3 grid, dim3 block, void (*body)(const void*), const void* context, const void* kernel) {
+const char* run(dim3 grid, dim3 block, const void* stream, void (*body)(const void*), const void* context,
+                const void* kernel) {
   Control& c = control();
   c.error.clear();
   const uint64_t count = uint64_t(grid.x) * grid.y * grid.z, threads = uint64_t(block.x) * block.y * block.z;
   if (!count || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535 || !threads ||
       threads > kMostThreads) {
-    c.error = "a grid of " + std::to_string(count) + " blocks of " + std::to_string(threads) + " threads";
+    c.error = "invalid configuration argument: a grid of " + std::to_string(count) + " blocks of " +
+              std::to_string(threads) + " threads";
+    return c.error.c_str();
+  }
+  if (stream != c.stream) {
+    c.error = "launched on another stream than the tensors' current one";
     return c.error.c_str();
   }
   launch = {body, context, 0, 0, int(threads), 0};

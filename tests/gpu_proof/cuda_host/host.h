@@ -26,6 +26,7 @@ struct Control {
   bool counting = false;
   const uint32_t* chosen = nullptr;  // blocks to run instead of all
   size_t chosen_count = 0;
+  const void* stream = nullptr;  // that launches are to be on
   std::string error;
 };
 Control& control();
@@ -54,7 +55,8 @@ int block_barrier_sum(bool value, int line);
 void warp_barrier(uint32_t mask, int line);
 uint64_t exchange(uint32_t mask, uint64_t value, int source_lane, int line);
 uint32_t ballot(uint32_t mask, bool value, int line);
-const char* run(dim3 grid, dim3 block, void (*body)(const void*), const void* context, const void* kernel);
+const char* run(dim3 grid, dim3 block, const void* stream, void (*body)(const void*), const void* context,
+                const void* kernel);
 [[noreturn]] void fail(const std::string& what);
 
 // memory.cpp

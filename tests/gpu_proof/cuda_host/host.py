@@ -23,6 +23,7 @@ from thawkit.ops import _library
 
 _ORDERS = {"numbered": 0, "reversed": 1, "shuffled": 2}
 _RTLD_LAZY = 1
+_STREAM = 0x5EED  # not the default one
 
 
 class Counters(ctypes.Structure):
@@ -56,6 +57,7 @@ class Host:
         self.library = ctypes.CDLL(str(path))
         self.library.cuda_host_base.restype = ctypes.c_void_p
         self.library.cuda_host_counters.restype = ctypes.POINTER(Counters)
+        self.library.cuda_host_stream(ctypes.c_void_p(_STREAM))
         self._watch_shared_memory()
 
     @contextlib.contextmanager
@@ -82,7 +84,7 @@ class Host:
             stack.enter_context(patch.object(torch.cuda, "device", lambda device: contextlib.nullcontext()))
             for part in glue():
                 stack.enter_context(patch.object(part, "pointer", self._pointer))
-                stack.enter_context(patch.object(part, "stream", lambda: 0))
+                stack.enter_context(patch.object(part, "stream", self.stream))
             stack.enter_context(_poisoned_memory())
             try:
                 yield
@@ -91,6 +93,11 @@ class Host:
             finally:
                 self.library.cuda_host_forget_buffers()
                 self.library.cuda_host_choose_blocks(None, ctypes.c_uint64(0))
+
+    @staticmethod
+    def stream() -> int:
+        """The handle of the stream that every launch is to be on."""
+        return _STREAM
 
     @property
     def counters(self) -> Counters:

@@ -190,6 +190,9 @@ EXPORT void cuda_host_order(int order, uint32_t seed) {
   cuda_host::control().seed = seed;
 }
 
+// Launches are to be on this stream.
+EXPORT void cuda_host_stream(const void* stream) { cuda_host::control().stream = stream; }
+
 // Launches run these blocks alone; none: all.
 EXPORT void cuda_host_choose_blocks(const uint32_t* blocks, uint64_t count) {
   cuda_host::control().chosen = blocks;

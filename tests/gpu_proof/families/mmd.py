@@ -18,6 +18,8 @@ _SUMS = 3e-6
 _FEATURES = 5
 _ROUNDING = 8 * torch.finfo(torch.float32).eps
 
+SUMMED = 2.0**26  # of earlier tiles, beside which float32 would lose what a tile adds
+
 # name: kind, rates or scale and offset, degree
 _KERNELS: dict[str, tuple[str, list[float], int]] = {
     "rbf": ("rbf", [0.7, 0.05, 0.3], 3),
@@ -121,7 +123,7 @@ def _tile(
 
     programs = kernels.programs(rows, columns, len(layers))
     worth = torch.full((programs,), 0.5, dtype=torch.float64)
-    sums = torch.full((programs, *first_numbers.shape), 0.25, dtype=torch.float64)
+    sums = torch.full((programs, *first_numbers.shape), SUMMED, dtype=torch.float64)
     pairs = Pairs(
         tuple(Layer(kind, degree, sloped, learned and kind in ("rbf", "laplace", "imq")) for kind, _, degree in chosen),
         norms, first_numbers, second_numbers, _ROUNDING, weights, of_same, labels, first, diagonal, worth,
@@ -146,7 +148,7 @@ def _tile(
         ]  # fmt: skip
     for l, (kind, _, _) in enumerate(chosen):
         if learned and kind in ("rbf", "laplace", "imq"):
-            by_rates = sums[:, l, : len(rates[l])].sum(0) - 0.25 * programs
+            by_rates = (sums[:, l, : len(rates[l])] - SUMMED).sum(0)
             truth = times * truths[1 + l] / _derivative(kind, rates[l].detach())
             compared.append(Comparison(f"rates of {layers[l]}", by_rates, truth, 10 * _SUMS))
     return compared
@@ -328,6 +330,7 @@ _MUTANTS = {
     "2 layers: the numbers of the first": Mutant("First + l * BANDWIDTHS, Second", "First, Second"),
     "2 layers: a layer's slopes over another's": Mutant("W + l * w_layer", "W + (1 - l) * w_layer"),
     "learned: times is forgotten": Mutant("tl.sum(tl.sum(factor * t, 1), 0) * times", "tl.sum(tl.sum(factor * t, 1), 0)"),
+    "learned: sums of float32": Mutant("tl.load(Sums + b) + total.to(tl.float64)", "(tl.load(Sums + b).to(tl.float32) + total).to(tl.float64)"),
     "learned: rates of another program": Mutant("(program * LAYERS + l)", "(tl.program_id(0) * LAYERS + l)"),
     "learned: squares in place of distances": Mutant("d, _ = _roots(d2, norms, rounding)", "d = d2"),
     "learned: imq as rbf": Mutant('if KIND == "imq":\n            r =', 'if KIND == "other":\n            r ='),

@@ -117,7 +117,10 @@ class _Panels(NamedTuple):
         starts = range(0, len(row), _PANEL)
         ends = [min(start + _PANEL, len(row)) for start in starts]
         first = torch.searchsorted(key_class, row_class[::_PANEL].contiguous()).tolist()
-        last = torch.searchsorted(key_class, row_class[[end - 1 for end in ends]], right=True).tolist()
+        # counted on the device: a list of Python's would be copied there
+        of_ends = torch.arange(_PANEL - 1, len(row) + _PANEL - 1, _PANEL, device=row.device)
+        row_class_of_ends = row_class[of_ends.clamp_max(len(row) - 1)]
+        last = torch.searchsorted(key_class, row_class_of_ends, right=True).tolist()
         parts = [
             (row[start:end], key[a:b]) for start, end, a, b in zip(starts, ends, first, last, strict=True)
         ]
