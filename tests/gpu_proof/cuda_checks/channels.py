@@ -256,3 +256,11 @@ def gradients_of_scaling_past_two_to_the_31(run: Run) -> None:
         same(dx[at], d * scale[last:])
         close(sums[last:channels], d.double().sum(0), 1e-6)
         close(sums[channels + last :], (d.double() * x[at].double()).sum(0), 1e-6, 1e-6)
+
+
+@check("channel_sum", "channel_affine_backward")
+def no_channels(run: Run) -> None:
+    layout, x = (3, 0, 4), torch.empty(0)
+    with run():
+        cuda.channel_sum("pass", x, None, x, layout, 0.0, 0.0, None, x)
+        cuda.channel_affine_backward(x, x, None, x, x, torch.empty(2, 0), layout, x, x)

@@ -184,3 +184,10 @@ def options_past_two_to_the_31(run: Run, part: str) -> None:
     if part != "classes":
         loss = loss * (row_weight[at // 3] if part == "rows" else mask[at]).double()
     close(out[at], loss, ERROR, 4e-7)
+
+
+@check("sigmoid_focal")
+def nothing(run: Run) -> None:
+    x = torch.empty(0, 7)
+    with run():
+        assert cuda.rows(x, x, options(2.0)).shape == (0, 7)

@@ -197,3 +197,11 @@ def masks_past_two_to_the_31(run: Run, kind: str) -> None:
         at = elements_of(block, n)
         factor = sign[block] if kind == "sign" else (sign[block] > 0).float()
         same(dx[at], torch.where(factor == 0, 0.0, g[at] * factor))
+
+
+@check("pack", "masked")
+def nothing(run: Run) -> None:
+    x, mask = torch.empty(0), torch.empty(0, dtype=torch.uint8)
+    with run():
+        cuda.pack("relu", x, x, mask, 0.0, math.inf)
+        cuda.masked("pass", x, mask, x, 1.0, 0.0)

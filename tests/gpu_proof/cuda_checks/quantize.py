@@ -148,3 +148,11 @@ def gives_back_past_two_to_the_31(run: Run, bits: int) -> None:
     group = at // size * each
     truth = levels[group + code.long()] if bits == 2 else levels[group] + code.float() * levels[group + 1]
     close(y[at], truth, 1e-6, 1e-6)
+
+
+@check("quantize", "dequantize", bits=BITS)
+def nothing(run: Run, bits: int) -> None:
+    x, codes = torch.empty(0), torch.empty(0, dtype=torch.uint8)
+    with run():
+        cuda.quantize(x, codes, x, bits)
+        cuda.dequantize(codes, x, None, x, bits)

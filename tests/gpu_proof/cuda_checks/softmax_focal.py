@@ -164,3 +164,10 @@ def past_two_to_the_31(run: Run, shape: tuple[int, ...]) -> None:
     losses, slopes = truth(x[place], t[at], options(2.0), upstream[at].double())
     close(loss[at], losses, 2 * ERROR, 2e-6)
     close(grad[place], slopes, 4 * ERROR, 1e-5)
+
+
+@check("softmax_focal", shape=[(0, 7), (2, 7, 0)])
+def nothing(run: Run, shape: tuple[int, ...]) -> None:
+    x, t = torch.empty(shape), torch.empty(shape[:1] + shape[2:], dtype=torch.int64)
+    with run():
+        assert cuda.softmax_rows(x, t, options(2.0)).shape == t.shape
