@@ -11,6 +11,7 @@ import sysconfig
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,7 +77,9 @@ class Build:
         kernels = [self._kernel(source) for source in CUDA if source.stem != unit]
         if unit:  # first, so that the linker takes its copies of what several files define
             kernels.insert(0, self._edited(unit, edited or {}))
-        path = (self.scratch if unit else self.folder) / f"{digest(*map(str, [*objects, *kernels]))}.so"
+        name = digest(*map(str, [*objects, *kernels]))
+        # two bugs may come down to the same objects, and whoever asked for a library may delete it
+        path = self.scratch / f"{name}-{uuid.uuid4().hex[:8]}.so" if unit else self.folder / f"{name}.so"
         if not path.exists():
             # What the kernels of the CPU define is missing, and only asked for when it is called.
             _run(["g++", "-shared", "-Wl,-z,lazy", *map(str, [*kernels, *objects]), "-o", str(path)])
