@@ -302,7 +302,7 @@ def run(machine: Cpu | Cuda, case: Case, rounds: int, limit_s: float) -> dict[st
         return lambda: torch.autograd.grad(loss(*case.leaves), case.leaves)
 
     free = machine.free_bytes()
-    too_large = {name for name, nbytes in case.stored.items() if nbytes > free}
+    too_large = {name for name in case.peers if case.stored.get(name, 0) > free}
     losses = {"thawkit": case.ours, **{n: loss for n, loss in case.peers.items() if n not in too_large}}
     functions = {name: step(loss) for name, loss in losses.items()}
     measured = measure(machine, {**functions, "limit": case.limit}, rounds, limit_s)

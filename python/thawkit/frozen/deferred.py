@@ -18,7 +18,6 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
-from itertools import takewhile
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -27,6 +26,7 @@ from torch.autograd.graph import get_gradient_edge
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from thawkit.errors import ThawkitError
+from thawkit.frozen.saved_hooks import hooks_in_force, without_hooks_since
 from thawkit.ops.frozen.packed import version_of
 
 
@@ -82,49 +82,9 @@ class _Modes(NamedTuple):
             torch.inference_mode(self.inference),
             torch.set_grad_enabled(self.gradients),
             torch.autocast("cpu", enabled=self.autocast),
-            _without_hooks_since(self.hooks),
+            without_hooks_since(self.hooks),
         ):
             yield
-
-
-_HOOKS = torch._C._autograd
-
-
-def hooks_in_force() -> tuple[Any, ...]:
-    """The hooks on saved tensors, the outermost first."""
-    if _HOOKS._top_saved_tensors_default_hooks(True) is None:
-        return ()
-    hooks = _taken_off(0)
-    for pair in hooks:
-        _HOOKS._push_saved_tensors_default_hooks(*pair)
-    return tuple(hooks)
-
-
-def _taken_off(count: int) -> list[Any]:
-    """Take all hooks off but the ``count`` outermost ones, and return those, the outermost first."""
-    hooks: list[Any] = []
-    while (pair := _HOOKS._top_saved_tensors_default_hooks(True)) is not None:
-        hooks.insert(0, pair)
-        _HOOKS._pop_saved_tensors_default_hooks()
-    for pair in hooks[:count]:
-        _HOOKS._push_saved_tensors_default_hooks(*pair)
-    return hooks[count:]
-
-
-@contextmanager
-def _without_hooks_since(hooks: tuple[Any, ...]) -> Iterator[None]:
-    """Leave only those hooks on saved tensors in force that are in force now and were then."""
-    now = hooks_in_force()
-    if now == hooks:
-        yield
-        return
-    common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(now, hooks, strict=False)))
-    since = _taken_off(common)
-    try:
-        yield
-    finally:
-        for pair in since:
-            _HOOKS._push_saved_tensors_default_hooks(*pair)
 
 
 class Deferred(Tensor):
@@ -149,9 +109,7 @@ class Deferred(Tensor):
             result = FUNCTIONS[func](*args, **(kwargs or {}))
             settle_written(args[0], result)
             return result
-        stand_ins = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Deferred)]
-        if (seen := _JOINING.get()) is not None:
-            seen.touched.update(x.layer for x in stand_ins)
+        stand_ins = _stand_ins(args, kwargs)
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         result = func(*args, **kwargs)
         for x in stand_ins:
@@ -162,10 +120,17 @@ class Deferred(Tensor):
     def __torch_dispatch__(  # type: ignore[override]  # torch's stub has a static one
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        if (seen := _JOINING.get()) is not None:
-            seen.touched.update(x.layer for x in tree_leaves((args, kwargs)) if isinstance(x, Deferred))
+        _stand_ins(args, kwargs)
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         return func(*args, **kwargs)
+
+
+def _stand_ins(args: Any, kwargs: Any) -> list[Deferred]:
+    """The deferred tensors among what a function gets that takes their values, noted as touched."""
+    found = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Deferred)]
+    if (seen := _JOINING.get()) is not None:
+        seen.touched.update(x.layer for x in found)
+    return found
 
 
 def _is_here(x: Any) -> bool:

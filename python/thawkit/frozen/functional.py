@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, _get_current_function_mode, _pop_mode, _push_mode
 
-from thawkit.frozen.deferred import FUNCTIONS, Deferred, hooks_in_force, plain, settle_written
+from thawkit.frozen.deferred import FUNCTIONS, Deferred, plain, settle_written
 from thawkit.frozen.folded import in_stock_order
 from thawkit.frozen.layers import Rewritten, can_replace, clamp, functional_convolution, packs_bits
 from thawkit.frozen.measure import running
 from thawkit.frozen.pool_layers import averages
+from thawkit.frozen.saved_hooks import hooks_in_force
 from thawkit.frozen.transformer_layers import layer_norm, recomputable
 from thawkit.ops.frozen import (
     adaptive_avg_pool,
