@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
 import thawkit
+from tests.frozen.beside_stock import assert_gradients_alike, train_alike
 from thawkit.errors import ThawkitError
 from thawkit.frozen.deferred import Deferred
 from thawkit.frozen.folded import folded_bytes
@@ -130,18 +131,14 @@ def test_as_the_stock_model(use: str, with_example: bool) -> None:
         frozen.use = torch.relu
     thawkit.freeze(frozen, "bias", example=x if with_example else None)
     frozen.use = USES[use]
-    trains = dict(frozen.named_parameters())
-    for name, parameter in stock.named_parameters():
-        parameter.requires_grad_(trains[name].requires_grad)
+    train_alike(stock, frozen)
     stock.bn.eval()
     for model in (stock, frozen):
         model(x).square().sum().backward()
     if late:
         assert frozen.used is Deferred
     torch.testing.assert_close(frozen(x), stock(x), rtol=1e-5, atol=1e-6)
-    for name, parameter in stock.named_parameters():
-        if parameter.requires_grad:
-            torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-5, msg=name)
+    assert_gradients_alike(frozen, stock, atol=1e-5)
 
 
 def test_a_result_is_that_of_the_modes_it_was_made_in() -> None:
@@ -284,14 +281,10 @@ def test_checkpoints_that_a_result_that_waits_enters(block: str, whole: bool) ->
     stock, x = Entered().eval(), torch.randn(2, 3, 6, 6)
     frozen = copy.deepcopy(stock)
     thawkit.freeze(frozen, "bias", example=x)
-    trains = dict(frozen.named_parameters())
-    for name, parameter in stock.named_parameters():
-        parameter.requires_grad_(trains[name].requires_grad)
+    train_alike(stock, frozen)
     for model in (stock, frozen):
         model(x).square().sum().backward()
-    for name, parameter in stock.named_parameters():
-        if parameter.requires_grad:
-            torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+    assert_gradients_alike(frozen, stock, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["tf_efficientnet_lite0", "mobilenetv2_050"])
@@ -318,15 +311,11 @@ def test_checkpoints_that_end_in_a_result_that_waits(reentrant: bool) -> None:
     stock, x = Checkpointed(), torch.randn(2, 3, 6, 6)
     frozen = copy.deepcopy(stock)
     thawkit.freeze(frozen, "bias")
-    trains = dict(frozen.named_parameters())
-    for name, parameter in stock.named_parameters():
-        parameter.requires_grad_(trains[name].requires_grad)
+    train_alike(stock, frozen)
     for model in (stock, frozen):
         model.block[1].eval()
         model(x).square().sum().backward()
-    for name, parameter in stock.named_parameters():
-        if parameter.requires_grad:
-            torch.testing.assert_close(trains[name].grad, parameter.grad, rtol=1e-4, atol=1e-6, msg=name)
+    assert_gradients_alike(frozen, stock, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", ["bias", "head"])
