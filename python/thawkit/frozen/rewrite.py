@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 import warnings
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import replace
@@ -17,24 +16,18 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from thawkit.errors import ThawkitError, ThawkitWarning
 from thawkit.frozen import (
-    activation_layers,
     channels,
     functional,
     lora,
     lossy_layers,
     packs,
-    pool_layers,
-    transformer_layers,
-    transposed_layers,
 )
 from thawkit.frozen.cache import FeatureCache
 from thawkit.frozen.cut import NoCutError, find_cut
-from thawkit.frozen.deferred import WrittenInput, joining
 from thawkit.frozen.extension import (
     Extended,
     in_stock_form,
@@ -43,23 +36,21 @@ from thawkit.frozen.extension import (
 )
 from thawkit.frozen.fidelity import measure_fidelity
 from thawkit.frozen.forecast import Forecaster
-from thawkit.frozen.layers import CLASSES, FrozenBatchNorm, FrozenConv2d, Rewritten
+from thawkit.frozen.layers import FrozenBatchNorm, Rewritten
 from thawkit.frozen.measure import (
     Example,
     ExampleError,
-    call_eagerly,
     guess_example,
-    saved_alone,
     saved_by_module,
     tensors_of,
-    train_except,
-    undisturbed,
 )
 from thawkit.frozen.notes import by_the_batch, complex_parameters, moving, unreached_parameters
 from thawkit.frozen.policy import Plan, parameter_names
 from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.schedule import Schedule, Stages, make_stages
-from thawkit.frozen.structure import head_parts, is_leaf, is_norm_layer, is_weight_layer, within
+from thawkit.frozen.settle import evaluate, save_bits, settle_waiting, waiting_layers
+from thawkit.frozen.structure import head_parts, within
+from thawkit.frozen.swap import frozen_classes, swap, thawed_class
 from thawkit.frozen.waste import Measured, measure
 from thawkit.ops.frozen.lossy import bits_of
 from thawkit.ops.frozen.packed import keep_none, keeps_none
@@ -220,7 +211,7 @@ def _apply(
         if batch is not None:
             with in_stock_form(), functional.calls(model) as seen:
                 before = measure(model, batch, fixed)
-                _evaluate(model, batch)
+                evaluate(model, batch)
             calls = seen
     except Exception as error:  # without an example the guess was wrong, and not the model
         if example is not None:
@@ -229,18 +220,18 @@ def _apply(
     for name, choice in plan.channels.items():
         channels.attach(model.get_submodule(name), choice)
     leave_fast_paths(model)
-    rewritten = _rewrite(model, fixed, act_bits, exact) | plan.channels.keys() | plan.lora.keys()
+    rewritten = swap(model, fixed, act_bits, exact) | plan.channels.keys() | plan.lora.keys()
     if not everything:
         for name in calls.callers:
             functional.watch(model.get_submodule(name))
-    for layer in _waiting(model) if calls.need_strides else ():
+    for layer in waiting_layers(model) if calls.need_strides else ():
         layer.folds = False
     outputs: list[Any] = []
     moved: set[str] = set()
     after: Counter[str] | None = None
     if batch is not None:
-        _settle_waiting(model, batch, fixed)
-        rewritten |= _save_bits(model, batch, fixed)
+        settle_waiting(model, batch, fixed)
+        rewritten |= save_bits(model, batch, fixed)
         after = saved_by_module(model, batch, fixed, outputs, moved)
     notes = [
         *plan.notes,
@@ -274,63 +265,6 @@ def _apply(
     return make_report(model, plan.words, len(fixed), rewritten, words, saved, after, notes, **others)
 
 
-def _settle_waiting(model: nn.Module, batch: Example, fixed: set[nn.Module]) -> None:
-    """Tell the layers that wait in vain, or must not, so."""
-    waiting, kept = _waiting(model), []
-    for _ in waiting:
-        try:
-            outputs: list[Any] = []  # which whoever calls the model keeps
-            with joining() as seen:
-                saved_by_module(model, batch, fixed, outputs)
-            kept = seen.kept()
-            _evaluate(model, batch)
-            break
-        except WrittenInput as written:
-            written.module.folds = False
-        except Exception:  # whatever a model raises that takes its activations' strides for granted
-            for module in waiting:
-                module.folds = False
-            break
-    for module in waiting:
-        in_vain = isinstance(module, FrozenBatchNorm) and module not in seen.joined
-        if in_vain or module in kept or module in seen.touched:
-            module.folds = False
-
-
-def _save_bits(model: nn.Module, batch: Example, fixed: set[nn.Module]) -> set[str]:
-    """Let activations that save a result for themselves alone save bits from now on; return their names.
-
-    Of a ReLU that a block calls twice, say, a layer that trains takes the first result and none the second.
-    """
-    rewritten = {name: module for name, module in model.named_modules() if isinstance(module, Rewritten)}
-    keep: dict[nn.Module, str] = {
-        module: name for name, module in rewritten.items() if getattr(module, "kept", None) is True
-    }
-    if not keep:
-        return set()
-    alone = saved_alone(model, batch, fixed, keep.keys())
-    for module in alone:
-        setattr(module, "kept", False)  # noqa: B010  # as an attribute, mypy takes it for a submodule
-    return {keep[module] for module in alone}
-
-
-def _evaluate(model: nn.Module, batch: Example) -> None:
-    """Run the example in evaluation mode, too, in which the model may write to what a layer waits for."""
-    with undisturbed(model), torch.no_grad():
-        train_except(model, set(model.modules()))  # not eval(), which thawing would take for the user's
-        try:
-            call_eagerly(model, batch)
-        except WrittenInput:
-            raise
-        except Exception:  # it may take other arguments in this mode
-            return
-
-
-def _waiting(model: nn.Module) -> list[FrozenConv2d | FrozenBatchNorm]:
-    """The layers that may wait for what follows them."""
-    return [m for m in model.modules() if isinstance(m, (FrozenConv2d, FrozenBatchNorm)) and m.folds]
-
-
 def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
     """Undo :func:`freeze`: classes, ``requires_grad`` flags, and the mode of the batch normalizations.
 
@@ -361,7 +295,7 @@ def unfreeze(model: nn.Module, *, merge: bool = True) -> None:
             if isinstance(module, Extended):
                 module.detach(merge)
             elif isinstance(module, Rewritten):
-                module.__class__ = _thawed_class(type(module))
+                module.__class__ = thawed_class(type(module))
 
 
 @contextmanager
@@ -393,15 +327,6 @@ def _or_as_it_was(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _thawed_class(kind: type) -> type:
-    """The stock form of a class; one derived meanwhile, as by a parametrization, keeps what it adds."""
-    if "stock" in vars(kind):
-        return vars(kind)["stock"]
-    if not issubclass(kind, Rewritten):
-        return kind
-    return type(kind.__name__, tuple(_thawed_class(base) for base in kind.__bases__), dict(vars(kind)))
-
-
 def _parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     return model.named_parameters(remove_duplicate=False)
 
@@ -414,7 +339,7 @@ def _train_only(model: nn.Module, selected: set[str]) -> None:
 
 def _fixed_statistics(model: nn.Module) -> set[nn.Module]:
     """The batch normalizations to hold: those with running statistics outside the head."""
-    head, classes = head_parts(model), _classes()
+    head, classes = head_parts(model), frozen_classes()
     batch_norms = {
         name: module
         for name, module in model.named_modules()
@@ -466,115 +391,3 @@ def _guess(model: nn.Module) -> tuple[Example | None, str]:
     if guess is None:
         return None, ""
     return guess, f"measured on one blank {'x'.join(map(str, guess.shape[1:]))} image"
-
-
-def _classes() -> dict[type[nn.Module], type[Rewritten]]:
-    """The rewritten form of each stock class; those of a library are there once something has imported it."""
-    classes = CLASSES | transposed_layers.CLASSES | activation_layers.CLASSES | pool_layers.CLASSES
-    classes |= _decided_at_each_forward()
-    if "timm.layers" in sys.modules:
-        from thawkit.frozen import timm_layers
-
-        classes |= timm_layers.CLASSES
-    return classes
-
-
-def _decided_at_each_forward() -> dict[type[nn.Module], type[Rewritten]]:
-    """The classes that are worth their rewriting whatever trains."""
-    classes = transformer_layers.CLASSES
-    if "transformers.pytorch_utils" in sys.modules:
-        from thawkit.frozen import huggingface_layers
-
-        classes = classes | huggingface_layers.CLASSES
-    if "timm.layers" in sys.modules:
-        from thawkit.frozen import timm_layers
-
-        classes = classes | timm_layers.RECOMPUTABLE
-    return classes
-
-
-def _lossy_classes() -> tuple[dict[type[nn.Module], type[Rewritten]], dict[type[nn.Module], type[Rewritten]]]:
-    """The lossy form of each stock class, and of the batch normalizations with fixed statistics."""
-    lossy: dict[type[nn.Module], type[Rewritten]] = {**lossy_layers.CLASSES}
-    fixed: dict[type[nn.Module], type[Rewritten]] = {**lossy_layers.FIXED}
-    if "timm.layers" in sys.modules:
-        from thawkit.frozen import timm_layers
-
-        lossy |= timm_layers.LOSSY
-        fixed |= timm_layers.FIXED
-    return lossy, fixed
-
-
-def _rewrite(model: nn.Module, fixed: set[nn.Module], act_bits: int | None, exact: bool) -> set[str]:
-    """Swap the classes of the modules that then save less or keep their statistics; return their names."""
-    classes, always = _classes(), _decided_at_each_forward()
-    lossy, lossy_fixed = ({}, {}) if act_bits is None else _lossy_classes()
-    rewritten = set()
-    leaves = [
-        (name, m)
-        for name, m in model.named_modules()
-        if is_leaf(m) or m in fixed or type(m) in classes or type(m) in lossy
-    ]
-    # What the first weight multiplies is the model's input, which is there anyway.
-    stem = next((m for _, m in leaves if next(m.parameters(), None) is not None), None)
-    for index, (name, module) in enumerate(leaves):
-        kept = False
-        new = classes.get(type(module))
-        rounds = (lossy_fixed if module in fixed else lossy).get(type(module))
-        if "forward" in vars(module) or (new is None and rounds is None):
-            continue
-        if rounds is not None and not (module is stem and is_weight_layer(stem)):
-            new, worthwhile = rounds, True
-            setattr(module, lossy_layers.BITS, act_bits)
-        elif new is None:
-            continue
-        elif isinstance(module, _ConvNd):
-            worthwhile = module.weight.is_floating_point() and not module.weight.requires_grad
-        elif isinstance(module, _BatchNorm):
-            worthwhile = module in fixed
-        elif type(module) in pool_layers.CLASSES:
-            worthwhile = pool_layers.saves_less(module)
-        elif isinstance(module, nn.Dropout) or type(module) in always:
-            worthwhile = True
-        else:
-            kept = _saves_result(module) and _keeps_input((after for _, after in leaves[index + 1 :]), lossy)
-            # one that saves its result can still be computed with what comes before it
-            worthwhile = not kept or hasattr(new, "kept")
-        if worthwhile:
-            module.__class__ = new
-            if hasattr(new, "kept") and kept:
-                module.kept = True
-                continue
-            rewritten.add(name)
-            if isinstance(module, FrozenBatchNorm):
-                module.thawed_training, module.training = module.training, False
-            if isinstance(module, FrozenConv2d):
-                following = leaves[index + 1][1] if index + 1 < len(leaves) else None
-                module.folds = following in fixed and following.num_features == module.out_channels
-                module.exact = exact
-    return rewritten
-
-
-def _saves_result(module: nn.Module) -> bool:
-    """Whether the stock form of an activation saves its result; a ReLU6 keeps its input, in place a copy."""
-    return isinstance(module, nn.ReLU) or (
-        isinstance(module, (nn.LeakyReLU, nn.RReLU, nn.Threshold)) and module.inplace
-    )
-
-
-def _keeps_input(following: Iterable[nn.Module], rounding: Container[type[nn.Module]] = ()) -> bool:
-    """Whether the first of the layers after an activation saves its input, which is that activation's output.
-
-    Then the stock activation, which saves the same storage, costs nothing, and a mask would be extra. Told
-    from registration order; where that misleads, a few bytes are lost and nothing else.
-    """
-    layer = next((m for m in following if not isinstance(m, (nn.Identity, nn.Flatten))), None)
-    if type(layer) in rounding:
-        return False
-    if isinstance(layer, Extended):
-        return layer.keeps_input()
-    if isinstance(layer, _BatchNorm) or (layer is not None and is_weight_layer(layer)):
-        return isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
-    if layer is None or pool_layers.saves_less(layer):
-        return False
-    return is_norm_layer(layer) or pool_layers.saves_input(layer)
