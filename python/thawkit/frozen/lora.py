@@ -28,7 +28,7 @@ from thawkit.frozen.extension import (
     extended,
     is_linear_of_huggingface,
 )
-from thawkit.frozen.layers import can_replace, is_scripting, padded
+from thawkit.frozen.layers import can_replace, comes_and_goes, is_scripting, padded
 from thawkit.ops.frozen import linear
 from thawkit.ops.frozen.autocast import autocast, full_precision
 from thawkit.ops.frozen.convolution import (
@@ -284,6 +284,8 @@ class _LoraConv(LoraLayer):
 def _convolution(module: Any, x: Tensor) -> Tensor:
     a, b, scale = module.lora_A, module.lora_B, module.lora_scale
     if not extended(x):
+        if (merged := _merged(module, x)) is not None:
+            return module._conv_forward(x, merged, module.bias)
         low = CONVOLUTION[b.dim() - 3](module._conv_forward(x, a, None), b)
         return module.stock.forward(module, x) + scale * low
     x, padding = padded(module, autocast(x))
@@ -292,6 +294,20 @@ def _convolution(module: Any, x: Tensor) -> Tensor:
         return _LoraConvolution.apply(x, module.weight, module.bias, a, b, scale, geometry)[0]
     single = x.unsqueeze(0)
     return _LoraConvolution.apply(single, module.weight, module.bias, a, b, scale, geometry)[0].squeeze(0)
+
+
+def _merged(module: Any, x: Tensor) -> Tensor | None:
+    """The weight with the product in it, kept until either changes; None where it must not be kept.
+
+    A convolution of its own for each adapter takes longer than all of this, once no gradient is recorded.
+    """
+    parts = module.weight, module.lora_A, module.lora_B
+    packed = packed_of(module)
+    if torch.is_grad_enabled() or packed.given_up or not can_replace(x) or comes_and_goes(module):
+        return None
+    if any(type(part) is not nn.Parameter for part in parts) or torch.is_autocast_enabled(x.device.type):
+        return None
+    return packed.get(parts, "merged", lambda: (module.weight + module.product()).detach())
 
 
 class LoraConv1d(_LoraConv, nn.Conv1d):

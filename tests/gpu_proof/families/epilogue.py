@@ -109,9 +109,8 @@ def _sure(kernels: ModuleType) -> list[Comparison]:
 
 
 def _unknown_target(kernels: ModuleType) -> list[Comparison]:
-    scores, loss = _scores(4, 5), poisoned(4)
-    # The first lies beyond whatever memory could be another argument's; the last names none, as -1 does.
-    target = torch.tensor([2**26, 1, 2**32 + 1, 1 - 2**32])
+    scores, loss = _scores(4, 5, gap=0), poisoned(4)  # past a row's end is a number
+    target = torch.tensor([70, 1, 2**32 + 1, 1 - 2**32])  # the last names none, as -1 does
     kernels.softmax(kernels.Panel(scores, None, 0, torch.tensor(1.0)), loss, target=target)
     exact = scores.double()
     known, none = -exact[1].log_softmax(0)[1], exact[3].logsumexp(0)

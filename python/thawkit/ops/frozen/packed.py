@@ -56,18 +56,24 @@ class Packed:
         self._layouts: dict[Hashable, Tensor] = {}
         self._uses = self._in_a_row = 0
 
-    def get(self, weight: Tensor, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
-        """Return the layout ``key`` of ``weight``, by ``make()`` if there is none yet."""
+    def get(
+        self, weight: Tensor | tuple[Tensor, ...], key: Hashable, make: Callable[[], Tensor]
+    ) -> Tensor:
+        """Return the layout ``key`` of ``weight``, by ``make()`` if there is none yet.
+
+        Of several tensors ``make`` computes a weight; one object must always be asked for the same ones.
+        """
         if self.given_up:
             return make()
-        if self._made_of is None or not self._made_of.matches(weight):
+        parts = weight if isinstance(weight, tuple) else (weight,)
+        if self._made_of is None or not self._made_of.matches(*parts):
             if self._made_of is not None:
                 self._in_a_row = self._in_a_row + 1 if self._uses < _FEW_USES else 0
             self._layouts, self._uses = {}, 0
             if self._in_a_row == _PATIENCE:
                 self.given_up, self._made_of = True, None
                 return make()
-            self._made_of = Fingerprint(weight)
+            self._made_of = Fingerprint(*parts)
         self._uses += 1
         layout = self._layouts.pop(key, None)
         if layout is None:
