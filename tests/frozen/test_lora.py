@@ -296,3 +296,55 @@ def test_the_product_of_strided_inputs_may_be_written_to() -> None:
     thawkit.freeze(model, "lora:2", example=x)
     torch.testing.assert_close(model[0](x).mul_(2), stock[0](x) * 2)
     model[0](x).mul_(2).sum().backward()
+
+
+def _written_out(layer: nn.Module, x: Tensor) -> Tensor:
+    return _plain(layer, x, layer.lora_A, layer.lora_B)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.lora_A.mul_(2),
+        lambda layer: layer.lora_B.data.neg_(),
+        lambda layer: layer.weight.add_(1),
+        lambda layer: setattr(layer, "lora_B", nn.Parameter(layer.lora_B * 3)),
+        lambda layer: layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()}, assign=True),
+        lambda layer: layer.float(),
+    ],
+    ids=("A", "B by data", "weight", "new B", "loaded", "dtype"),
+)
+def test_a_merged_convolution_is_merged_anew(change) -> None:
+    layer = _adapted(nn.Conv2d(4, 6, 3, padding=1))
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), _written_out(layer, x), rtol=1e-12, atol=1e-12)
+        assert packed_of(layer).nbytes() == layer.weight.nbytes
+        change(layer)
+        x = x.to(layer.weight.dtype)
+        tolerance = 1e-12 if x.dtype == torch.float64 else 1e-4
+        torch.testing.assert_close(layer(x), _written_out(layer, x), rtol=tolerance, atol=tolerance)
+
+
+def test_training_and_copies_keep_no_merged_weight() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 4, 2))
+    x = torch.randn(2, 3, 4, 4)
+    report = thawkit.freeze(model, "lora:2", example=x)
+    assert report.packed_bytes == 0
+    nn.init.normal_(model[0].lora_B)
+    trained = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), trained)
+    assert report.packed_bytes == 0  # of the time of freezing
+    assert packed_of(model[0]).nbytes() == model[0].weight.nbytes
+    model(x)
+    assert packed_of(model[0]).nbytes() == 0
+
+    thawkit.unfreeze(model, merge=False)
+    thawkit.freeze(model, "lora:2", example=x, copies=False)
+    nn.init.normal_(model[0].lora_B)
+    trained = model(x)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), trained)
+    assert packed_of(model[0]).nbytes() == 0

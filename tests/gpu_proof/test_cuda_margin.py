@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("on_cuda")
 @pytest.fixture(params=["one panel", "panels of a few rows"])
 def panels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "one panel":
-        monkeypatch.setattr(gpu_panels, "_PANEL_BYTES", 1500)
+        monkeypatch.setattr(gpu_panels, "PANEL_BYTES", 1500)
 
 
 def assert_equal_to_float64(

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("on_cuda")
 @pytest.fixture(params=["one tile", "tiles of a few rows"], autouse=True)
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "one tile":
-        monkeypatch.setattr(gpu_mmd, "_PANEL_BYTES", 3000)
+        monkeypatch.setattr(gpu_mmd, "PANEL_BYTES", 3000)
 
 
 def _samples(dtype: torch.dtype = torch.float32, features: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:

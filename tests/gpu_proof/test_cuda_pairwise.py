@@ -26,7 +26,7 @@ def _random(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> t
 def test_losses_and_gradients_equal_float64(
     loss: object, dtype: torch.dtype, panel_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu_panels, "_PANEL_BYTES", panel_bytes)
+    monkeypatch.setattr(gpu_panels, "PANEL_BYTES", panel_bytes)
     inputs = _random(20, 24, dtype=dtype), _random(53, 24, dtype=dtype, seed=1), torch.tensor(4.0)
     got = values_and_gradients(loss, *inputs)
     with ops.use_backend("reference"):

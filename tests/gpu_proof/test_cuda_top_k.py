@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("on_cuda")
 def panels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "one panel":
         monkeypatch.setattr(gpu_top_k, "_WIDTH", 130)
-        monkeypatch.setattr(gpu_panels, "_PANEL_BYTES", 4000)
+        monkeypatch.setattr(gpu_panels, "PANEL_BYTES", 4000)
 
 
 def _integers(rows: int, seed: int) -> Tensor:

@@ -49,7 +49,7 @@ def assert_equal_to_float64(function, *inputs, tolerance=5e-6):
 @pytest.fixture(params=["one panel", "panels of a few rows"])
 def panels(request, monkeypatch):
     if request.param != "one panel":
-        monkeypatch.setattr(engine, "_PANEL_BYTES", 1500)
+        monkeypatch.setattr(engine, "PANEL_BYTES", 1500)
 
 
 def labels_of(rows, classes, seed=0):

@@ -33,7 +33,7 @@ def _found(x, y):
 @pytest.mark.parametrize("panel", [32 << 20, 3000])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 3), (3, 11, 4), (36, 36, 20), (101, 67, 33)])
 def test_median_is_that_of_all_pairs(sizes, panel, monkeypatch):
-    monkeypatch.setattr(engine, "_PANEL_BYTES", panel)
+    monkeypatch.setattr(engine, "PANEL_BYTES", panel)
     x, y = _samples(*sizes)
     torch.testing.assert_close(_found(x, y), _by_definition(x, y), rtol=1e-5, atol=1e-12)
 

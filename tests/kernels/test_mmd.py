@@ -46,7 +46,7 @@ def _against_float64(function, *inputs, slack=1):
 @pytest.fixture(params=["one tile", "tiles of a few rows"])
 def tiles(request, monkeypatch):
     if request.param != "one tile":
-        monkeypatch.setattr(engine, "_PANEL_BYTES", 3000)
+        monkeypatch.setattr(engine, "PANEL_BYTES", 3000)
 
 
 KERNELS = {
@@ -213,7 +213,7 @@ def test_a_frozen_sample_costs_no_product(monkeypatch):
     """Without gradients one product a tile, with them another, and one more where it is mirrored."""
     made, product = [], engine.product
     monkeypatch.setattr(engine, "product", lambda a, b: (made.append(1), product(a, b))[1])
-    monkeypatch.setattr(engine, "_PANEL_BYTES", 4 * 2 * 32 * 32)
+    monkeypatch.setattr(engine, "PANEL_BYTES", 4 * 2 * 32 * 32)
     for need, products in ((False, 3), (True, 3 + 3 + 1)):  # 53 rows: two tiles on the diagonal, one beside
         made.clear()
         x, y = _samples()

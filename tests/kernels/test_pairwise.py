@@ -36,7 +36,7 @@ def _against_float64(function, *inputs):
 @pytest.fixture(params=["one panel", "panels of a few rows"])
 def panels(request, monkeypatch):
     if request.param != "one panel":
-        monkeypatch.setattr(engine, "_PANEL_BYTES", 2000)
+        monkeypatch.setattr(engine, "PANEL_BYTES", 2000)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -35,7 +35,7 @@ def _against_float64(z, gamma, chosen, first, doubling=False):
 @pytest.fixture(params=["one tile", "tiles of a few rows"])
 def tiles(request, monkeypatch):
     if request.param != "one tile":
-        monkeypatch.setattr(engine, "_PANEL_BYTES", 3000)
+        monkeypatch.setattr(engine, "PANEL_BYTES", 3000)
 
 
 @pytest.mark.usefixtures("tiles")

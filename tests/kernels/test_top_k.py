@@ -21,7 +21,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 def panels(request, monkeypatch):
     if request.param != "one panel":
         monkeypatch.setattr(engine, "_WIDTH", 130)
-        monkeypatch.setattr(gpu_panels, "_PANEL_BYTES", 4000)
+        monkeypatch.setattr(gpu_panels, "PANEL_BYTES", 4000)
 
 
 def found(queries, gallery, k, **options):

@@ -2,7 +2,8 @@
 
 A layer computes ``y = W x + b + s * B (A x)`` with ``lora_A`` of R rows and ``lora_B`` of R columns; of a
 convolution A is one with R outputs and the layer's own kernel, stride and padding, and B is 1x1. B starts at
-0, so that the model starts as it was.
+0, so that the model starts as it was. Where no gradient is recorded a convolution runs once, with
+``W + s B A``: two more of few channels would take longer than adding that up.
 
 For the backward pass a layer saves ``x``, or what a linear layer computes it again from
 (:mod:`thawkit.ops.frozen.recompute`), if A trains, and ``A x``, which is small. With A frozen at its random
@@ -37,7 +38,7 @@ from thawkit.ops.frozen.convolution import (
     input_gradient,
     weight_gradient,
 )
-from thawkit.ops.frozen.packed import Packed, packed_of
+from thawkit.ops.frozen.packed import Packed, forget, packed_of
 from thawkit.ops.frozen.recompute import recipe_of
 
 
@@ -288,6 +289,7 @@ def _convolution(module: Any, x: Tensor) -> Tensor:
             return module._conv_forward(x, merged, module.bias)
         low = CONVOLUTION[b.dim() - 3](module._conv_forward(x, a, None), b)
         return module.stock.forward(module, x) + scale * low
+    forget(module)  # a merged weight is old after the next step, and takes memory until then
     x, padding = padded(module, autocast(x))
     geometry = module.stride, padding, module.dilation
     if x.dim() == b.dim():
@@ -297,10 +299,7 @@ def _convolution(module: Any, x: Tensor) -> Tensor:
 
 
 def _merged(module: Any, x: Tensor) -> Tensor | None:
-    """The weight with the product in it, kept until either changes; None where it must not be kept.
-
-    A convolution of its own for each adapter takes longer than all of this, once no gradient is recorded.
-    """
+    """The weight with the product in it, kept until one of them changes; None where it must not be kept."""
     parts = module.weight, module.lora_A, module.lora_B
     packed = packed_of(module)
     if torch.is_grad_enabled() or packed.given_up or not can_replace(x) or comes_and_goes(module):

@@ -285,7 +285,7 @@ def plain_softmax(panel, loss, *, dscale, **options):
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize(("panel_rows", "scale"), [(1, 3.0), (7, 3.0), (100, 3.0), (7, 0.0)])
 def test_panel_driver_of_the_gpu_with_a_plain_epilogue(panel_rows, scale, normalize, monkeypatch):
-    monkeypatch.setattr(gpu_panels, "_PANEL_BYTES", 4 * 31 * panel_rows)
+    monkeypatch.setattr(gpu_panels, "PANEL_BYTES", 4 * 31 * panel_rows)
     q, k = clip_like(23, 31, 6)
     q[3] *= 5e-13 / q[3].norm()  # below the norm that normalization divides by at least
     weights = torch.rand(23)

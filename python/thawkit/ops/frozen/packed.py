@@ -56,9 +56,7 @@ class Packed:
         self._layouts: dict[Hashable, Tensor] = {}
         self._uses = self._in_a_row = 0
 
-    def get(
-        self, weight: Tensor | tuple[Tensor, ...], key: Hashable, make: Callable[[], Tensor]
-    ) -> Tensor:
+    def get(self, weight: Tensor | tuple[Tensor, ...], key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """Return the layout ``key`` of ``weight``, by ``make()`` if there is none yet.
 
         Of several tensors ``make`` computes a weight; one object must always be asked for the same ones.

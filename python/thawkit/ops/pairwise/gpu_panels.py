@@ -10,7 +10,7 @@ from torch import Tensor
 from thawkit.kernels.panel import Panel
 from thawkit.ops.pairwise.rows import through_norm, unit_rows
 
-_PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
+PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
 
 
 class Operand:
@@ -61,7 +61,7 @@ class Slopes:
 
 def panel_height(rows: int, columns: int) -> int:
     """Return how many rows of products are made at a time."""
-    return max(1, min(rows, _PANEL_BYTES // (4 * max(columns, 1))))
+    return max(1, min(rows, PANEL_BYTES // (4 * max(columns, 1))))
 
 
 def panels(
