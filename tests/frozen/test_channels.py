@@ -192,6 +192,29 @@ def test_state_dicts_copies_and_pickles(build) -> None:
     assert torch.equal(fresh(images).detach(), expected)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda layer: layer.weight_channels.add_(1),
+        lambda layer: layer.weight_channels.data.neg_(),
+        lambda layer: layer.weight.zero_(),  # the slice goes over it
+        lambda layer: setattr(layer, "weight_channels", nn.Parameter(layer.weight_channels * 3)),
+        lambda layer: layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()}, assign=True),
+        lambda layer: layer.float(),
+    ],
+    ids=("slice", "slice by data", "weight", "new slice", "loaded", "dtype"),
+)
+def test_the_slice_is_written_anew_where_it_changed(change) -> None:
+    layer, _, _ = _pair(nn.Conv2d(4, 6, 3, padding=1), Channels(0.5))
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        for _ in range(2):
+            torch.testing.assert_close(layer(x), layer._conv_forward(x, layer.whole(), layer.bias))
+        change(layer)
+        x = x.to(layer.weight.dtype)
+        torch.testing.assert_close(layer(x), layer._conv_forward(x, layer.whole(), layer.bias))
+
+
 def test_compiled_exported_scripted_and_checkpointed(build, gradients) -> None:
     model, images = build("small_cnn").eval(), torch.randn(2, 3, 8, 8)
     thawkit.freeze(model, "channels:0.5", example=images)

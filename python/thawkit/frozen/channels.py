@@ -19,6 +19,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ from thawkit.frozen.extension import (
     is_linear_of_huggingface,
     stock_class,
 )
-from thawkit.frozen.layers import is_scripting, padded
+from thawkit.frozen.layers import fingerprinted, is_scripting, padded
 from thawkit.ops.frozen.autocast import full_precision
 from thawkit.ops.frozen.convolution import (
     CONVOLUTION,
@@ -42,6 +43,7 @@ from thawkit.ops.frozen.convolution import (
     weight_gradient,
 )
 from thawkit.ops.frozen.linear import no_view
+from thawkit.ops.frozen.packed import Fingerprint
 
 _BUFFERS = ("channel_of_weight", "channel_of_output", "channel_of_input")
 _KEPT = "_thawkit_channels"  # on an activation: its chosen channels, which several layers may save
@@ -343,13 +345,21 @@ def _acts(module: Any, x: Tensor) -> bool:
     return extended(x) and not module.weight.requires_grad
 
 
+_WRITTEN: WeakKeyDictionary[nn.Module, Fingerprint] = WeakKeyDictionary()  # weights that hold their slice
+
+
 def _stock_forward_on_refreshed(module: Any, x: Tensor) -> Tensor | None:
     """Run the stock forward where nothing is recorded or followed; None elsewhere."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not isinstance(x, Tensor):
         return None
     if torch.jit.is_tracing() or torch._C._are_functorch_transforms_active():  # type: ignore[attr-defined]
         return None
-    module.refresh()
+    parts = module.weight, module.weight_channels
+    if not fingerprinted(module, *parts):
+        module.refresh()
+    elif (written := _WRITTEN.get(module)) is None or not written.matches(*parts):
+        module.refresh()
+        _WRITTEN[module] = Fingerprint(*parts)
     return module.stock.forward(module, x)
 
 

@@ -59,6 +59,15 @@ def comes_and_goes(module: nn.Module) -> bool:
     return vars(module).get("_is_fsdp_managed_module", False)
 
 
+def fingerprinted(module: nn.Module, *parts: Tensor) -> bool:
+    """Whether a :class:`Fingerprint` of a module's parameters tells what was made of them before.
+
+    On a GPU whoever compares would wait for it.
+    """
+    plainly = all(type(part) is nn.Parameter and part.device.type == "cpu" for part in parts)
+    return plainly and not comes_and_goes(module)
+
+
 class Rewritten(nn.Module):
     """Base of the classes that stand in for a stock one.
 

@@ -29,7 +29,7 @@ from thawkit.frozen.extension import (
     extended,
     is_linear_of_huggingface,
 )
-from thawkit.frozen.layers import can_replace, comes_and_goes, is_scripting, padded
+from thawkit.frozen.layers import can_replace, fingerprinted, is_scripting, padded
 from thawkit.ops.frozen import linear
 from thawkit.ops.frozen.autocast import autocast, full_precision
 from thawkit.ops.frozen.convolution import (
@@ -302,9 +302,9 @@ def _merged(module: Any, x: Tensor) -> Tensor | None:
     """The weight with the product in it, kept until one of them changes; None where it must not be kept."""
     parts = module.weight, module.lora_A, module.lora_B
     packed = packed_of(module)
-    if torch.is_grad_enabled() or packed.given_up or not can_replace(x) or comes_and_goes(module):
+    if torch.is_grad_enabled() or packed.given_up or not can_replace(x):
         return None
-    if any(type(part) is not nn.Parameter for part in parts) or torch.is_autocast_enabled(x.device.type):
+    if not fingerprinted(module, *parts) or torch.is_autocast_enabled("cpu"):
         return None
     return packed.get(parts, "merged", lambda: (module.weight + module.product()).detach())
 
