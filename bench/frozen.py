@@ -46,6 +46,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
@@ -376,14 +377,17 @@ def backward_flops(model: nn.Module, images: Tensor, labels: Tensor) -> int:
 
 def partitioned_flops(model: nn.Module, images: Tensor, labels: Tensor) -> int:
     """FLOPs of the backward graph that the compiler's partitioner makes, not compiled any further."""
+    import torch._inductor.lowering  # for its decompositions, which look it up
     from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
+    from torch._guards import detect_fake_mode
     from torch._inductor.decomposition import select_decomp_table
 
     flops = []
 
     def count(graph: Any, inputs: Any) -> Any:
-        with FlopCounterMode(display=False) as counter:
+        mode = detect_fake_mode(inputs)  # the graph's constants are real tensors
+        with patch.object(mode, "allow_non_fake_inputs", True), FlopCounterMode(display=False) as counter:
             graph(*inputs)
         flops.append(counter.get_total_flops())
         return make_boxed_func(graph.forward)
