@@ -39,11 +39,11 @@ def without(module: str) -> str:
     return f"import sys; sys.modules[{module!r}] = None"
 
 
-def broken(module: str, folder: Path) -> dict[str, str]:
+def broken(module: str, folder: Path, error: str = "ImportError") -> dict[str, str]:
     """An environment in which importing a package fails."""
     (folder / module).mkdir()
     (folder / module / "__init__.py").write_text(
-        "raise ImportError('libnothing.so: cannot open shared object file')\n"
+        f"raise {error}('libnothing.so: cannot open shared object file')\n"
     )
     return {"PYTHONPATH": str(folder)}
 
@@ -73,8 +73,9 @@ def test_doctor_without_triton():
     assert "needs the package triton, which is not installed" in done.stdout
 
 
-def test_doctor_with_a_triton_that_does_not_load(tmp_path):
-    done = doctor(TRITON_INTERPRET="1", **broken("triton", tmp_path))
+@pytest.mark.parametrize("error", ["ImportError", "OSError", "AttributeError"])
+def test_doctor_with_a_triton_that_does_not_load(error, tmp_path):
+    done = doctor(TRITON_INTERPRET="1", **broken("triton", tmp_path, error))
     assert done.returncode == 0, done.stderr
     assert "needs the package triton, which does not load (libnothing.so: cannot open" in done.stdout
 

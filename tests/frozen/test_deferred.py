@@ -357,3 +357,32 @@ def test_at_once_every_layer_returns_its_value(build) -> None:
         normalized = model[1](convolved)
     assert type(convolved) is type(normalized) is Tensor
     torch.testing.assert_close(normalized + 0, model[1](model[0](x)) + 0)
+
+
+class _Writes(nn.Module):
+    """Writes to what a layer waits for, where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.conv = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1, bias=False)
+        self.bn, self.head = nn.BatchNorm2d(4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, more: float = 0.0) -> Tensor:
+        h = self.first(x)
+        y = self.bn(self.conv(h))
+        if more:
+            h.add_(more)
+        return self.head(F.relu(y + h).mean((2, 3)))
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_write_that_the_example_did_not_show_is_refused(mode) -> None:
+    stock = _Writes().eval()
+    model, x = copy.deepcopy(stock), torch.randn(2, 3, 8, 8)
+    thawkit.freeze(model, "bias", example=x)
+    model.eval()
+    x[0, 0, 0, 0] = torch.nan  # which is no write
+    with mode():
+        torch.testing.assert_close(model(x), stock(x), equal_nan=True)
+        with pytest.raises(ThawkitError, match="the input of a frozen .* was written to"):
+            model(x, 1.0)

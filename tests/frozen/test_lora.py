@@ -311,8 +311,9 @@ def _written_out(layer: nn.Module, x: Tensor) -> Tensor:
         lambda layer: setattr(layer, "lora_B", nn.Parameter(layer.lora_B * 3)),
         lambda layer: layer.load_state_dict({k: v + 1 for k, v in layer.state_dict().items()}, assign=True),
         lambda layer: layer.float(),
+        lambda layer: setattr(layer, "lora_scale", 0.0),
     ],
-    ids=("A", "B by data", "weight", "new B", "loaded", "dtype"),
+    ids=("A", "B by data", "weight", "new B", "loaded", "dtype", "scale"),
 )
 def test_a_merged_convolution_is_merged_anew(change) -> None:
     layer = _adapted(nn.Conv2d(4, 6, 3, padding=1))
@@ -348,3 +349,15 @@ def test_training_and_copies_keep_no_merged_weight() -> None:
     with torch.no_grad():
         torch.testing.assert_close(model(x), trained)
     assert packed_of(model[0]).nbytes() == 0
+
+
+def test_nothing_is_merged_in_half_precision_or_under_autocast() -> None:
+    layer = _adapted(nn.Conv2d(4, 6, 3, padding=1))
+    x = torch.randn(2, 4, 6, 5, dtype=torch.float64)
+    with torch.no_grad():
+        layer.bfloat16()(x.bfloat16())
+        assert packed_of(layer).nbytes() == 0
+        layer.float()
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(x.float())
+        assert packed_of(layer).nbytes() == 0

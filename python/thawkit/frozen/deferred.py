@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from thawkit.errors import ThawkitError
 from thawkit.frozen.saved_hooks import hooks_in_force, without_hooks_since
-from thawkit.ops.frozen.packed import version_of
+from thawkit.ops.frozen.packed import sample, version_of
 
 
 class Pending(Protocol):
@@ -316,6 +316,7 @@ class Input:
 
     def __init__(self, x: Tensor, module: Any) -> None:
         self._x, self._version, self._module = x, version_of(x), module
+        self._sample = _bits(x) if x.is_inference() else None  # which counts no versions
 
     def get(self) -> Tensor:
         """Return the input.
@@ -323,9 +324,15 @@ class Input:
         Raises:
             WrittenInput: it was written to in the meantime.
         """
-        if version_of(self._x) != self._version:
+        written = version_of(self._x) != self._version
+        if written or (self._sample is not None and not torch.equal(self._sample, _bits(self._x))):
             raise WrittenInput(self._module, "the input")
         return self._x
+
+
+def _bits(x: Tensor) -> Tensor:
+    """Some of the values of ``x``, as bytes, in which NaN equals itself."""
+    return sample(x).view(torch.uint8)
 
 
 class Parts:

@@ -36,7 +36,7 @@ class Fold:
     def __init__(
         self, weight: Tensor, gamma: Tensor | None, mean: Tensor, variance: Tensor, eps: float, lean: bool
     ) -> None:
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():  # what is made here may be saved in training
             self.scale = torch.rsqrt(variance + eps)
             if gamma is not None:
                 self.scale = self.scale * gamma

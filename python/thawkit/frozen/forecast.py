@@ -20,6 +20,7 @@ from thawkit.frozen.measure import Example, held_bytes, saved_by_module, tensors
 from thawkit.frozen.packs import forget, packed_bytes
 
 _SIZES = (2, 3)  # not 1: in training mode a batch normalization takes no batch of one value a channel
+_LARGER = 24  # for batches of this size and more torch takes other algorithms, with memory of their own
 _TOLERANCE = 0.02
 _ROUNDING = 4096  # bytes: bits and codes fill whole bytes
 
@@ -53,6 +54,7 @@ class Forecaster:
         self._saved = saved
         self._lines: dict[str, tuple[float, float]] | None = None
         self._step: tuple[int, list[tuple[float, float]]] | None = None
+        self._excess: int | None = None
         self._resident = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
         self._trainable = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
@@ -73,8 +75,12 @@ class Forecaster:
                 raise ThawkitError(f"{name}: expected a finite number of 0 or more, got {value!r}")
         packed, lines = self.step()
         room = memory - self._resident - packed - states * self._trainable
-        sizes = [(room - fixed) / growth for growth, fixed in lines if growth > 0]
-        return max(0, math.floor(min(sizes)))
+
+        def largest(room: float) -> int:
+            return max(0, math.floor(min((room - fixed) / growth for growth, fixed in lines if growth > 0)))
+
+        size = largest(room)
+        return size if size < 2 * _LARGER else largest(room - self.excess())
 
     def step(self) -> tuple[int, list[tuple[float, float]]]:
         """Bytes of weights laid out anew, and lines of which the highest tells what a step holds at its peak.
@@ -86,14 +92,30 @@ class Forecaster:
             model, evaluating = self._source()
             packed, moments = 0, []
             for size in _SIZES:
-                example = resized(self._example, _SIZES[1], size)
-                inputs = sum(x.nbytes for x in tensors_of(example))
-                moments.append([inputs + held for held in held_bytes(model, example, evaluating)])
+                moments.append(self._held(model, evaluating, size))
                 packed = packed_bytes(model)
                 for module in model.modules():
                     forget(module)  # the layouts for small batches
             self._step = packed, _highest(moments)
         return self._step
+
+    def excess(self) -> int:
+        """Bytes by which a step of a larger batch is above the lines that small ones tell."""
+        if self._excess is None:
+            model, evaluating = self._source()
+            self._excess = max(0, max(self._held(model, evaluating, _LARGER)) - self._expected(_LARGER))
+            for module in model.modules():
+                forget(module)
+        return self._excess
+
+    def _expected(self, size: int) -> int:
+        return max(_at((fixed, growth), size) for growth, fixed in self.step()[1])
+
+    def _held(self, model: nn.Module, evaluating: set[nn.Module], size: int) -> list[int]:
+        """Bytes at each moment of a step, its input among them."""
+        example = resized(self._example, _SIZES[1], size)
+        inputs = sum(x.nbytes for x in tensors_of(example))
+        return [inputs + held for held in held_bytes(model, example, evaluating)]
 
     def lines(self) -> dict[str, tuple[float, float]]:
         """Bytes at a batch of 0 and bytes that each sample adds, by module."""

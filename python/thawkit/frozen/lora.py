@@ -38,7 +38,7 @@ from thawkit.ops.frozen.convolution import (
     input_gradient,
     weight_gradient,
 )
-from thawkit.ops.frozen.packed import Packed, forget, packed_of
+from thawkit.ops.frozen.packed import Packed, forget, keeps_none, packed_of
 from thawkit.ops.frozen.recompute import recipe_of
 
 
@@ -301,12 +301,18 @@ def _convolution(module: Any, x: Tensor) -> Tensor:
 def _merged(module: Any, x: Tensor) -> Tensor | None:
     """The weight with the product in it, kept until one of them changes; None where it must not be kept."""
     parts = module.weight, module.lora_A, module.lora_B
-    packed = packed_of(module)
-    if torch.is_grad_enabled() or packed.given_up or not can_replace(x):
+    if torch.is_grad_enabled() or not can_replace(x) or torch.is_autocast_enabled("cpu"):
         return None
-    if not fingerprinted(module, *parts) or torch.is_autocast_enabled("cpu"):
+    # in half precision what is small beside the weight would be rounded away
+    if keeps_none(module) or module.weight.dtype not in _EXACT or not fingerprinted(module, *parts):
         return None
-    return packed.get(parts, "merged", lambda: (module.weight + module.product()).detach())
+    key = "merged", module.lora_scale
+    if not packed_of(module).holds(key):
+        forget(module)
+    return packed_of(module).get(parts, key, lambda: (module.weight + module.product()).detach())
+
+
+_EXACT = (torch.float32, torch.float64)
 
 
 class LoraConv1d(_LoraConv, nn.Conv1d):

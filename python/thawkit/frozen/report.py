@@ -120,8 +120,9 @@ class FreezeReport:
         what trains, and the most bytes that torch's allocator holds at once in forward and backward: what
         autograd saves, what lives while a layer runs, and gradients, of which ``zero_grad()`` has left none.
         The first call runs steps with batches of 2 and 3, and lines through what they hold at each moment
-        tell the rest. Not counted are the loss, what oneDNN or cuDNN allocate on their own, what the
-        allocator keeps of what was freed, and the program: leave room for them.
+        tell the rest; where 48 fit, one of 24 tells what larger batches take besides. Not counted are the
+        loss, what oneDNN or cuDNN allocate on their own, what the allocator keeps of what was freed, and the
+        program: leave room for them.
 
         Args:
             memory_bytes: for the model and a step.

@@ -62,7 +62,8 @@ def _wanted() -> str | None:
 
 # Before 2.14 torch.compile may not read a ContextVar: what holds while it traces holds for the graph.
 _OLD_COMPILER = torch.__version__ < "2.14"  # compares versions, not letters
-_wanted_of_old = torch.compiler.assume_constant_result(_wanted)
+# Elsewhere this would load all of the compiler, and Triton with it.
+_wanted_of_old = torch.compiler.assume_constant_result(_wanted) if _OLD_COMPILER else _wanted
 
 
 def choose(operator: str, kernels: Mapping[str, Objection], *tensors: Tensor) -> str:
@@ -123,6 +124,8 @@ def _problem(backend: str) -> str:
         return "was not compiled in (no CUDA compiler was found when thawkit was built)"
     if not torch.cuda.is_available():
         return "needs a CUDA device, and torch sees none"
+    if _C.cuda_device_count() < 1:
+        return "needs a newer driver: the CUDA runtime that thawkit was built with sees no device, torch does"
     return ""
 
 
@@ -136,6 +139,6 @@ def _triton_problem() -> str:
         return "needs compute capability 8.0 or newer: Triton emits no tensor-core code for older devices"
     try:
         importlib.import_module("triton")
-    except ImportError as error:
+    except Exception as error:  # of a broken library anything
         return f"needs the package triton, which does not load ({error})"
     return ""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Hashable
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -22,24 +25,51 @@ def version_of(x: Tensor) -> int:
 class Fingerprint:
     """Tells whether tensors changed: their memory, their version counters, and a sample of their values.
 
-    The sample is for writes that go through ``.data``, which count no version.
+    The sample is for writes that go through ``.data``, which count no version. The memory is held, so that
+    no other tensor can be given the same in the meantime.
     """
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._marks = [(x.data_ptr(), version_of(x), x.shape) for x in tensors]
-        self._samples = [sample(x).clone() for x in tensors]
+        self._marks = [_mark(x) for x in tensors]
+        self._samples = [sample(x) for x in tensors]
+        self._held = [x.untyped_storage() for x in tensors]
 
     def matches(self, *tensors: Tensor) -> bool:
         """Whether the tensors are what they were."""
-        return self._marks == [(x.data_ptr(), version_of(x), x.shape) for x in tensors] and all(
+        return self._marks == [_mark(x) for x in tensors] and all(
             torch.equal(before, sample(x)) for before, x in zip(self._samples, tensors, strict=True)
         )
 
 
+def _mark(x: Tensor) -> tuple[Any, ...]:
+    return x.data_ptr(), version_of(x), x.shape, x.stride(), x.dtype
+
+
 def sample(x: Tensor) -> Tensor:
-    """Some of the values of ``x``, which is dense, as a view."""
-    flat = x.detach().flatten()
-    return flat[:: max(1, flat.numel() // _SAMPLES)]
+    """A copy of some of the values of ``x``: of each dimension up to 64 every index is among them."""
+    if not x.numel():
+        return x.detach().flatten()
+    places, span = _places(x.shape, x.stride(), x.device)
+    return x.detach().as_strided((span,), (1,)).index_select(0, places)
+
+
+@functools.lru_cache(4096)
+def _places(shape: torch.Size, stride: tuple[int, ...], device: torch.device) -> tuple[Tensor, int]:
+    """Where the sampled values lie, and how far apart the first and the last value are, that one included."""
+    with torch.inference_mode(False):
+        number = torch.arange(_SAMPLES)
+        places = torch.zeros_like(number)
+        for size, step in zip(shape, stride, strict=True):
+            places += number * _prime_to(size) % size * step
+        return places.to(device), 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+
+
+def _prime_to(size: int) -> int:
+    """A step that spreads the samples over ``size`` places, and meets all where they are few."""
+    step = max(1, size // _SAMPLES)
+    while math.gcd(step, size) > 1:
+        step += 1
+    return step
 
 
 class Packed:
@@ -80,6 +110,10 @@ class Packed:
             layout = make()
         self._layouts[key] = layout  # the last of them in order: the one used last
         return layout
+
+    def holds(self, key: Hashable) -> bool:
+        """Whether there is such a layout, be it of a weight that has changed."""
+        return key in self._layouts
 
     def nbytes(self) -> int:
         """Bytes that the layouts take."""

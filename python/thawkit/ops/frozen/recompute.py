@@ -49,7 +49,7 @@ def with_recipe(y: Tensor, function: Callable[..., Tensor], *inputs: Tensor | No
 def _values(y: Tensor) -> Tensor | None:
     """Some of the values, for writes that go through ``.data``; None where there are none to be had."""
     plain = type(y) is Tensor and y.device.type == "cpu" and y.is_contiguous()
-    return sample(y).clone() if plain and not torch.compiler.is_compiling() else None
+    return sample(y) if plain and not torch.compiler.is_compiling() else None
 
 
 def recipe_of(y: Tensor) -> Recipe | None:

@@ -34,9 +34,19 @@ class Operand:
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` in float32, never rounded to half precision on the way."""
+    """``a @ b`` in float32, never rounded to half precision or TF32 on the way.
+
+    Distances are differences of products, in which ten bits of a mantissa would be all that is left.
+    """
     if a.dtype == torch.float32:
-        return a @ b
+        matmul = torch.backends.cuda.matmul
+        if matmul.fp32_precision != "tf32":
+            return a @ b
+        matmul.fp32_precision = "ieee"
+        try:
+            return a @ b
+        finally:
+            matmul.fp32_precision = "tf32"
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
