@@ -15,7 +15,7 @@ from torch import Tensor
 from thawkit.kernels.mmd_pairs import DIGIT, Layer, Pairs
 from thawkit.ops._library import empty
 from thawkit.ops.pairwise.common import full_precision
-from thawkit.ops.pairwise.gpu_panels import PANEL_BYTES, product
+from thawkit.ops.pairwise.gpu_panels import PANEL_BYTES, add_product, product
 from thawkit.ops.pairwise.reference.distances import centre
 
 
@@ -82,9 +82,9 @@ class _Rows:
         """Add slopes times rows to the gradient of some rows and, where mirrored, to that of the others."""
         if self.gradient is None:
             return
-        self.gradient[rows] += product(slopes, self.with_ones[columns])
+        add_product(self.gradient[rows], slopes, self.with_ones[columns])
         if mirrored:
-            self.gradient[columns] += product(slopes.t(), self.with_ones[rows])
+            add_product(self.gradient[columns], slopes.t(), self.with_ones[rows])
 
 
 def _unit(z: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from thawkit.kernels.panel import Panel
 from thawkit.ops.pairwise.rows import through_norm, unit_rows
 
 PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
+_UNCACHED = 8  # times as much a panel may take at most
 
 
 class Operand:
@@ -39,17 +41,36 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     Distances are differences of products, in which ten bits of a mantissa would be all that is left.
     """
     if a.dtype == torch.float32:
-        matmul = torch.backends.cuda.matmul
-        if matmul.fp32_precision != "tf32":
+        with _without_tf32():
             return a @ b
-        matmul.fp32_precision = "ieee"
-        try:
-            return a @ b
-        finally:
-            matmul.fp32_precision = "tf32"
     if a.device.type == "cuda":
         return torch.mm(a, b, out_dtype=torch.float32)
     return a.float() @ b.float()
+
+
+def add_product(to: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add :func:`product` to ``to``, float32, which is read and written once and no more."""
+    if a.dtype == torch.float32:
+        with _without_tf32():
+            to.addmm_(a, b)
+    elif a.device.type == "cuda":
+        torch.addmm(to, a, b, out_dtype=torch.float32, out=to)
+    else:
+        to.addmm_(a.float(), b.float())
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    if before != "tf32":
+        yield
+        return
+    matmul.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
 
 
 class Slopes:
@@ -69,9 +90,18 @@ class Slopes:
             self.rows, self.shared = (row_weight.float() / largest).contiguous(), largest / self.factor
 
 
-def panel_height(rows: int, columns: int) -> int:
-    """Return how many rows of products are made at a time."""
-    return max(1, min(rows, PANEL_BYTES // (4 * max(columns, 1))))
+def panel_height(rows: int, columns: int, added: int = 0) -> int:
+    """Return how many rows of products are made at a time.
+
+    Args:
+        rows: of all panels.
+        columns: of each.
+        added: numbers a column that every panel adds to, as those of a gradient by the columns. With panels
+            lower than that they would move more bytes than the products themselves, so that those leave the
+            cache instead, to eight times its share.
+    """
+    cached = PANEL_BYTES // (4 * max(columns, 1))
+    return max(1, min(rows, max(cached, min(added, _UNCACHED * cached))))
 
 
 def panels(
@@ -88,7 +118,8 @@ def panels(
         known: the products, where one panel holds them all and they have been made.
     """
     rows = x.rows.shape[0]
-    height = panel_height(rows, y.rows.shape[0])
+    adds = backward and y.gradient is not None
+    height = panel_height(rows, y.rows.shape[0], y.rows.shape[1] if adds else 0)
     for first in range(0, rows, height):
         here = slice(first, first + height)
         scores = product(x.rows[here], y.rows.t()) if known is None else known
@@ -102,9 +133,9 @@ def panels(
         if written is None:
             continue
         if x.gradient is not None:
-            x.gradient[here] += product(written, y.rows)
+            add_product(x.gradient[here], written, y.rows)
         if y.gradient is not None:
-            y.gradient += product(written.t(), x.rows[here])
+            add_product(y.gradient, written.t(), x.rows[here])
 
 
 def total(loss: Tensor, row_weight: Tensor | None, weight: float) -> Tensor:
