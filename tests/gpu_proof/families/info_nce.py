@@ -82,6 +82,13 @@ def _far_apart(kernels: ModuleType) -> list[Comparison]:
     return _compared(kernels, q, k, 3.0)
 
 
+def _keys_apart(kernels: ModuleType) -> list[Comparison]:
+    """Keys that are columns of a wider matrix, so that their rows lie further apart than the queries' do."""
+    q, k = _rows(40, 24, torch.float32, 0), poisoned(70, 31)[:, :24]
+    k.copy_(_rows(70, 24, torch.float32, 1))
+    return _compared(kernels, q, k, 3.0)
+
+
 def _without_scale_gradient(kernels: ModuleType) -> list[Comparison]:
     """Outputs that nobody asked for have no memory: writing to it is out of bounds."""
     q, k = _rows(5, 3, torch.float32, 0), _rows(7, 3, torch.float32, 1)
@@ -90,6 +97,18 @@ def _without_scale_gradient(kernels: ModuleType) -> list[Comparison]:
     kernels.info_nce_forward(q, k, scale, *statistics)
     kernels.info_nce_backward_queries(q, k, scale, *statistics[1:], weight, dq, torch.empty(0))
     return [Comparison("dq", dq, _truth(q, k, scale, weight)[4], 5e-6)]
+
+
+def _frozen_queries(kernels: ModuleType) -> list[Comparison]:
+    """The scale is learned and so are the keys: nobody asks for dq, which has no memory either."""
+    q, k = _rows(5, 3, torch.float32, 0), _rows(7, 3, torch.float32, 1)
+    scale, weight = torch.tensor(2.0), torch.ones(5)
+    statistics, dscale, dk = [poisoned(5) for _ in range(4)], poisoned(5), poisoned(7, 3)
+    kernels.info_nce_forward(q, k, scale, *statistics)
+    kernels.info_nce_backward_queries(q, k, scale, *statistics[1:], weight, torch.empty(0), dscale)
+    kernels.info_nce_backward_keys(q, k, scale, *statistics[1:], weight, dk)
+    *_, true_dk, true_dscale = _truth(q, k, scale, weight)
+    return [Comparison("dk", dk, true_dk, 5e-6), Comparison("dscale", dscale.sum(), true_dscale, 5e-6)]
 
 
 _SIZES = ((1, 1, 1), (5, 7, 3), (64, 64, 16), (70, 131, 33))
@@ -144,7 +163,9 @@ _MUTANTS = {
         'dq += tl.dot(slopes.to(k.dtype), k, input_precision="ieee")',
         "dq = (dq + tl.dot(slopes.to(k.dtype), k)).to(k.dtype).to(tl.float32)",
     ),
-    "dq though nobody asked": Mutant("NEED_DSCALE=dscale.numel() > 0", "NEED_DSCALE=True"),
+    "only dq: dscale though nobody asked": Mutant("NEED_DSCALE=dscale.numel() > 0", "NEED_DSCALE=True"),
+    "only dscale and dk: dq though nobody asked": Mutant("NEED_DQ=dq.numel() > 0", "NEED_DQ=True"),
+    "keys apart: by the queries' stride": Mutant("q.stride(0), k.stride(0)", "q.stride(0), q.stride(0)"),
 }
 
 FAMILY = Family(
@@ -167,6 +188,8 @@ FAMILY = Family(
         "scale 1e-4": partial(_random, rows=40, keys=70, features=24, dtype=torch.float32, scale=1e-4),
         "many keys in bfloat16": partial(_random, rows=64, keys=1024, features=16, dtype=torch.bfloat16),
         "only dq": _without_scale_gradient,
+        "only dscale and dk": _frozen_queries,
+        "keys apart in memory": _keys_apart,
     },
     configurations={
         **{
