@@ -82,6 +82,25 @@ def _far_apart(kernels: ModuleType) -> list[Comparison]:
     return _compared(kernels, q, k, 3.0)
 
 
+def _far_gradients(kernels: ModuleType, of: str) -> list[Comparison]:
+    """Gradients that end past 2^31, of rows that are one and the same in memory; statistics are made up."""
+    rows, features = (1 << 21) + 33, 1024
+    one, few = _rows(1, features, torch.bfloat16, 0), _rows(5, features, torch.bfloat16, 1)
+    many, gradient = one.expand(rows, -1), torch.empty(rows, features, dtype=torch.bfloat16)
+    gradient[-1] = torch.nan
+    scale = torch.tensor(2.0)
+    products = few.double() @ one[0].double()
+    truth = (2.0 * products).exp() @ few.double()  # no row among the last has a positive
+    if of == "queries":
+        zeros, ones = torch.zeros(rows), torch.ones(rows)
+        dscale = torch.empty(0)
+        kernels.info_nce_backward_queries(many, few, scale, zeros, ones, zeros, ones, gradient, dscale)
+    else:
+        zeros, ones = torch.zeros(5), torch.ones(5)
+        kernels.info_nce_backward_keys(few, many, scale, zeros, ones, zeros, ones, gradient)
+    return [Comparison(f"the last {of}' gradient", gradient[-1], truth, _GRADIENT[torch.bfloat16])]
+
+
 def _keys_apart(kernels: ModuleType) -> list[Comparison]:
     """Keys that are columns of a wider matrix, so that their rows lie further apart than the queries' do."""
     q, k = _rows(40, 24, torch.float32, 0), poisoned(70, 31)[:, :24]
@@ -129,6 +148,9 @@ _MUTANTS = {
     "rows past the last are stored": Mutant("(rows[:, None] < count) & ", "", occurrence=1),
     "features past the last are loaded": Mutant(" & (columns[None, :] < features)", ""),
     "rows: int32 offsets": Mutant(".to(tl.int64) * stride", " * stride"),
+    "gradients of queries past: int32 offsets": Mutant(
+        "rows[:, None].to(tl.int64) * features", "rows[:, None] * features"
+    ),
     "the sum is not rescaled": Mutant("total * tl.exp(maximum - finite) +", "total +"),
     "keys past the last count": Mutant("(column[None, :] < keys) & ~own", "~own"),
     "the positive counts twice": Mutant(" & ~own", ""),
@@ -202,5 +224,8 @@ FAMILY = Family(
     },
     mutants=_MUTANTS,
     multiplies=True,
-    huge={"rows 2^26 elements apart": _far_apart},
+    huge={
+        "rows 2^26 elements apart": _far_apart,
+        **{f"gradients of {of} past 2^31": partial(_far_gradients, of=of) for of in ("queries", "keys")},
+    },
 )
