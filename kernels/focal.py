@@ -233,7 +233,7 @@ def _softmax(
         known = (target >= 0) & (target < classes)
         target = tl.where(known, target, -1).to(tl.int32)  # half the registers
     margin = tl.zeros([BLOCK_P], tl.float32)
-    if MARGIN:
+    if MARGIN and not PROBABLE:  # probabilities name no class
         margin = tl.load(Margin + target, mask=counts & known, other=0.0)
 
     maximum = tl.full([BLOCK_P], -float("inf"), tl.float32)

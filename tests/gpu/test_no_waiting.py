@@ -50,6 +50,7 @@ _ADD_ONE_TO_EACH = {"nt_xent_labels"}
 # the rows' sizes, and for where the classes of a panel's anchors begin and end, in each direction.
 _WAITS = {"permutation_sums": (2, 1), "nt_xent_labels": (4, 0)}
 _READS = {getattr(torch.ops.aten, name).default for name in ("_local_scalar_dense", "item", "is_nonzero")}
+_PRODUCTS = {getattr(torch.ops.aten, name) for name in ("mm", "addmm", "bmm", "baddbmm")}
 _COPIES = torch.ops.aten._to_copy.default, torch.ops.aten.copy_.default
 
 pytestmark = interpreter.required()
@@ -76,6 +77,7 @@ class Prepared(TorchDispatchMode):
         self.copies: list[str] = []
         self.waits = 0
         self.called: set[str] = set()
+        self.products: set[torch.dtype] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -91,6 +93,8 @@ class Prepared(TorchDispatchMode):
             return 1  # as good as any
         out = func(*args, **kwargs)
         self.called.add(func.overloadpacket.__name__.strip("_"))
+        if func.overloadpacket in _PRODUCTS:
+            self.products.add(out.dtype)
         places = {x.device.type for x in (*args, out) if isinstance(x, FakeTensor)}
         if func in _COPIES and len(places) > 1:
             self.copies.append(f"{func} of {tuple(out.shape)}")
@@ -175,13 +179,17 @@ def _edges(node: Any, arrived: list[Tensor]) -> Iterator[tuple[Tensor, tuple[Any
     return ((grad, edge) for grad, edge in every if edge[0] is not None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("backend", ["triton", "cuda", "reference"])
 @pytest.mark.parametrize("name", CALLS)
-def test_nothing_is_read_from_the_device(name, backend, launches):
+def test_nothing_is_read_from_the_device(name, backend, dtype, launches):
     call = CALLS[name]
     try:
         with FakeTensorMode(), Prepared() as mode, ops.use_backend(backend):
-            given = [torch.empty(s, device=DEVICE, requires_grad=call.differentiable) for s in call.shapes]
+            given = [
+                torch.empty(s, dtype=dtype, device=DEVICE, requires_grad=call.differentiable)
+                for s in call.shapes
+            ]
             out = call.function(*given)
             results = [out, *(_gradients(out) if call.differentiable else ())]
     except ThawkitError as error:
@@ -193,6 +201,7 @@ def test_nothing_is_read_from_the_device(name, backend, launches):
     assert mode.waits == _WAITS.get(name, (0, 0))[backend == "reference"]
     if backend == "reference":  # what torch's operators launch, and in what order, is torch's business
         return
+    assert mode.products <= {torch.float32}  # else they would be rounded on the way to the kernels
     assert not mode.called & _REFUSED
     assert bool(mode.called & _BY_ATOMICS) == (name in _ADD_IN_ANY_ORDER | _ADD_ONE_TO_EACH)
     assert launches.seen

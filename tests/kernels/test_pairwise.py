@@ -124,4 +124,12 @@ def test_slopes_that_float16_holds_but_coarsely(loss):
     _against_float64(lambda x, y: loss(x, y, gap), rows, rows.clone())
 
 
+def test_a_bias_gradient_that_float16_does_not_hold():
+    """Slopes of float16 are stored 4096 times as large, and those of the one class that is have one sign."""
+    x, w = _random(40, 8, dtype=torch.float16), _random(9, 8, dtype=torch.float16, seed=1)
+    bias, target = torch.zeros(9, device=DEVICE), torch.zeros(40, dtype=torch.int64, device=DEVICE)
+    loss = lambda x, w, b: F.linear_cross_entropy(0.1 * x, w, target, linear_bias=b)
+    _against_float64(loss, x, w, bias)
+
+
 _GAP = 15.5  # between a pair's logit and the others

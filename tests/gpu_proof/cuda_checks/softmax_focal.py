@@ -135,6 +135,15 @@ def targets_that_are_no_classes(run: Run, classes: int, target: int, margins: bo
     assert grad[[0, 2]].isfinite().all()
 
 
+@check("softmax_focal", classes=[5, 40])
+def margins_that_no_class_has(run: Run, classes: int) -> None:
+    """Probabilities name no class."""
+    x, t = torch.randn(3, classes), torch.randn(3, classes).softmax(1)
+    with run():
+        rows = cuda.softmax_rows(x, t, options(2.0, margin=torch.ones(classes)))
+    close(rows, truth(x, t, options(2.0))[0], 2 * ERROR, 2e-6)
+
+
 @check("softmax_focal", shape=[(1, 2, 2**30 + 777), (2**27 + 77, 17)])
 def past_two_to_the_31(run: Run, shape: tuple[int, ...]) -> None:
     positions = shape[0] * shape[2] if len(shape) == 3 else shape[0]

@@ -24,7 +24,7 @@ _LAYOUTS: tuple[Layout, ...] = (
     (1, 1, 1),
     (3, 5, 7),
     (9, 3, 300),
-    (1, 2, 2500),
+    (9, 2, 2500),
     (40, 33, 1),
     (9, 70, 1),
     (600, 3, 1),
@@ -240,6 +240,9 @@ _MUTANTS = {
     ),
     "backward: the second sum over the first": Mutant("(parts + slot) * channels", "slot * channels"),
     "backward: parts in one place": Mutant("part * blocks + program % blocks", "part * blocks"),
+    "backward 9x2x2500: parts of one row in those of the next": Mutant(
+        "part * blocks + program % blocks", "part + program % blocks"
+    ),
     "backward: the channel of another block": Mutant(
         "channel = part % channels", "channel = part // channels"
     ),

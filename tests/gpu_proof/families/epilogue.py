@@ -130,6 +130,22 @@ def _no_slopes_for_a_scale(kernels: ModuleType) -> list[Comparison]:
     ]
 
 
+def _weighs_nothing(kernels: ModuleType, value: float, at: int) -> list[Comparison]:
+    """A row of weight 0 has no gradient, even where exponentials of it are no numbers; others keep theirs."""
+    scores, weight = _scores(3, 9), torch.tensor([1.0, 0.0, 0.5])
+    wide = scores.double()
+    scores[1, at] = value
+    losses = (3.0 * wide).logsumexp(1) - 3.0 * wide.diagonal()
+    slopes = 2.0 * weight[:, None] * ((3.0 * wide).softmax(1) - torch.eye(3, 9))
+    loss, dscale, panel = poisoned(3), poisoned(3), _panel(kernels, scores, 3.0, torch.float32, weight, 0)
+    kernels.softmax(panel, loss, dscale=dscale)
+    return [
+        Comparison("other losses", loss[::2], losses[::2], 1e-6),
+        Comparison("slopes", panel.slopes, slopes, _SLOPES[torch.float32]),
+        Comparison("dscale", dscale, (slopes * wide).sum(1), 1e-5),
+    ]
+
+
 def _clip(
     kernels: ModuleType, size: int, scale: float = 3.0, dtype: torch.dtype = torch.float32, heights: int = 1,
     weighted: bool = False, lowered: float = 0.0,
@@ -298,6 +314,15 @@ _MUTANTS = {
         "z += tl.load(Bias + column, mask=column < columns, other=0.0)", "z += 0.0", occurrence=1
     ),
     "softmax, weighted: not": Mutant("weight *= tl.load(RowWeight + here)", "weight *= 1.0"),
+    "softmax, weight 0: its positive has a slope": Mutant(
+        "tl.where(weight != 0.0, -others * share, 0.0)", "-others * share"
+    ),
+    "softmax, weight 0: its other columns have": Mutant(
+        "slopes = tl.where(weight != 0.0, slopes, 0.0)", "slopes = slopes"
+    ),
+    "softmax, weight 0: 0 times infinity": Mutant(
+        "tl.where(slopes == 0.0, 0.0, slopes * (raw - own_score))", "slopes * (raw - own_score)"
+    ),
     "softmax: no factor": Mutant("tl.full([], 1.0, tl.float32) * factor", "tl.full([], 1.0, tl.float32)"),
     "softmax: dscale from the logits": Mutant("slopes * (raw - own_score)", "slopes * (z - own_score)"),
     "softmax: writes though nobody asked": Mutant("SLOPES=panel.slopes is not None", "SLOPES=True"),
@@ -364,6 +389,11 @@ FAMILY = Family(
         "softmax, sure": _sure,
         "softmax, unknown target": _unknown_target,
         "softmax, scale alone": _no_slopes_for_a_scale,
+        **{
+            f"softmax, weight 0: {value} {place}": partial(_weighs_nothing, value=value, at=at)
+            for value in (math.inf, 3e38, math.nan)
+            for place, at in (("as a positive", 1), ("elsewhere", 4))
+        },
         **{f"softmax, {name}": partial(_softmax, rows=9, columns=30, keep=keep) for name, keep in _COLUMNS.items()},
         **{
             f"softmax, second panel, {name}": partial(_softmax, rows=4, columns=30, first=6, keep=keep)

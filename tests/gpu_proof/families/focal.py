@@ -163,10 +163,24 @@ def _sure(kernels: ModuleType, gamma: float, classes: int) -> list[Comparison]:
 
 
 def _unknown_class(kernels: ModuleType) -> list[Comparison]:
-    x, t, loss = _random(3, 5), torch.tensor([1, 5, -1]), poisoned(3)
-    kernels.softmax_focal(x, t, kernels.Outputs(loss=loss), gamma=0.0)
-    truth = torch.tensor([-x.double().log_softmax(1)[0, 1], torch.nan, torch.nan])
-    return [Comparison("losses", loss, truth, 2e-6)]
+    """Such a target has no margin to read either, and its gradients are no numbers."""
+    x, t, upstream = _random(3, 5), torch.tensor([1, 5, -1]), torch.tensor([0.5, 1.0, 2.0])
+    loss, grad, margin = poisoned(3), torch.zeros(3, 5), torch.linspace(0.1, 0.5, 5)
+    out = kernels.Outputs(loss=loss, grad=grad, upstream=upstream)
+    kernels.softmax_focal(x, t, out, gamma=0.0, margin=margin)
+    known = x[:1].double().requires_grad_()
+    first = reference.softmax_focal(known, t[:1], None, 0.0, margin=margin)
+    gradient = torch.full((3, 5), torch.nan).double()
+    gradient[:1] = torch.autograd.grad(0.5 * first.sum(), known)[0]
+    losses = torch.tensor([first.item(), torch.nan, torch.nan])
+    return [Comparison("losses", loss, losses, 2e-6), Comparison("gradient", grad, gradient, 2e-6)]
+
+
+def _margins_of_no_class(kernels: ModuleType) -> list[Comparison]:
+    """Probabilities name no class, so that there is no margin to read."""
+    x, t, loss = _random(3, 5), _random(3, 5, seed=1).softmax(1), poisoned(3)
+    kernels.softmax_focal(x, t, kernels.Outputs(loss=loss), gamma=2.0, margin=torch.ones(5))
+    return [Comparison("losses", loss, reference.softmax_focal(x.double(), t.double(), None, 2.0), 2e-6)]
 
 
 def _far_softmax(kernels: ModuleType) -> list[Comparison]:
@@ -298,6 +312,15 @@ _MUTANTS = {
     ),
     "softmax: ignored positions count": Mutant("counts = counts & (target != ignored)", "counts = counts"),
     "softmax, unknown: gives a number": Mutant('tl.where(known, loss, float("nan"))', "loss"),
+    "softmax, unknown: its gradient is a number": Mutant(
+        'tl.where(known, upstream, float("nan"))', "upstream"
+    ),
+    "softmax, unknown: reads before the margins": Mutant(
+        "mask=counts & known, other=0.0)", "mask=counts, other=0.0)"
+    ),
+    "softmax, probabilities and margins: reads before them": Mutant(
+        "if MARGIN and not PROBABLE:", "if MARGIN:"
+    ),
     "softmax, margin: of every class": Mutant(
         "tl.where(column[None, :] == target[:, None], margin[:, None], 0.0)", "margin[:, None]"
     ),
@@ -353,6 +376,7 @@ FAMILY = Family(
             for gamma, classes in ((2.0, 5), (0.5, 5), (2.0, 2100))
         },
         "softmax, unknown class": _unknown_class,
+        "softmax, probabilities and margins": _margins_of_no_class,
     },
     configurations={
         **{

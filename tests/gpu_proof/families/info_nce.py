@@ -82,6 +82,32 @@ def _far_apart(kernels: ModuleType) -> list[Comparison]:
     return _compared(kernels, q, k, 3.0)
 
 
+def _far_gradients(kernels: ModuleType, of: str) -> list[Comparison]:
+    """Gradients that end past 2^31, of rows that are one and the same in memory; statistics are made up."""
+    rows, features = (1 << 21) + 33, 1024
+    one, few = _rows(1, features, torch.bfloat16, 0), _rows(5, features, torch.bfloat16, 1)
+    many, gradient = one.expand(rows, -1), torch.empty(rows, features, dtype=torch.bfloat16)
+    gradient[-1] = torch.nan
+    scale = torch.tensor(2.0)
+    products = few.double() @ one[0].double()
+    truth = (2.0 * products).exp() @ few.double()  # no row among the last has a positive
+    if of == "queries":
+        zeros, ones = torch.zeros(rows), torch.ones(rows)
+        dscale = torch.empty(0)
+        kernels.info_nce_backward_queries(many, few, scale, zeros, ones, zeros, ones, gradient, dscale)
+    else:
+        zeros, ones = torch.zeros(5), torch.ones(5)
+        kernels.info_nce_backward_keys(few, many, scale, zeros, ones, zeros, ones, gradient)
+    return [Comparison(f"the last {of}' gradient", gradient[-1], truth, _GRADIENT[torch.bfloat16])]
+
+
+def _keys_apart(kernels: ModuleType) -> list[Comparison]:
+    """Keys that are columns of a wider matrix, so that their rows lie further apart than the queries' do."""
+    q, k = _rows(40, 24, torch.float32, 0), poisoned(70, 31)[:, :24]
+    k.copy_(_rows(70, 24, torch.float32, 1))
+    return _compared(kernels, q, k, 3.0)
+
+
 def _without_scale_gradient(kernels: ModuleType) -> list[Comparison]:
     """Outputs that nobody asked for have no memory: writing to it is out of bounds."""
     q, k = _rows(5, 3, torch.float32, 0), _rows(7, 3, torch.float32, 1)
@@ -90,6 +116,18 @@ def _without_scale_gradient(kernels: ModuleType) -> list[Comparison]:
     kernels.info_nce_forward(q, k, scale, *statistics)
     kernels.info_nce_backward_queries(q, k, scale, *statistics[1:], weight, dq, torch.empty(0))
     return [Comparison("dq", dq, _truth(q, k, scale, weight)[4], 5e-6)]
+
+
+def _frozen_queries(kernels: ModuleType) -> list[Comparison]:
+    """The scale is learned and so are the keys: nobody asks for dq, which has no memory either."""
+    q, k = _rows(5, 3, torch.float32, 0), _rows(7, 3, torch.float32, 1)
+    scale, weight = torch.tensor(2.0), torch.ones(5)
+    statistics, dscale, dk = [poisoned(5) for _ in range(4)], poisoned(5), poisoned(7, 3)
+    kernels.info_nce_forward(q, k, scale, *statistics)
+    kernels.info_nce_backward_queries(q, k, scale, *statistics[1:], weight, torch.empty(0), dscale)
+    kernels.info_nce_backward_keys(q, k, scale, *statistics[1:], weight, dk)
+    *_, true_dk, true_dscale = _truth(q, k, scale, weight)
+    return [Comparison("dk", dk, true_dk, 5e-6), Comparison("dscale", dscale.sum(), true_dscale, 5e-6)]
 
 
 _SIZES = ((1, 1, 1), (5, 7, 3), (64, 64, 16), (70, 131, 33))
@@ -110,6 +148,9 @@ _MUTANTS = {
     "rows past the last are stored": Mutant("(rows[:, None] < count) & ", "", occurrence=1),
     "features past the last are loaded": Mutant(" & (columns[None, :] < features)", ""),
     "rows: int32 offsets": Mutant(".to(tl.int64) * stride", " * stride"),
+    "gradients of queries past: int32 offsets": Mutant(
+        "rows[:, None].to(tl.int64) * features", "rows[:, None] * features"
+    ),
     "the sum is not rescaled": Mutant("total * tl.exp(maximum - finite) +", "total +"),
     "keys past the last count": Mutant("(column[None, :] < keys) & ~own", "~own"),
     "the positive counts twice": Mutant(" & ~own", ""),
@@ -144,7 +185,9 @@ _MUTANTS = {
         'dq += tl.dot(slopes.to(k.dtype), k, input_precision="ieee")',
         "dq = (dq + tl.dot(slopes.to(k.dtype), k)).to(k.dtype).to(tl.float32)",
     ),
-    "dq though nobody asked": Mutant("NEED_DSCALE=dscale.numel() > 0", "NEED_DSCALE=True"),
+    "only dq: dscale though nobody asked": Mutant("NEED_DSCALE=dscale.numel() > 0", "NEED_DSCALE=True"),
+    "only dscale and dk: dq though nobody asked": Mutant("NEED_DQ=dq.numel() > 0", "NEED_DQ=True"),
+    "keys apart: by the queries' stride": Mutant("q.stride(0), k.stride(0)", "q.stride(0), q.stride(0)"),
 }
 
 FAMILY = Family(
@@ -167,6 +210,8 @@ FAMILY = Family(
         "scale 1e-4": partial(_random, rows=40, keys=70, features=24, dtype=torch.float32, scale=1e-4),
         "many keys in bfloat16": partial(_random, rows=64, keys=1024, features=16, dtype=torch.bfloat16),
         "only dq": _without_scale_gradient,
+        "only dscale and dk": _frozen_queries,
+        "keys apart in memory": _keys_apart,
     },
     configurations={
         **{
@@ -179,5 +224,8 @@ FAMILY = Family(
     },
     mutants=_MUTANTS,
     multiplies=True,
-    huge={"rows 2^26 elements apart": _far_apart},
+    huge={
+        "rows 2^26 elements apart": _far_apart,
+        **{f"gradients of {of} past 2^31": partial(_far_gradients, of=of) for of in ("queries", "keys")},
+    },
 )
