@@ -69,7 +69,7 @@ def draw_trade_off(path: Path) -> None:
             zorder=2,
         )
         axes.annotate(
-            f"{point['variant']}, {point['ms']:.0f} ms",
+            point["variant"] + (f", {point['ms']:.0f} ms" if "ms" in point else ""),
             (point["saved_mib"], point["backward_gflop"]),
             xytext=(6, 6),
             textcoords="offset points",

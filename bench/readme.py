@@ -12,9 +12,8 @@ README = ROOT / "README.md"
 
 
 def results(name: str) -> list[dict[str, Any]]:
-    return [
-        json.loads(path.read_text()) for path in sorted((ROOT / "bench" / "results").glob(f"{name}-*.json"))
-    ]
+    paths = sorted((ROOT / "bench" / "results").glob(f"{name}-*.json"))
+    return [json.loads(path.read_text()) | {"path": path} for path in paths]
 
 
 def source(document: dict[str, Any]) -> str:
@@ -116,13 +115,15 @@ def frozen() -> str:
                 f"| {row['model']} | {row['policy']} | {saved['stock']:.1f} → {saved['thawkit']:.1f} MiB | "
                 f"{peak['stock']:.0f} → {peak['thawkit']:.0f} MiB | {' | '.join(times)} |"
             )
+        if not any("model" in row for row in rows):
+            lines = [f"On {document['cpu']}:"]
         remarks = []
         if any(row.get("policy", "").startswith("lora") for row in rows if "model" in row):
             remarks.append("In rows with `lora` the stock model has 🤗 peft's adapters.")
         memsave = [
             f"{row['saved_mib']['memsave']:.1f} MiB in {row['model']}, {row['policy']}"
             for row in rows
-            if "memsave" in row.get("saved_mib", {}) and "model" in row
+            if "model" in row and "memsave" in row["saved_mib"]
         ]
         if memsave:
             remarks.append(f"memsave_torch saves {' and '.join(memsave)}.")
@@ -137,16 +138,28 @@ def frozen() -> str:
                     f"{peak['thawkit, copies=False']:.0f} MiB without copies of frozen weights; by two batch "
                     f"sizes, 8 GB would do for batches of {', '.join(map(str, batch.values()))}.",
                 ]
-        points = [
-            f"{row['variant']}: {row['saved_mib']:.1f} MiB, {row['backward_gflop']:.1f} GFLOP, "
-            f"{row['ms']:.0f} ms"
-            for row in rows
-            if "trade_off" in row
-        ]
+        points = [row for row in rows if "trade_off" in row]
         if points:
-            lines += ["", f"What is saved, the FLOPs of the backward pass, the step: {'; '.join(points)}."]
+            lines += ["", *trade_off(points, document["path"])]
         parts.append("\n".join([*lines, "", source(document)]))
     return "\n\n".join(parts)
+
+
+def trade_off(points: list[dict[str, Any]], path: Path) -> list[str]:
+    """What recomputing pays for what it does not save, beside freezing."""
+    model, policy = points[0]["trade_off"], points[0]["policy"]
+    lines = [
+        f"![saved bytes and backward FLOPs]({path.with_suffix('.svg').relative_to(ROOT)})",
+        "",
+        f"| {model}, {policy} | saved a step | backward GFLOP | step |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {row['variant']} | {row['saved_mib']:.1f} MiB | {row['backward_gflop']:.1f} | "
+        f"{milliseconds(row, 'ms')} |"
+        for row in points
+    ]
+    return lines
 
 
 def milliseconds(times: dict[str, float], name: str) -> str:
