@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import itertools
 import pickle
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import thawkit
-from thawkit.errors import ThawkitError
+from thawkit.errors import ThawkitError, ThawkitWarning
 from thawkit.frozen.layers import FrozenBatchNorm
 from thawkit.frozen.measure import saved_by_module
 from thawkit.frozen.packs import forget
@@ -504,3 +505,28 @@ def test_complex_parameters_that_are_meant_to_train_are_named() -> None:
     assert report.notes == ("complex parameters stay frozen: response",)
     assert not model.response.requires_grad
     assert thawkit.freeze(model, "head", example=torch.randn(3, 8)).notes == ()
+
+
+class _Initializing(nn.Module):
+    """Scales by what its first batch says, as ActNorm does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.done = nn.Parameter(torch.ones(3, 1, 1)), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.done:
+            self.scale.data.copy_(1 / (x.std((0, 2, 3)).view(3, 1, 1) + 1e-6))
+            self.done = True
+        return self.scale * x
+
+
+def test_a_model_that_writes_to_its_parameters_is_named(build) -> None:
+    body = nn.Sequential(nn.Conv2d(3, 3, 3), _Initializing(), nn.Flatten(), nn.Linear(3 * 36, 2))
+    with pytest.warns(ThawkitWarning, match=r"wrote to its own parameters when it was measured .*1\.scale"):
+        report = thawkit.freeze(body, "head", example=torch.randn(2, 3, 8, 8))
+    assert "1.scale" in str(report)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ThawkitWarning)
+        thawkit.freeze(body, "bias", example=torch.randn(2, 3, 8, 8))  # it is done by now
+        thawkit.freeze(build("small_cnn"), "channels:0.5", example=torch.randn(2, 3, 8, 8))

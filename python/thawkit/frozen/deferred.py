@@ -316,7 +316,7 @@ class Input:
 
     def __init__(self, x: Tensor, module: Any) -> None:
         self._x, self._version, self._module = x, version_of(x), module
-        self._sample = _bits(x) if x.is_inference() else None  # which counts no versions
+        self._sample = sample(x) if x.is_inference() else None  # which counts no versions
 
     def get(self) -> Tensor:
         """Return the input.
@@ -325,14 +325,9 @@ class Input:
             WrittenInput: it was written to in the meantime.
         """
         written = version_of(self._x) != self._version
-        if written or (self._sample is not None and not torch.equal(self._sample, _bits(self._x))):
+        if written or (self._sample is not None and not torch.equal(self._sample, sample(self._x))):
             raise WrittenInput(self._module, "the input")
         return self._x
-
-
-def _bits(x: Tensor) -> Tensor:
-    """Some of the values of ``x``, as bytes, in which NaN equals itself."""
-    return sample(x).view(torch.uint8)
 
 
 class Parts:

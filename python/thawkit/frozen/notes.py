@@ -12,6 +12,7 @@ from thawkit.errors import ThawkitWarning
 from thawkit.frozen.layers import FrozenBatchNorm
 from thawkit.frozen.reach import unreached
 from thawkit.frozen.table import listed
+from thawkit.ops.frozen.packed import Fingerprint
 
 
 def complex_parameters(model: nn.Module, selected: set[str]) -> list[str]:
@@ -35,6 +36,26 @@ def unreached_parameters(model: nn.Module, outputs: list[Any]) -> list[str]:
             stacklevel=4,
         )
     return [f"no gradient reaches {listed(names, 3)}"]
+
+
+def parameters_as_they_are(model: nn.Module) -> dict[str, Fingerprint]:
+    """What tells later which parameters were written to, by name."""
+    on_cpu = ((name, p) for name, p in model.named_parameters() if p.device.type == "cpu")
+    return {name: Fingerprint(parameter) for name, parameter in on_cpu}
+
+
+def parameters_written_to(model: nn.Module, before: dict[str, Fingerprint], example: str) -> list[str]:
+    """Say which parameters the model itself has written to while it was measured; warn if it has."""
+    now = dict(model.named_parameters())
+    names = [name for name, known in before.items() if name in now and not known.matches(now[name])]
+    if not names:
+        return []
+    note = (
+        f"the model wrote to its own parameters when it was {example}: {listed(names, 3)}; if it initializes "
+        "itself by the first batch, load its weights again, run it on real data, then freeze it"
+    )
+    warnings.warn(f"thawkit.freeze: {note}", ThawkitWarning, stacklevel=4)
+    return [note]
 
 
 def _going_by_the_batch(model: nn.Module) -> list[str]:

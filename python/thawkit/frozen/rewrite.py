@@ -44,7 +44,14 @@ from thawkit.frozen.measure import (
     saved_by_module,
     tensors_of,
 )
-from thawkit.frozen.notes import by_the_batch, complex_parameters, moving, unreached_parameters
+from thawkit.frozen.notes import (
+    by_the_batch,
+    complex_parameters,
+    moving,
+    parameters_as_they_are,
+    parameters_written_to,
+    unreached_parameters,
+)
 from thawkit.frozen.policy import Plan, parameter_names
 from thawkit.frozen.report import FreezeReport, make_report
 from thawkit.frozen.schedule import Schedule, Stages, make_stages
@@ -206,6 +213,7 @@ def _apply(
         lora.attach(model.get_submodule(name), name, settings)
     batch, words = (example, "measured on the example") if example is not None else _guess(model)
     before: Measured | None = None
+    parameters = parameters_as_they_are(model)
     calls = functional.Calls({""})  # without an example, any function that the model calls
     try:
         if batch is not None:
@@ -239,6 +247,7 @@ def _apply(
         *unreached_parameters(model, outputs),
         *by_the_batch(model),
         *moving(model, moved),
+        *parameters_written_to(model, parameters, words),
     ]
     if not exact:
         setattr(model, _EXACT, False)
