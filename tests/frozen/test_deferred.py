@@ -91,6 +91,14 @@ def _pair(touch, train: str = "bn.bias") -> tuple[nn.Module, nn.Module]:
     return frozen, stock
 
 
+def test_a_sum_with_another_dtype_has_the_wider_one() -> None:
+    frozen, stock = _pair(lambda x: x + torch.full((2, 4, 6, 6), 1e-9, dtype=torch.float64))
+    x = torch.linspace(-1, 1, 216).view(2, 3, 6, 6)
+    ours, theirs = frozen.float()(x), stock.float()(x)
+    assert ours.dtype == theirs.dtype == torch.float64
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
 @pytest.mark.parametrize("leaf", [True, False])
 def test_values_and_gradients_whatever_touches_it(touch, leaf: bool) -> None:
