@@ -284,3 +284,33 @@ def test_an_empty_batch_passes_adapters() -> None:
     x = torch.zeros(0, 4, 8, requires_grad=True)
     model(x).sum().backward()
     assert x.grad.shape == x.shape
+
+
+class _Later(nn.Module):
+    """Views what it gets from a certain call on, as a branch does that is taken now and then."""
+
+    def __init__(self, first: int) -> None:
+        super().__init__()
+        self.calls, self.first = 0, first
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls >= self.first:
+            x.view(len(x), -1)[:, ::3] = 0
+        return x
+
+
+@pytest.mark.parametrize("first", range(1, 10))
+def test_a_path_that_is_first_taken_while_freezing(first: int) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(), _Later(first)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2)),
+    ).eval()
+    stock = copy.deepcopy(model)
+    x = torch.randn(2, 3, 8, 8)
+    thawkit.freeze(model, "bias", example=x)
+    model.eval()
+    stock[3].calls = model[3].calls
+    if model[3].calls >= first:  # it has been seen
+        torch.testing.assert_close(model(x), stock(x))

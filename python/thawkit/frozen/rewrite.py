@@ -239,8 +239,15 @@ def _apply(
     after: Counter[str] | None = None
     if batch is not None:
         settle_waiting(model, batch, fixed)
-        rewritten |= save_bits(model, batch, fixed)
-        after = saved_by_module(model, batch, fixed, outputs, moved)
+        try:
+            rewritten |= save_bits(model, batch, fixed)
+            after = saved_by_module(model, batch, fixed, outputs, moved)
+        except RuntimeError:  # on a path that the model has not taken before
+            for layer in waiting_layers(model):
+                layer.folds = False
+            outputs.clear()
+            rewritten |= save_bits(model, batch, fixed)
+            after = saved_by_module(model, batch, fixed, outputs, moved)
     notes = [
         *plan.notes,
         *left,
