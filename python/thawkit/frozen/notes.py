@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawkit.errors import ThawkitWarning
@@ -40,8 +41,12 @@ def unreached_parameters(model: nn.Module, outputs: list[Any]) -> list[str]:
 
 def parameters_as_they_are(model: nn.Module) -> dict[str, Fingerprint]:
     """What tells later which parameters were written to, by name."""
-    on_cpu = ((name, p) for name, p in model.named_parameters() if p.device.type == "cpu")
-    return {name: Fingerprint(parameter) for name, parameter in on_cpu}
+    return {name: Fingerprint(p) for name, p in model.named_parameters() if _has_plain_values(p)}
+
+
+def _has_plain_values(parameter: Tensor) -> bool:
+    plain = type(parameter) is nn.Parameter and parameter.layout == torch.strided
+    return plain and parameter.device.type == "cpu"
 
 
 def parameters_written_to(model: nn.Module, before: dict[str, Fingerprint], example: str) -> list[str]:
