@@ -211,8 +211,10 @@ def test_mmd_compiles_without_graph_breaks():
 
 def test_a_frozen_sample_costs_no_product(monkeypatch):
     """Without gradients one product a tile, with them another, and one more where it is mirrored."""
-    made, product = [], engine.product
-    monkeypatch.setattr(engine, "product", lambda a, b: (made.append(1), product(a, b))[1])
+    made = []
+    for name in ("product", "add_product"):
+        original = getattr(engine, name)
+        monkeypatch.setattr(engine, name, lambda *args, f=original: (made.append(1), f(*args))[1])
     monkeypatch.setattr(engine, "PANEL_BYTES", 4 * 2 * 32 * 32)
     for need, products in ((False, 3), (True, 3 + 3 + 1)):  # 53 rows: two tiles on the diagonal, one beside
         made.clear()

@@ -18,8 +18,6 @@ Resources = dict[str, dict[str, Any]]
 
 def _compile(architecture: int) -> Resources:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    # The machine code is the same without line numbers, and a tenth of the time is theirs.
-    environment |= {"TRITON_DISABLE_LINE_INFO": "1", "TRITON_STORE_BINARY_ONLY": "1"}
     command = [sys.executable, "-m", "tests.gpu_proof.triton_checks.compile_all", str(architecture)]
     done = subprocess.run(
         command, env=environment, cwd=KERNELS.parent, capture_output=True, text=True, check=False
