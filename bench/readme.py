@@ -98,6 +98,7 @@ def frozen() -> str:
     parts = []
     for document in results("frozen"):
         rows = document["rows"]
+        steps = [row for row in rows if "model" in row]
         lines = [
             "| model | trains | saved a step, stock → thawkit | peak, stock → thawkit | step: stock | "
             "channels-last | FrozenBatchNorm2d | checkpoints | memsave_torch | torch.compile | thawkit | "
@@ -105,9 +106,8 @@ def frozen() -> str:
             "forward: stock | channels-last | inductor, frozen | thawkit | thawkit, `exact=False` |",
             "|---" * 17 + "|",
         ]
-        for row in rows:
-            if "model" not in row:
-                continue
+        lines = lines if steps else [f"On {document['cpu']}:"]
+        for row in steps:
             saved, peak = row["saved_mib"], row["peak_mib"]
             times = [milliseconds(row["ms"], name) for name in STEPS]
             times += [milliseconds(row.get("forward_ms", {}), name) for name in FORWARDS]
@@ -115,15 +115,13 @@ def frozen() -> str:
                 f"| {row['model']} | {row['policy']} | {saved['stock']:.1f} → {saved['thawkit']:.1f} MiB | "
                 f"{peak['stock']:.0f} → {peak['thawkit']:.0f} MiB | {' | '.join(times)} |"
             )
-        if not any("model" in row for row in rows):
-            lines = [f"On {document['cpu']}:"]
         remarks = []
-        if any(row.get("policy", "").startswith("lora") for row in rows if "model" in row):
+        if any(row["policy"].startswith("lora") for row in steps):
             remarks.append("In rows with `lora` the stock model has 🤗 peft's adapters.")
         memsave = [
             f"{row['saved_mib']['memsave']:.1f} MiB in {row['model']}, {row['policy']}"
-            for row in rows
-            if "model" in row and "memsave" in row["saved_mib"]
+            for row in steps
+            if "memsave" in row["saved_mib"]
         ]
         if memsave:
             remarks.append(f"memsave_torch saves {' and '.join(memsave)}.")

@@ -20,18 +20,20 @@ MODELS = {
 }
 
 
-def _input(name: str) -> Tensor:
-    return torch.randn(4, 64) if name == "linear" else torch.randn(4, 16, 8, 8)
+def _pair(name: str) -> tuple[nn.Module, nn.Module, Tensor]:
+    """A frozen model, its stock twin, both in evaluation mode, and an input."""
+    torch.manual_seed(0)
+    stock = MODELS[name]().eval()
+    model = copy.deepcopy(stock)
+    x = torch.randn(4, 64) if name == "linear" else torch.randn(4, 16, 8, 8)
+    thawkit.freeze(model, "head", example=x)
+    return model.eval(), stock, x
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_lent_one_after_the_other(name: str) -> None:
     """Each takes the memory of the one before, and differs in one entry, as for finite differences."""
-    torch.manual_seed(0)
-    stock = MODELS[name]().eval()
-    model, x = copy.deepcopy(stock), _input(name)
-    thawkit.freeze(model, "head", example=x)
-    model.eval()
+    model, stock, x = _pair(name)
     weight = stock[0].weight.detach().clone()
     with torch.no_grad():
         for index in range(8):
@@ -44,11 +46,7 @@ def test_weights_lent_one_after_the_other(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_weights_loaded_by_assignment(name: str) -> None:
-    torch.manual_seed(0)
-    stock = MODELS[name]().eval()
-    model, x = copy.deepcopy(stock), _input(name)
-    thawkit.freeze(model, "head", example=x)
-    model.eval()
+    model, stock, x = _pair(name)
     with torch.no_grad():
         for index in range(4):
             state = {key: value.clone() for key, value in stock.state_dict().items()}

@@ -9,6 +9,7 @@ import math
 
 import pytest
 import torch
+from tests.kernels.conftest import counted_products
 from tests.ops.conftest import relative_error, values_and_gradients
 from tests.ops.pairwise.test_margin import (
     DISTANCES,
@@ -227,10 +228,7 @@ def test_nothing_waits_for_the_device(kind, monkeypatch):
 
 def test_the_hardest_triplets_cost_one_product(monkeypatch):
     """Of the others' three; a row's two weights are added, not multiplied by matrices."""
-    made = []
-    for name in ("product", "add_product"):
-        original = getattr(engine, name)
-        monkeypatch.setattr(engine, name, lambda *args, f=original: (made.append(1), f(*args))[1])
+    made = counted_products(monkeypatch, engine)
     z, labels = signs(20).to(DEVICE).requires_grad_(), labels_of(20, 4)
     for kind, products in (("hard", 1), ("contrastive", 2), ("semihard", 3), ("all", 3)):
         made.clear()

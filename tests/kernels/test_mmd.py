@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from tests.kernels.conftest import counted_products
 from tests.ops.conftest import relative_error, values_and_gradients
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -211,10 +212,7 @@ def test_mmd_compiles_without_graph_breaks():
 
 def test_a_frozen_sample_costs_no_product(monkeypatch):
     """Without gradients one product a tile, with them another, and one more where it is mirrored."""
-    made = []
-    for name in ("product", "add_product"):
-        original = getattr(engine, name)
-        monkeypatch.setattr(engine, name, lambda *args, f=original: (made.append(1), f(*args))[1])
+    made = counted_products(monkeypatch, engine)
     monkeypatch.setattr(engine, "PANEL_BYTES", 4 * 2 * 32 * 32)
     for need, products in ((False, 3), (True, 3 + 3 + 1)):  # 53 rows: two tiles on the diagonal, one beside
         made.clear()

@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from tests.kernels.conftest import counted_products
 from tests.ops.conftest import relative_error, values_and_gradients
 from tests.ops.pairwise.panel_losses import losses
 
@@ -93,10 +94,7 @@ def test_unwanted_gradients_launch_nothing(monkeypatch):
 )
 def test_a_frozen_tower_costs_no_product(loss, monkeypatch):
     """Of the three products of a panel, one is made without gradients, two for one side, three for both."""
-    made = []
-    for name in ("product", "add_product"):
-        original = getattr(engine, name)
-        monkeypatch.setattr(engine, name, lambda *args, f=original: (made.append(1), f(*args))[1])
+    made = counted_products(monkeypatch, engine)
     for needs, products in (((), 1), ((0,), 2), ((1,), 2), ((0, 1), 3)):
         made.clear()
         towers = [_random(8, 4, seed=s).requires_grad_(s in needs) for s in (0, 1)]

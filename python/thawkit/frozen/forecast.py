@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_map_only
 from thawkit.errors import ThawkitError
 from thawkit.frozen.layers import FrozenBatchNorm
 from thawkit.frozen.measure import Example, held_bytes, saved_by_module, tensors_of
-from thawkit.frozen.packs import forget, packed_bytes
+from thawkit.frozen.packs import forget_all, packed_bytes
 
 _SIZES = (2, 3)  # not 1: in training mode a batch normalization takes no batch of one value a channel
 _LARGER = 24  # for batches of this size and more torch takes other algorithms, with memory of their own
@@ -94,8 +94,7 @@ class Forecaster:
             for size in _SIZES:
                 moments.append(self._held(model, evaluating, size))
                 packed = packed_bytes(model)
-                for module in model.modules():
-                    forget(module)  # the layouts for small batches
+                forget_all(model)  # the layouts for small batches
             self._step = packed, _highest(moments)
         return self._step
 
@@ -104,8 +103,7 @@ class Forecaster:
         if self._excess is None:
             model, evaluating = self._source()
             self._excess = max(0, max(self._held(model, evaluating, _LARGER)) - self._expected(_LARGER))
-            for module in model.modules():
-                forget(module)
+            forget_all(model)
         return self._excess
 
     def _expected(self, size: int) -> int:
@@ -142,8 +140,7 @@ class Forecaster:
             if len(points) < 3 and size not in points:
                 example = resized(self._example, _SIZES[1], size)
                 points[size] = saved_by_module(model, example, evaluating)
-        for module in model.modules():
-            forget(module)  # the layouts for small batches
+        forget_all(model)  # the layouts for small batches
         first, second, check = sorted(points)
         names = [name for name, _ in model.named_modules() if any(saved[name] for saved in points.values())]
         lines = {}

@@ -31,6 +31,7 @@ from thawkit.ops.dispatch import forced_backend, unavailable
 from thawkit.ops.frozen import packed_relu
 from thawkit.ops.frozen.convolution import CONVOLUTION, bias_gradient, input_gradient
 from thawkit.ops.frozen.normalization import fixed_batch_norm
+from thawkit.ops.frozen.packed import has_plain_values
 
 is_scripting = torch.jit.is_scripting  # type: ignore[attr-defined]  # torch.jit names no exports
 
@@ -60,12 +61,8 @@ def comes_and_goes(module: nn.Module) -> bool:
 
 
 def fingerprinted(module: nn.Module, *parts: Tensor) -> bool:
-    """Whether a :class:`Fingerprint` of a module's parameters tells what was made of them before.
-
-    On a GPU whoever compares would wait for it.
-    """
-    plainly = all(type(part) is nn.Parameter and part.device.type == "cpu" for part in parts)
-    return plainly and not comes_and_goes(module)
+    """Whether a :class:`Fingerprint` of a module's parameters tells what was made of them before."""
+    return all(map(has_plain_values, parts)) and not comes_and_goes(module)
 
 
 class Rewritten(nn.Module):

@@ -5,15 +5,14 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from thawkit.errors import ThawkitWarning
 from thawkit.frozen.layers import FrozenBatchNorm
 from thawkit.frozen.reach import unreached
 from thawkit.frozen.table import listed
-from thawkit.ops.frozen.packed import Fingerprint
+from thawkit.ops.frozen.packed import Fingerprint, has_plain_values
 
 
 def complex_parameters(model: nn.Module, selected: set[str]) -> list[str]:
@@ -41,12 +40,7 @@ def unreached_parameters(model: nn.Module, outputs: list[Any]) -> list[str]:
 
 def parameters_as_they_are(model: nn.Module) -> dict[str, Fingerprint]:
     """What tells later which parameters were written to, by name."""
-    return {name: Fingerprint(p) for name, p in model.named_parameters() if _has_plain_values(p)}
-
-
-def _has_plain_values(parameter: Tensor) -> bool:
-    plain = type(parameter) is nn.Parameter and parameter.layout == torch.strided
-    return plain and parameter.device.type == "cpu"
+    return {name: Fingerprint(p) for name, p in model.named_parameters() if has_plain_values(p)}
 
 
 def parameters_written_to(model: nn.Module, before: dict[str, Fingerprint], example: str) -> list[str]:

@@ -24,6 +24,12 @@ def forget(module: nn.Module) -> None:
     packed.forget(module)
 
 
+def forget_all(model: nn.Module) -> None:
+    """Drop the copies of all weights of a model."""
+    for module in model.modules():
+        forget(module)
+
+
 def unavailable(model: nn.Module) -> bool:
     """Whether the model has frozen weights that would be laid out for speed where oneDNN's operators run."""
     return not onednn.available() and _has_frozen_weights(model, FrozenConv2d, *_PRODUCTS)

@@ -239,15 +239,17 @@ def _apply(
     after: Counter[str] | None = None
     if batch is not None:
         settle_waiting(model, batch, fixed)
-        try:
-            rewritten |= save_bits(model, batch, fixed)
-            after = saved_by_module(model, batch, fixed, outputs, moved)
-        except RuntimeError:  # on a path that the model has not taken before
-            for layer in waiting_layers(model):
-                layer.folds = False
-            outputs.clear()
-            rewritten |= save_bits(model, batch, fixed)
-            after = saved_by_module(model, batch, fixed, outputs, moved)
+        for waits in (True, False):
+            try:
+                rewritten |= save_bits(model, batch, fixed)
+                after = saved_by_module(model, batch, fixed, outputs, moved)
+                break
+            except RuntimeError:  # on a path that the model has not taken before
+                if not waits:
+                    raise
+                for layer in waiting_layers(model):
+                    layer.folds = False
+                outputs.clear()
     notes = [
         *plan.notes,
         *left,
@@ -275,8 +277,7 @@ def _apply(
         if batch is not None:
             with lossy_layers.exactly():
                 others["exact_bytes"] = saved_by_module(model, batch, fixed).total()
-    for module in model.modules():
-        packs.forget(module)  # their layouts may suit the example only
+    packs.forget_all(model)  # their layouts may suit the example only
     saved = None if before is None else before.saved
     return make_report(model, plan.words, len(fixed), rewritten, words, saved, after, notes, **others)
 

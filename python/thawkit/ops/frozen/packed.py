@@ -41,6 +41,14 @@ class Fingerprint:
         )
 
 
+def has_plain_values(x: Tensor) -> bool:
+    """Whether a :class:`Fingerprint` can be taken of a parameter: dense, on the CPU, of no class of its own.
+
+    On a GPU whoever compares would wait for it.
+    """
+    return type(x) is nn.Parameter and x.layout == torch.strided and x.device.type == "cpu"
+
+
 def _mark(x: Tensor) -> tuple[Any, ...]:
     return x.data_ptr(), version_of(x), x.shape, x.stride(), x.dtype
 
