@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/huge_pages.h"
 #include "cpu/kernels.h"
 #ifdef THAWKIT_HAS_CUDA
 #include "cuda/kernels.h"
@@ -605,6 +606,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
     blas() = {reinterpret_cast<decltype(Blas::sgemm)>(sgemm),
               reinterpret_cast<decltype(Blas::set_threads)>(set_threads)};
   });
+  m.def("prefer_huge_pages",
+        [](Pointer memory, int64_t bytes) { prefer_huge_pages(as<void>(memory), bytes); });
   m.def(
       "fma_peak",
       [](int threads, double seconds, int operand) {

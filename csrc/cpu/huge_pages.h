@@ -8,7 +8,6 @@
 #include <cstdint>
 
 namespace thawkit {
-namespace THAWKIT_ISA {
 
 // Spares most page faults of a fresh allocation and the address translations of strided reads. The system may
 // decline; the hint changes no contents.
@@ -24,5 +23,4 @@ static inline void prefer_huge_pages(void* memory, int64_t bytes) {
 #endif
 }
 
-}  // namespace THAWKIT_ISA
 }  // namespace thawkit

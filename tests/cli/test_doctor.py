@@ -80,6 +80,21 @@ def test_doctor_with_a_triton_that_does_not_load(error, tmp_path):
     assert "needs the package triton, which does not load (libnothing.so: cannot open" in done.stdout
 
 
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[madvise]" not in HUGE_PAGES.read_text(),
+    reason="the system does not give huge pages to who asks for them, and to nobody else",
+)
+@pytest.mark.parametrize(
+    ("asked", "who"),
+    [("0", "thawkit's own results only; THP_MEM_ALLOC_ENABLE=1"), ("1", "all large tensors")],
+)
+def test_doctor_says_what_gets_huge_pages(asked, who):
+    assert f"huge pages    {who}" in doctor(THP_MEM_ALLOC_ENABLE=asked).stdout
+
+
 @pytest.mark.skipif(torch.version.cuda is None, reason="this torch was built without CUDA")
 def test_doctor_without_a_device():
     said = doctor().stdout

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -115,6 +117,8 @@ def _machine(console: Console) -> bool:
         products, healthy = f"[red]{escape(str(error))}[/]", False
     console.print(f"  CPU products  {products}")
     console.print(f"  threads       {torch.get_num_threads()}")
+    if pages := _huge_pages():
+        console.print(f"  huge pages    {pages}")
     if not _C.has_cuda:
         console.print("  CUDA kernels  not compiled in: no CUDA compiler was found when thawkit was built")
     else:
@@ -129,6 +133,22 @@ def _machine(console: Console) -> bool:
     else:
         console.print(f"  CUDA device   none that torch sees: {_why_no_device()}")
     return healthy
+
+
+def _huge_pages() -> str:
+    """Return who gets huge pages where Linux gives them to who asks."""
+    try:
+        offered = _HUGE_PAGES.read_text()
+    except OSError:
+        return ""
+    if "[madvise]" not in offered:
+        return ""
+    if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
+        return "all large tensors"
+    return "thawkit's own results only; THP_MEM_ALLOC_ENABLE=1 has torch ask for them, too"
+
+
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def _why_no_device() -> str:

@@ -10,7 +10,7 @@ from timm.layers.conv2d_same import Conv2dSame
 from timm.layers.fast_norm import rms_norm
 from timm.layers.norm import LayerNorm, RmsNorm
 from timm.layers.norm_act import BatchNormAct2d
-from timm.layers.padding import pad_same
+from timm.layers.padding import get_same_padding, pad_same
 from torch import Tensor, nn
 
 from thawkit.frozen.deferred import plain
@@ -18,6 +18,7 @@ from thawkit.frozen.layers import (
     FrozenBatchNorm,
     FrozenConv2d,
     Rewritten,
+    can_replace,
     frozen_convolution,
     is_scripting,
 )
@@ -29,6 +30,7 @@ from thawkit.frozen.lossy_layers import (
     normalized_by_batch,
 )
 from thawkit.frozen.transformer_layers import composed, layer_norm, recomputable
+from thawkit.ops.frozen.pad import zero_pad
 
 
 class FrozenConv2dSame(FrozenConv2d, Conv2dSame):
@@ -38,16 +40,26 @@ class FrozenConv2dSame(FrozenConv2d, Conv2dSame):
 
     def forward(self: Any, x: Tensor) -> Tensor:
         """Pad ``x``, ``(N, C, H, W)``, and convolve it."""
-        padded = pad_same(x, self.kernel_size, self.stride, self.dilation)
         if is_scripting():
+            padded = pad_same(x, self.kernel_size, self.stride, self.dilation)
             return self._conv_forward(padded, self.weight, self.bias)
         else:
-            return super().forward(padded)
+            return super().forward(_padded(self, plain(x)))
 
     def convolve(self: Any, x: Tensor) -> Tensor:
         """Convolve ``x``, which is padded already."""
         output = frozen_convolution(self, x, (0, 0))
         return self._conv_forward(x, self.weight, self.bias) if output is None else output
+
+
+def _padded(conv: Any, x: Tensor) -> Tensor:
+    if not can_replace(x) or x.dim() != 4:
+        return pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
+    rows, columns = (
+        get_same_padding(*sizes)
+        for sizes in zip(x.shape[2:], conv.kernel_size, conv.stride, conv.dilation, strict=True)
+    )
+    return zero_pad(x, columns // 2, columns - columns // 2, rows // 2, rows - rows // 2)
 
 
 class FrozenBatchNormAct2d(FrozenBatchNorm, BatchNormAct2d):
