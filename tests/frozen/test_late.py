@@ -385,3 +385,43 @@ def test_attention_drops_nothing_in_evaluation() -> None:
     torch.testing.assert_close(
         frozen.eval()(x, x, x, need_weights=False)[0], stock(x, x, x, need_weights=False)[0]
     )
+
+
+@pytest.mark.parametrize("take", [F.relu, lambda y: F.relu(y + torch.ones(y.shape))], ids=["clamp", "sum"])
+@pytest.mark.parametrize(
+    "listen", [lambda y: y.register_hook(lambda g: g), lambda y: y.retain_grad()], ids=["hook", "retain"]
+)
+def test_listening_to_what_has_been_joined_is_refused_or_shown_on_the_example(take, listen):
+    listens = False
+
+    class Late(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = _pair()
+            self.y: Tensor = torch.empty(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.bn(self.conv(x))
+            taken = take(y)
+            if listens:
+                listen(y)
+                self.y = y
+            return taken
+
+    x = torch.randn(2, 3, 6, 6)
+    frozen = Late()
+    thawkit.freeze(frozen, "bias", example=x)
+    frozen(x).sum().backward()
+    listens = True
+    with pytest.raises(ThawkitError, match=r"a hook was registered on the result of a frozen BatchNorm2d"):
+        frozen(x)
+
+    stock, shown = Late(), Late()
+    for parameter in stock.parameters():
+        parameter.requires_grad_(parameter is stock.bn.bias)
+    thawkit.freeze(shown, "bias", example=x)
+    for model in (stock, shown):
+        model(x).sum().backward()
+    torch.testing.assert_close(shown.bn.bias.grad, stock.bn.bias.grad)
+    if stock.y.retains_grad:
+        torch.testing.assert_close(shown.y.grad, stock.y.grad)

@@ -96,6 +96,7 @@ class Deferred(Tensor):
     modes: _Modes
     node: Any  # the graph's, where it was tied to it
     layer: Any  # the last one in what it stands for
+    taken = False  # whether a sum or a clamp has joined it, so that its gradient passes it by
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -110,6 +111,8 @@ class Deferred(Tensor):
             settle_written(args[0], result)
             return result
         stand_ins = _stand_ins(args, kwargs)
+        if func in _LISTENERS:
+            _check_audible(args[0])
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         result = func(*args, **kwargs)
         for x in stand_ins:
@@ -245,6 +248,8 @@ def clamped(x: Deferred, lower: float, upper: float, inplace: bool, keep: bool) 
     _note(pending)
     if inplace:
         _settle(x, result)
+    else:
+        x.taken = True
     return result
 
 
@@ -270,6 +275,16 @@ def settle_written(x: Deferred, result: Any, listened: bool = False) -> None:
     """Tell the graph of a value that was written to, may now be, or is listened to."""
     if x.known is not None and (listened or version_of(x.known) != x.version or _is_view_of(result, x.known)):
         _settle(x, x.known)
+
+
+def _check_audible(x: Any) -> None:
+    """Refuse to listen for a gradient that goes another way; on an example the layer is told not to wait."""
+    if isinstance(x, Deferred) and x.taken and _JOINING.get() is None:
+        raise ThawkitError(
+            f"a hook was registered on the result of a frozen {x.layer.stock.__name__} after a sum or a "
+            "clamp had joined it, and would not see all of its gradient; register it before, or freeze with "
+            "an example= on which the model does the same"
+        )
 
 
 class _Known:
@@ -369,6 +384,7 @@ def _join(func: Any, args: tuple[Any, ...], kwargs: Any) -> Tensor | None:
     if total is None:
         return None
     _note(pending)
+    a.taken = not inplace
     return _standing_for(total, a if inplace else None)
 
 
