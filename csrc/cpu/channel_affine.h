@@ -7,36 +7,52 @@
 namespace thawkit {
 namespace THAWKIT_ISA {
 
-// Numbers by channel for the elements from a position on. Channels that are innermost are written over and
-// over until a vector may begin at any of them.
+// Numbers by channel for words of elements. Channels that are innermost are written over and over until a
+// word may begin at any of them.
 class ByChannel {
  public:
+  struct Place {
+    int64_t channel, run;  // `run` elements into those of the channel that lie together
+  };
+
   ByChannel(const ChannelAffineArgs& a) : channels_(a.channels), inner_(a.inner) {}
 
-  int64_t channel(int64_t i) const { return i / inner_ % channels_; }
+  Place at(int64_t i) const { return {i / inner_ % channels_, i % inner_}; }
 
-  // For `table` filled by `repeat`, and `channel` that of element i.
-  Floats load(const float* table, int64_t i, int64_t channel) const {
-    if (inner_ == 1) return THAWKIT_ISA::load(table + channel);
-    if (i % inner_ + kLanes <= inner_) return splat(table[channel]);
-    float lanes[kLanes];
-    for (int j = 0; j < kLanes; ++j) lanes[j] = table[this->channel(i + j)];
-    return THAWKIT_ISA::load(lanes);
+  Place after_word(Place p) const {
+    if (inner_ == 1) {
+      p.channel += kWord;
+      if (p.channel >= channels_) p.channel %= channels_;
+      return p;
+    }
+    p.run += kWord;
+    for (; p.run >= inner_; p.run -= inner_) next(p.channel);
+    return p;
   }
 
-  int64_t advance(int64_t channel, int64_t i) const {
-    if (inner_ != 1) return this->channel(i + kLanes);
-    channel += kLanes;
-    return channel < channels_ ? channel : channel % channels_;
+  bool within_run(Place p) const { return p.run + kWord <= inner_; }
+
+  // The word's numbers of a table filled by `repeat`; `lanes` holds them where they do not lie together
+  // there.
+  const float* word(const float* table, Place p, float* lanes) const {
+    if (inner_ == 1) return table + p.channel;
+    for (int j = 0; j < kWord; p.run = 0, next(p.channel))
+      for (int64_t stop = kWord - j < inner_ - p.run ? kWord : j + inner_ - p.run; j < stop; ++j)
+        lanes[j] = table[p.channel];
+    return lanes;
   }
 
-  static int64_t table_size(int64_t channels) { return channels + kLanes; }
+  static int64_t table_size(int64_t channels) { return channels + kWord; }
 
   void repeat(const float* from, float* table) const {
     for (int64_t c = 0; c < table_size(channels_); ++c) table[c] = from[c % channels_];
   }
 
  private:
+  void next(int64_t& channel) const {
+    if (++channel == channels_) channel = 0;
+  }
+
   int64_t channels_, inner_;
 };
 
@@ -44,13 +60,23 @@ static inline int64_t affine_tables(const ChannelAffineArgs& a) {
   return 2 * ByChannel::table_size(a.channels);
 }
 
-template <class T>
-void affine_clamp(const ChannelAffineArgs& a) {
+struct Same {
+  Floats number;
+  Floats operator()(int64_t) const { return number; }
+};
+struct Each {
+  const float* numbers;
+  Floats operator()(int64_t j) const { return load(numbers + j); }
+};
+
+enum class Bounds { kNone, kLower, kBoth };
+
+template <Bounds Kind, class T>
+void affine_words(const ChannelAffineArgs& a) {
   const T* x = static_cast<const T*>(a.x);
   const T* other = static_cast<const T*>(a.other);
   T* y = static_cast<T*>(a.y);
   const int64_t n = a.outer * a.channels * a.inner;
-  if (n == 0) return;
   const ByChannel by(a);
   float* scale = a.workspace;
   float* shift = scale + ByChannel::table_size(a.channels);
@@ -58,43 +84,65 @@ void affine_clamp(const ChannelAffineArgs& a) {
   by.repeat(a.shift, shift);
   const Floats lower = splat(a.lower), upper = splat(a.upper);
   const Floats rounded_lower = splat(rounded<T>(a.lower)), rounded_upper = splat(rounded<T>(a.upper));
-  const bool bounded = a.upper < __builtin_inff();
-  const int64_t words = (n + kWord - 1) / kWord;
+
+  // Writes y and returns the bits of a word.
+  const auto run = [&](const T* x, const T* other, T* y, auto scale, auto shift) {
+    uint64_t bits = 0;
+    for (int64_t j = 0; j < kWord; j += kLanes) {
+      Floats v = load(x + j) * scale(j) + shift(j);
+      if (other) v += load(other + j);
+      if constexpr (Kind != Bounds::kNone) {
+        // of the value that y will hold, as where the clamp were a step of its own
+        if constexpr (sizeof(T) < sizeof(float)) {
+          T lanes[kLanes];
+          store(lanes, v);
+          v = load(lanes);
+        }
+        const Ints passes = Kind == Bounds::kBoth ? (v > lower) & (v < upper) : ~(v <= lower);
+        bits |= static_cast<uint64_t>(to_bits(passes)) << j;
+        v = clamp(v, rounded_lower, rounded_upper);
+      }
+      store(y + j, v);
+    }
+    return bits;
+  };
+  const auto run_at = [&](ByChannel::Place place, const T* x, const T* other, T* y) {
+    if (by.within_run(place))
+      return run(x, other, y, Same{splat(scale[place.channel])}, Same{splat(shift[place.channel])});
+    float scales[kWord], shifts[kWord];
+    return run(x, other, y, Each{by.word(scale, place, scales)}, Each{by.word(shift, place, shifts)});
+  };
+
+  const int64_t words = n / kWord, rest = n % kWord;
 #pragma omp parallel num_threads(team_for(n, a.threads))
   {
     const int64_t thread = omp_get_thread_num(), threads = omp_get_num_threads();
-    int64_t i = words * thread / threads * kWord;
-    const int64_t stop = words * (thread + 1) / threads * kWord, end = stop < n ? stop : n;
-    int64_t c = by.channel(i);
-    for (; i < end;) {
-      const int64_t first = i, here = end - i < kWord ? end - i : kWord;
-      uint64_t bits = 0;
-      for (; i < first + here; c = by.advance(c, i), i += kLanes) {
-        const int64_t left = first + here - i, count = left < kLanes ? left : kLanes;
-        const bool whole = count == kLanes;
-        Floats v =
-            (whole ? load(x + i) : load_few(x + i, count)) * by.load(scale, i, c) + by.load(shift, i, c);
-        if (other) v += whole ? load(other + i) : load_few(other + i, count);
-        if (a.mask) {
-          // of the value that y will hold, as where the clamp were a step of its own
-          if constexpr (sizeof(T) < sizeof(float)) {
-            T lanes[kLanes];
-            store(lanes, v);
-            v = load(lanes);
-          }
-          const Ints passes = bounded ? (v > lower) & (v < upper) : ~(v <= lower);
-          bits |= static_cast<uint64_t>(to_bits(passes) & ((1ull << count) - 1)) << (i - first);
-          v = clamp(v, rounded_lower, rounded_upper);
-        }
-        if (whole)
-          store(y + i, v);
-        else
-          store_few(y + i, v, count);
-      }
-      i = first + here;
-      if (a.mask) memcpy(a.mask + first / 8, &bits, static_cast<size_t>((here + 7) / 8));
+    const int64_t stop = words * (thread + 1) / threads;
+    int64_t w = words * thread / threads;
+    auto place = by.at(w * kWord);
+    for (; w < stop; ++w, place = by.after_word(place)) {
+      const int64_t i = w * kWord;
+      const uint64_t bits = run_at(place, x + i, other ? other + i : nullptr, y + i);
+      if constexpr (Kind != Bounds::kNone) memcpy(a.mask + w * 8, &bits, 8);
     }
   }
+  if (rest == 0) return;
+  T of_x[kWord] = {}, of_other[kWord] = {}, of_y[kWord];
+  const int64_t first = words * kWord;
+  const size_t bytes = static_cast<size_t>(rest) * sizeof(T);
+  memcpy(of_x, x + first, bytes);
+  if (other) memcpy(of_other, other + first, bytes);
+  uint64_t bits = run_at(by.at(first), of_x, other ? of_other : nullptr, of_y);
+  memcpy(y + first, of_y, bytes);
+  bits &= (1ull << rest) - 1;
+  if constexpr (Kind != Bounds::kNone) memcpy(a.mask + words * 8, &bits, static_cast<size_t>((rest + 7) / 8));
+}
+
+template <class T>
+void affine_clamp(const ChannelAffineArgs& a) {
+  if (a.outer * a.channels * a.inner == 0) return;
+  if (!a.mask) return affine_words<Bounds::kNone, T>(a);
+  return a.upper < __builtin_inff() ? affine_words<Bounds::kBoth, T>(a) : affine_words<Bounds::kLower, T>(a);
 }
 
 // One vector of the gradients, and what it adds to the two sums of its channels.
@@ -117,19 +165,20 @@ struct AffineGradient {
 
   uint64_t word(int64_t i) const { return mask ? bits_from(mask, bytes, i) : ~0ull; }
 
-  void operator()(int64_t i, int64_t count, uint64_t bits, Floats scale, Floats centre, Floats& sum,
-                  Floats& product) const {
-    const bool whole = count == kLanes;
-    const Ints there = lane_numbers() < splat(static_cast<int32_t>(count));
-    const Ints bit = from_bits(static_cast<uint32_t>(bits)) & there;
-    const Floats d = select(bit, whole ? load(g + i) : load_few(g + i, count), splat(0.f));
-    if (dx) whole ? store(dx + i, d * scale) : store_few(dx + i, d * scale, count);
-    if (dother) whole ? store(dother + i, d) : store_few(dother + i, d, count);
+  // `bits` begin with that of element i; of a vector that is not whole `count` elements are there.
+  template <bool Whole = true>
+  void vector(int64_t i, uint64_t bits, Floats scale, Floats centre, Floats& sum, Floats& product,
+              int64_t count = kLanes) const {
+    const auto get = [&](const T* p) { return Whole ? load(p) : load_few(p, count); };
+    const auto put = [&](T* p, Floats v) { Whole ? store(p, v) : store_few(p, v, count); };
+    Ints bit = from_bits(static_cast<uint32_t>(bits));
+    if constexpr (!Whole) bit &= lane_numbers() < splat(static_cast<int32_t>(count));
+    const Floats d = select(bit, get(g + i), splat(0.f));
+    if (dx) put(dx + i, d * scale);
+    if (dother) put(dother + i, d);
     sum += d;
-    if (!x) return;
-    const Floats apart = (whole ? load(x + i) : load_few(x + i, count)) - centre;
     // no 0 * inf where no gradient passes
-    product += select(bit, d * apart, splat(0.f));
+    if (x) product += d * select(bit, get(x + i) - centre, splat(0.f));
   }
 };
 
@@ -151,19 +200,25 @@ void affine_gradient_rows(const ChannelAffineArgs& a) {
     for (int64_t c = 0; c < each; ++c) total[c] = 0, some[c] = 0;
     const int64_t begin = a.outer * thread / threads, end = a.outer * (thread + 1) / threads;
     for (int64_t row = begin; row < end; ++row) {
-      for (int64_t c = 0; c < channels; c += kWord) {
-        const uint64_t bits = run.word(row * channels + c);
-        const int64_t stop = channels - c < kWord ? channels - c : kWord;
-        for (int64_t j = 0; j < stop; j += kLanes) {
-          const int64_t count = stop - j < kLanes ? stop - j : kLanes, i = c + j;
-          const bool whole = count == kLanes;
-          const auto get = [&](const float* p) { return whole ? load(p) : load_few(p, count); };
-          const auto put = [&](float* p, Floats v) { whole ? store(p, v) : store_few(p, v, count); };
-          Floats sum = get(some + i), product = get(some + channels + i);
-          run(row * channels + i, count, bits >> j, get(a.scale + i), get(a.shift + i), sum, product);
-          put(some + i, sum);
-          put(some + channels + i, product);
+      const int64_t first = row * channels;
+      int64_t c = 0;
+      while (c + kLanes <= channels) {
+        uint64_t bits = run.word(first + c);
+        const int64_t stop = channels - c < kWord ? channels - kLanes : c + kWord - kLanes;
+        for (; c <= stop; c += kLanes, bits >>= kLanes) {
+          Floats sum = load(some + c), product = load(some + channels + c);
+          run.vector(first + c, bits, load(a.scale + c), load(a.shift + c), sum, product);
+          store(some + c, sum);
+          store(some + channels + c, product);
         }
+      }
+      if (const int64_t count = channels - c; count > 0) {
+        const auto get = [&](const float* p) { return load_few(p, count); };
+        Floats sum = get(some + c), product = get(some + channels + c);
+        run.template vector<false>(first + c, run.word(first + c), get(a.scale + c), get(a.shift + c), sum,
+                                   product, count);
+        store_few(some + c, sum, count);
+        store_few(some + channels + c, product, count);
       }
       if ((row - begin) % kSumRows == kSumRows - 1 || row == end - 1)
         for (int64_t c = 0; c < each; ++c) total[c] += static_cast<double>(some[c]), some[c] = 0;
@@ -187,16 +242,23 @@ void affine_gradient_runs(const ChannelAffineArgs& a) {
       const int64_t begin = (o * a.channels + c) * a.inner, end = begin + a.inner;
       for (int64_t block = begin; block < end; block += kSumBlock) {
         const int64_t stop = end - block < kSumBlock ? end : block + kSumBlock;
-        Floats sum = {}, product = {};
-        for (int64_t i = block; i < stop; i += kWord) {
+        Floats sum[2] = {}, product[2] = {};
+        int64_t i = block;
+        for (; i + kWord <= stop; i += kWord) {
           const uint64_t bits = run.word(i);
-          for (int64_t j = 0; j < kWord && i + j < stop; j += kLanes) {
-            const int64_t left = stop - i - j, count = left < kLanes ? left : kLanes;
-            run(i + j, count, bits >> j, scale, centre, sum, product);
+          for (int64_t j = 0; j < kWord; j += 2 * kLanes) {
+            run.vector(i + j, bits >> j, scale, centre, sum[0], product[0]);
+            run.vector(i + j + kLanes, bits >> (j + kLanes), scale, centre, sum[1], product[1]);
           }
         }
-        total += wide_sum(sum);
-        products += wide_sum(product);
+        if (i < stop) {
+          uint64_t bits = run.word(i);
+          for (; i + kLanes <= stop; i += kLanes, bits >>= kLanes)
+            run.vector(i, bits, scale, centre, sum[0], product[0]);
+          if (i < stop) run.template vector<false>(i, bits, scale, centre, sum[1], product[1], stop - i);
+        }
+        total += wide_sum(sum[0]) + wide_sum(sum[1]);
+        products += wide_sum(product[0]) + wide_sum(product[1]);
       }
     }
     a.sums[c] = static_cast<float>(total);

@@ -52,21 +52,24 @@ struct MaskedRun {
   const uint8_t* mask;
   T* dx;
   int64_t bytes;
-  Floats yes;
+  Floats yes, no;
 
   explicit MaskedRun(const ChannelSumArgs& a)
       : g(static_cast<const T*>(a.g)),
         mask(a.mask),
         dx(static_cast<T*>(a.dx)),
         bytes((a.outer * a.channels * a.inner + 7) / 8),
-        yes(splat(a.yes)) {}
+        yes(splat(a.yes)),
+        no(splat(a.no)) {}
 
   uint64_t word(int64_t i) const { return mask ? bits_from(mask, bytes, i) : ~0ull; }
 
-  // Writes and returns `count` elements from i on, whose bits are the lowest.
-  Floats operator()(int64_t i, int64_t count, uint64_t bits, Floats no) const {
+  // Writes and returns the vector from i on, whose bits are the lowest; of one that is not whole, `count`
+  // elements.
+  template <bool Whole = true>
+  Floats vector(int64_t i, uint64_t bits, Floats no, int64_t count = kLanes) const {
     const Ints bit = from_bits(static_cast<uint32_t>(bits));
-    if (count == kLanes) {
+    if constexpr (Whole) {
       const Floats d = gradient<Kind>(load(g + i), bit, yes, no);
       if (dx) store_masked<Kind>(dx + i, d);
       return d;
@@ -99,14 +102,14 @@ void sum_runs(const ChannelSumArgs& a) {
         for (; i + kWord <= stop; i += kWord) {
           const uint64_t bits = run.word(i);
           for (int64_t j = 0; j < kWord; j += 2 * kLanes) {
-            even += run(i + j, kLanes, bits >> j, no);
-            odd += run(i + j + kLanes, kLanes, bits >> (j + kLanes), no);
+            even += run.vector(i + j, bits >> j, no);
+            odd += run.vector(i + j + kLanes, bits >> (j + kLanes), no);
           }
         }
         if (i < stop) {
-          const uint64_t bits = run.word(i);
-          for (int64_t j = 0; i + j < stop; j += kLanes)
-            even += run(i + j, stop - i - j < kLanes ? stop - i - j : kLanes, bits >> j, no);
+          uint64_t bits = run.word(i);
+          for (; i + kLanes <= stop; i += kLanes, bits >>= kLanes) even += run.vector(i, bits, no);
+          if (i < stop) odd += run.template vector<false>(i, bits, no, stop - i);
         }
         pending += stop - block;
         if (pending < kSumBlock && o + 1 < a.outer) continue;
@@ -126,6 +129,8 @@ static inline int64_t thread_sums(const ChannelSumArgs& a) { return a.channels +
 template <Masked Kind, class T>
 void sum_rows(const ChannelSumArgs& a) {
   const MaskedRun<Kind, T> run(a);
+  const int64_t channels = a.channels;
+  const float* factors = a.factors;
   int team = 1;
 #pragma omp parallel num_threads(team_for(a.outer* a.channels, a.threads))
   {
@@ -140,19 +145,20 @@ void sum_rows(const ChannelSumArgs& a) {
     clear();
     const int64_t begin = a.outer * thread / threads, end = a.outer * (thread + 1) / threads;
     for (int64_t row = begin; row < end; ++row) {
-      for (int64_t c = 0; c < a.channels; c += kWord) {
-        const uint64_t bits = run.word(row * a.channels + c);
-        const int64_t stop = a.channels - c < kWord ? a.channels - c : kWord;
-        for (int64_t j = 0; j < stop; j += kLanes) {
-          const int64_t count = stop - j < kLanes ? stop - j : kLanes, i = c + j;
-          Floats no = splat(a.no);
-          if (a.factors) no = count == kLanes ? load(a.factors + i) : load_few(a.factors + i, count);
-          const Floats d = run(row * a.channels + i, count, bits >> j, no);
-          if (count == kLanes)
-            store(some + i, load(some + i) + d);
-          else
-            store_few(some + i, load_few(some + i, count) + d, count);
+      const int64_t first = row * channels;
+      int64_t c = 0;
+      while (c + kLanes <= channels) {
+        uint64_t bits = run.word(first + c);
+        const int64_t stop = channels - c < kWord ? channels - kLanes : c + kWord - kLanes;
+        for (; c <= stop; c += kLanes, bits >>= kLanes) {
+          const Floats no = factors ? load(factors + c) : run.no;
+          store(some + c, load(some + c) + run.vector(first + c, bits, no));
         }
+      }
+      if (const int64_t count = channels - c; count > 0) {
+        const Floats no = factors ? load_few(factors + c, count) : run.no;
+        const Floats d = run.template vector<false>(first + c, run.word(first + c), no, count);
+        store_few(some + c, load_few(some + c, count) + d, count);
       }
       if ((row - begin) % kSumRows == kSumRows - 1 || row == end - 1) {
         for (int64_t c = 0; c < a.channels; ++c) total[c] += static_cast<double>(some[c]);

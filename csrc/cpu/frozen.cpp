@@ -1,6 +1,7 @@
 // What frozen networks keep for their backward passes. Compiled once per instruction set.
 #include "cpu/channel_affine.h"
 #include "cpu/channel_sum.h"
+#include "cpu/huge_pages.h"
 #include "cpu/max_pool.h"
 #include "cpu/pack.h"
 #include "cpu/quantize.h"
@@ -9,6 +10,7 @@ namespace thawkit {
 namespace THAWKIT_ISA {
 
 void pack(const PackArgs& a) {
+  prefer_huge_pages(a.y, a.n * bytes_of(a.dtype));
   switch (a.dtype) {
     case Dtype::kFloat32:
       return pack_by_kind<float>(a);
@@ -20,6 +22,7 @@ void pack(const PackArgs& a) {
 }
 
 void masked(const MaskedArgs& a) {
+  prefer_huge_pages(a.dx, a.n * bytes_of(a.dtype));
   switch (a.dtype) {
     case Dtype::kFloat32:
       return masked_by_kind<float>(a);
@@ -35,6 +38,7 @@ int64_t channel_sum_workspace(const ChannelSumArgs& a) {
 }
 
 void channel_sum(const ChannelSumArgs& a) {
+  prefer_huge_pages(a.dx, a.outer * a.channels * a.inner * bytes_of(a.dtype));
   switch (a.dtype) {
     case Dtype::kFloat32:
       return channel_sum_by_kind<float>(a);
@@ -51,6 +55,7 @@ int64_t channel_affine_workspace(const ChannelAffineArgs& a) {
 }
 
 void channel_affine(const ChannelAffineArgs& a) {
+  prefer_huge_pages(a.y, a.outer * a.channels * a.inner * bytes_of(a.dtype));
   switch (a.dtype) {
     case Dtype::kFloat32:
       return affine_clamp<float>(a);
@@ -62,6 +67,9 @@ void channel_affine(const ChannelAffineArgs& a) {
 }
 
 void channel_affine_backward(const ChannelAffineArgs& a) {
+  const int64_t bytes = a.outer * a.channels * a.inner * bytes_of(a.dtype);
+  prefer_huge_pages(a.dx, bytes);
+  prefer_huge_pages(a.dother, bytes);
   switch (a.dtype) {
     case Dtype::kFloat32:
       return affine_gradient<float>(a);

@@ -7,6 +7,8 @@ namespace thawkit {
 
 enum class Dtype : int { kFloat32 = 0, kBFloat16 = 1, kFloat16 = 2 };
 
+static inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
+
 // What the pairwise products multiply, and what multiplies it: the engine or, for kTorchFloat32, torch's
 // BLAS.
 enum class Operands : int { kFloat32 = 0, kBFloat16 = 1, kTorchFloat32 = 2 };

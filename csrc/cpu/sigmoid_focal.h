@@ -14,8 +14,6 @@ namespace THAWKIT_ISA {
 
 constexpr int64_t kSerialBelow = 16384;
 
-static inline int64_t bytes_of(Dtype dtype) { return dtype == Dtype::kFloat32 ? 4 : 2; }
-
 // A block in which only logits and targets differ, all targets are 0 or 1 and all logits finite: half of the
 // instructions of the general one. Returns whether it was such a block; if not, what was written is void.
 template <FocalPower Power, bool Gradient, bool Upstream, class T>
