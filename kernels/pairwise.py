@@ -97,6 +97,8 @@ def _load_statistics(Maximum, Sum, Missing, Weight, row, rows, LOSS: tl.constexp
         share = weight / tl.load(Sum + row, mask=row < rows, other=1.0)
         share = tl.where(weight != 0.0, share, 0.0)
         of_own = -tl.load(Missing + row, mask=row < rows, other=0.0) * weight
+        if LOSS == "nt_xent":
+            of_own = tl.where(weight != 0.0, of_own, 0.0)
     return maximum, share, of_own
 
 
@@ -124,7 +126,12 @@ def _mutual_slopes(
     own = _own(row, column, keys, offset, LOSS)
     logits = products * scale
     slopes = tl.exp(logits - maximum[:, None]) * share[:, None]
-    slopes += tl.exp(logits - column_maximum[None, :]) * column_share[None, :]
+    of_columns = tl.exp(logits - column_maximum[None, :]) * column_share[None, :]
+    if LOSS == "nt_xent":
+        # as on panels: a row of weight 0 has no slopes, whatever it holds; each of CLIP's is in all columns
+        slopes = tl.where((share != 0.0)[:, None], slopes, 0.0)
+        of_columns = tl.where((column_share != 0.0)[None, :], of_columns, 0.0)
+    slopes += of_columns
     slopes = tl.where(own, of_own[:, None] + column_of_own[None, :], slopes)
     there = column[None, :] < keys
     if LOSS == "nt_xent":
@@ -161,6 +168,8 @@ def _backward_rows(
         else:
             slopes = _slopes(products, scale, Bias, maximum, share, of_own, row, column, keys, offset, LOSS)
         if NEED_DSCALE:
+            if LOSS == "nt_xent":
+                products = tl.where(slopes == 0.0, 0.0, products)
             dscale += tl.sum(slopes * products, 1)
         if NEED_DBIAS:
             dbias += tl.sum(slopes, 1)

@@ -61,14 +61,15 @@ def forced_backend() -> str | None:
 
 @contextmanager
 def use_memory(name: str | None) -> Iterator[None]:
-    """Say how much memory the losses of pairs and classifiers may take on a GPU inside the block.
+    """Say how much memory products of rows may take on a GPU inside the block: of losses, MMD and retrieval.
 
     Args:
         name: ``"auto"`` stores up to 256 MiB of scores at a time where that moves fewer bytes than making
             them anew, by counts: it has not been measured on a GPU. ``"minimal"`` stores none where a fused
             kernel serves, that is in Triton for InfoNCE, NT-Xent, CLIP and SigLIP of half precision and at
             most 128 features, and elsewhere 4 MiB at a time, or a row. ``None`` goes by the environment.
-            A loss's backward pass goes by what held in its forward pass. The CPU has no use for it.
+            MMD stores 32 MiB of products at a time otherwise. A loss's backward pass goes by what held in its
+            forward pass. The CPU has no use for it.
 
     Raises:
         ThawkitError: ``name`` is neither.

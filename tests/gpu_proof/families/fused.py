@@ -259,6 +259,23 @@ def _weighs_nothing(kernels: ModuleType, loss: str, value: float) -> list[Compar
     ]
 
 
+def _views_weigh_nothing(kernels: ModuleType) -> list[Comparison]:
+    """Two pairs of NT-Xent whose rows of weight 0 are too large: products of the two with each other, too."""
+    z, scale = _rows(8, 3, torch.float32, 0).abs(), torch.tensor(2.0)
+    weight = torch.tensor([1.0, 0.0, 0.0, 0.5] * 2)
+    rest = weight > 0
+    z[~rest] = -3e38
+    got = _nt_xent(kernels, z, z, scale, weight)
+    few = z[rest]
+    truth = _true_nt_xent(few, few, scale, weight[rest], torch.zeros(4, 4))
+    return [
+        Comparison("gradient", got["dz"][rest], truth["dz"], _GRADIENT[torch.float32]),
+        Comparison("gradient of weight 0", got["dz"][~rest], torch.zeros(4, 3), 0),
+        Comparison("dscale", got["dscale"], truth["dscale"], _GRADIENT[torch.float32]),
+        Comparison("losses", got["loss"][rest], truth["loss"].detach(), _SUMS),
+    ]
+
+
 _SIZES = ((1, 1, 1), (5, 7, 3), (64, 64, 16), (70, 131, 33))
 _SQUARE = ((1, 1, 1), (5, 5, 3), (131, 131, 33))
 _EVEN = ((2, 2, 1), (6, 6, 3), (134, 134, 33))
@@ -335,6 +352,16 @@ _MUTANTS = {
         "there = (column[None, :] >= 0) & (share != 0.0)[:, None]",
     ),
     "info_nce, weight 0: it has slopes": Mutant(" & (share != 0.0)[:, None]", ""),
+    "nt_xent, weight 0: its positive has a slope": Mutant(
+        "of_own = tl.where(weight != 0.0, of_own, 0.0)", "of_own = of_own"
+    ),
+    "nt_xent, weight 0: its row has slopes": Mutant(
+        "slopes = tl.where((share != 0.0)[:, None], slopes, 0.0)", "slopes = slopes"
+    ),
+    "nt_xent, weight 0: its column has slopes": Mutant(
+        "of_columns = tl.where((column_share != 0.0)[None, :], of_columns, 0.0)", "of_columns = of_columns"
+    ),
+    "nt_xent, weight 0: 0 times infinity": Mutant("tl.where(slopes == 0.0, 0.0, products)", "products"),
     "info_nce: the positive has a softmax's slope": Mutant(
         "slopes = tl.where(own, of_own[:, None], slopes)", "slopes = slopes"
     ),
@@ -382,9 +409,7 @@ _MUTANTS = {
         "there = there & (row[:, None] != column[None, :])", "there = there"
     ),
     "nt_xent: dscale of both directions": Mutant("dscale *= 0.5", "dscale *= 1.0"),
-    "nt_xent: the columns' softmaxes are left out": Mutant(
-        "slopes += tl.exp(logits - column_maximum[None, :]) * column_share[None, :]", "slopes += 0.0"
-    ),
+    "nt_xent: the columns' softmaxes are left out": Mutant("slopes += of_columns", "slopes += 0.0"),
     "clip: the columns' positives are left out": Mutant(
         "of_own[:, None] + column_of_own[None, :]", "of_own[:, None]"
     ),
@@ -435,6 +460,7 @@ FAMILY = Family(
             f"{loss}, weight 0": partial(_weighs_nothing, loss=loss, value=3e38)
             for loss in ("info_nce", "siglip")
         },
+        "nt_xent, weight 0": _views_weigh_nothing,
         "keys apart in memory": _keys_apart,
     },
     configurations={

@@ -17,6 +17,11 @@ _UNCACHED = 8  # times as much a panel may take at most
 _MINIMAL_BYTES = 4 << 20  # of a panel where memory counts for more than time
 
 
+def panel_bytes() -> int:
+    """Return how many bytes of products are to be made at a time."""
+    return min(PANEL_BYTES, _MINIMAL_BYTES) if memory() == "minimal" else PANEL_BYTES
+
+
 class Operand:
     """One side's rows, over their norms where that is asked for, and what becomes their gradient."""
 
@@ -102,9 +107,9 @@ def panel_height(rows: int, columns: int, added: int = 0) -> int:
             lower than that they would move more bytes than the products themselves, so that those leave the
             cache instead, to eight times its share; not where memory is to be minimal.
     """
+    cached = panel_bytes() // (4 * max(columns, 1))
     if memory() == "minimal":
-        return max(1, min(rows, min(PANEL_BYTES, _MINIMAL_BYTES) // (4 * max(columns, 1))))
-    cached = PANEL_BYTES // (4 * max(columns, 1))
+        return max(1, min(rows, cached))
     return max(1, min(rows, max(cached, min(added, _UNCACHED * cached))))
 
 
