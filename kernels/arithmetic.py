@@ -39,11 +39,12 @@ def add_exponentials(maximum, total, logits, AXIS: tl.constexpr):
     """Take logits into maxima and the sums of the exponentials of what is below them or equal."""
     larger = tl.maximum(maximum, tl.max(logits, AXIS))
     finite = tl.where(larger == -float("inf"), 0.0, larger)
+    total *= tl.exp(maximum - finite)  # first: behind the exponentials it costs registers
     if len(logits.shape) == 1:
         exponentials = tl.exp(logits - finite)
     else:
         exponentials = tl.exp(logits - tl.expand_dims(finite, AXIS))
-    return larger, total * tl.exp(maximum - finite) + tl.sum(exponentials, AXIS)
+    return larger, total + tl.sum(exponentials, AXIS)
 
 
 @triton.jit

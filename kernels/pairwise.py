@@ -96,9 +96,7 @@ def _load_statistics(Maximum, Sum, Missing, Weight, row, rows, LOSS: tl.constexp
         maximum = tl.load(Maximum + row, mask=row < rows, other=float("inf"))
         share = weight / tl.load(Sum + row, mask=row < rows, other=1.0)
         share = tl.where(weight != 0.0, share, 0.0)
-        of_own = -tl.load(Missing + row, mask=row < rows, other=0.0) * weight
-        if LOSS == "nt_xent":
-            of_own = tl.where(weight != 0.0, of_own, 0.0)
+        of_own = -tl.load(Missing + row, mask=weight != 0.0, other=0.0) * weight
     return maximum, share, of_own
 
 

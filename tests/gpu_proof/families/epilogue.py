@@ -286,7 +286,9 @@ _MUTANTS = {
     ),
     "softmax, margin: of the scaled scores": Mutant("own_score + margin)", "own_score * 3.0 + margin)"),
     "softmax, margin: in the maximum": Mutant("return counts, nearby", "return nearby, nearby"),
-    "softmax: sums are not rescaled": Mutant("total * tl.exp(maximum - finite) +", "total +", file=_SHARED),
+    "softmax: sums are not rescaled": Mutant(
+        "total *= tl.exp(maximum - finite)", "total *= 1.0", file=_SHARED
+    ),
     "softmax: int32 rows of scores": Mutant("here.to(tl.int64) * s_stride", "here * s_stride"),
     "softmax: the stride of the slopes": Mutant(
         "here.to(tl.int64) * w_stride + column, slopes", "here.to(tl.int64) * s_stride + column, slopes"
@@ -334,7 +336,7 @@ _MUTANTS = {
     ),
     "clip: the diagonal of another panel": Mutant("first + row[:, None] != column", "row[:, None] != column"),
     "clip: column sums are not rescaled": Mutant(
-        "total * tl.exp(maximum - finite) +", "total +", file=_SHARED
+        "total *= tl.exp(maximum - finite)", "total *= 1.0", file=_SHARED
     ),
     "clip: programs share columns": Mutant(
         "tl.program_id(0) * BLOCK_C + tl.arange", "tl.program_id(0) // 2 * BLOCK_C + tl.arange"

@@ -334,7 +334,7 @@ _MUTANTS = {
     "gradients of queries past: int32 offsets": Mutant(
         "rows[:, None].to(tl.int64) * features", "rows[:, None] * features"
     ),
-    "the sum is not rescaled": Mutant("total * tl.exp(maximum - finite) +", "total +", file=_SHARED),
+    "the sum is not rescaled": Mutant("total *= tl.exp(maximum - finite)", "total *= 1.0", file=_SHARED),
     "keys past the last count": Mutant("counts & ~own", "~own"),
     "the positive counts twice": Mutant("counts & ~own", "counts"),
     "info_nce, scale 100: the maximum is lost": Mutant(
@@ -353,7 +353,7 @@ _MUTANTS = {
     ),
     "info_nce, weight 0: it has slopes": Mutant(" & (share != 0.0)[:, None]", ""),
     "nt_xent, weight 0: its positive has a slope": Mutant(
-        "of_own = tl.where(weight != 0.0, of_own, 0.0)", "of_own = of_own"
+        "mask=weight != 0.0, other=0.0) * weight", "mask=row < rows, other=0.0) * weight"
     ),
     "nt_xent, weight 0: its row has slopes": Mutant(
         "slopes = tl.where((share != 0.0)[:, None], slopes, 0.0)", "slopes = slopes"
