@@ -11,20 +11,12 @@ import math
 import torch
 import triton
 import triton.language as tl
-from thawkit.kernels.arithmetic import log1p
+from thawkit.kernels.arithmetic import add_exponentials, logistic, signed_logits, softmax_loss, softplus
 from thawkit.kernels.launch import block_of, given
 from thawkit.kernels.panel import Panel
 
 _MOST_COLUMNS = 4096  # of a row at a time
 _REGISTERS = 80  # a thread may have: left to itself, the compiler spills some to make room for a fourth block
-
-
-@triton.jit
-def _add(maximum, total, logits):
-    """Take logits into a maximum and the sum of the exponentials of what is below it or equal."""
-    larger = tl.maximum(maximum, tl.max(logits, 0))
-    finite = tl.where(larger == -float("inf"), 0.0, larger)
-    return larger, total * tl.exp(maximum - finite) + tl.sum(tl.exp(logits - finite), 0)
 
 
 @triton.jit
@@ -44,17 +36,6 @@ def _counting(raw, column, columns, row, own, own_score, KeyLabels, row_label, e
     if MARGIN:
         nearby = tl.where(own >= 0, counts & ~(raw > own_score + margin), counts)
     return counts, nearby
-
-
-@triton.jit
-def _softplus(x):
-    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
-
-
-@triton.jit
-def _sigmoid(x):
-    e = tl.exp(-tl.abs(x))
-    return tl.where(x >= 0.0, 1.0, e) / (1.0 + e)
 
 
 @triton.jit
@@ -80,11 +61,11 @@ def _softmax(
     positive = own_score * scale
     if BIAS:
         positive += tl.load(Bias + own, mask=paired & (own < columns), other=0.0)
+    positive = tl.where(paired, positive, -float("inf"))
     row_label = 0
     if LABELS != 0:
         row_label = tl.load(RowLabels + here)
 
-    # The positive stays out of the sum, so that nothing cancels where it dominates.
     maximum = -float("inf")
     beyond = -float("inf")
     total = 0.0
@@ -100,12 +81,8 @@ def _softmax(
         )  # fmt: skip
         if STATISTICS:
             beyond = tl.maximum(beyond, tl.max(tl.where(counts, z, -float("inf")), 0))
-        maximum, total = _add(maximum, total, tl.where(nearby, z, -float("inf")))
-    larger = tl.where(paired, tl.maximum(maximum, positive), maximum)
-    larger = tl.where(larger == -float("inf"), 0.0, larger)
-    others = total * tl.exp(maximum - larger)
-    both = others + tl.where(paired, tl.exp(positive - larger), 0.0)
-    loss = tl.where(positive >= maximum, log1p(others), tl.log(both) + (larger - positive))
+        maximum, total = add_exponentials(maximum, total, tl.where(nearby, z, -float("inf")), 0)
+    larger, others, both, loss = softmax_loss(maximum, total, positive)
     log_sum = larger + tl.log(both)
     tl.store(Loss + here, tl.where(paired, loss, log_sum))
     if SUMS:
@@ -113,7 +90,7 @@ def _softmax(
         tl.store(Missing + here, others / both)
     if STATISTICS:
         tl.store(Positive + here, tl.where(paired, positive, float("nan")))
-        tl.store(Maximum + here, tl.where(paired, tl.maximum(beyond, positive), beyond))
+        tl.store(Maximum + here, tl.maximum(beyond, positive))
 
     if SLOPES or DSCALE:
         weight = tl.full([], 1.0, tl.float32) * factor
@@ -161,10 +138,7 @@ def _column_sums(
         at = row[:, None].to(tl.int64) * s_stride + column[None, :]
         z = tl.load(S + at, mask=there, other=0.0) * scale
         z = tl.where(there & (first + row[:, None] != column[None, :]), z, -float("inf"))
-        larger = tl.maximum(maximum, tl.max(z, 0))
-        finite = tl.where(larger == -float("inf"), 0.0, larger)
-        total = total * tl.exp(maximum - finite) + tl.sum(tl.exp(z - finite[None, :]), 0)
-        maximum = larger
+        maximum, total = add_exponentials(maximum, total, z, 0)
     tl.store(Maximum + column, maximum, mask=inside)
     tl.store(Total + column, total, mask=inside)
 
@@ -209,10 +183,9 @@ def _entries(
             of_column = tl.where(column == own, -column_missing, of_column) * column_weight
             slopes = 0.5 * (of_row + of_column)
         else:
-            sign = tl.where(column == own, -1.0, 1.0)
-            z = sign * (raw * scale + bias)
-            loss += tl.sum(tl.where(inside, _softplus(z), 0.0), 0)
-            slopes = sign * _sigmoid(z) * weight
+            sign, z = signed_logits(raw, column == own, scale, bias)
+            loss += tl.sum(tl.where(inside, softplus(z), 0.0), 0)
+            slopes = sign * logistic(z) * weight
         slopes = tl.where(inside, slopes, 0.0)
         if DSCALE:
             dscale += tl.sum(slopes * raw, 0)

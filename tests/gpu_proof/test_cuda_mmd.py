@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.ops.conftest import relative_error, values_and_gradients
 from thawkit import ops
 from thawkit.losses import functional as F
-from thawkit.ops.pairwise import gpu_mmd, median_squared_distance, permutation_sums
+from thawkit.ops.pairwise import gpu_panels, median_squared_distance, permutation_sums
 
 VALUE = {torch.float32: 5e-6, torch.float16: 2e-5, torch.bfloat16: 2e-5}
 GRADIENT = {torch.float32: 5e-6, torch.float16: 8e-3, torch.bfloat16: 8e-3}
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("on_cuda")
 @pytest.fixture(params=["one tile", "tiles of a few rows"], autouse=True)
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     if request.param != "one tile":
-        monkeypatch.setattr(gpu_mmd, "PANEL_BYTES", 3000)
+        monkeypatch.setattr(gpu_panels, "PANEL_BYTES", 3000)
 
 
 def _samples(dtype: torch.dtype = torch.float32, features: int = 7, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -198,23 +198,47 @@ def test_mmd_permutations_write_the_kernel_over_its_products():
     assert traffic.transcendentals == scores.numel()
 
 
-def test_fused_info_nce_makes_its_products_anew():
+def test_fused_losses_make_their_products_anew():
+    """Of n x n: once forward and once a pass backward, and one for the gradient of each."""
     n, features = 512, 64
     q, k = (torch.zeros(n, features, dtype=torch.bfloat16) for _ in range(2))
-    scale, of_row, weight = torch.tensor(1.0), torch.zeros(4, n), torch.ones(n)
+    scale, of_row, gradient, none = (
+        torch.tensor(1.0),
+        torch.zeros(n),
+        torch.zeros(n, features),
+        torch.empty(0),
+    )
 
-    def launch(kernels):
-        kernels.info_nce_forward(q, k, scale, *of_row)
-        kernels.info_nce_backward_queries(
-            q, k, scale, *of_row[1:], weight, torch.zeros(n, features), torch.empty(0)
-        )
-        kernels.info_nce_backward_keys(q, k, scale, *of_row[1:], weight, torch.zeros(n, features))
+    def sums(kernels):
+        return kernels.Sums(*torch.zeros(3, n), torch.ones(n))
 
-    traffic = _counted("info_nce (fused)", launch)
-    assert (
-        traffic.flops == 5 * 2 * n * n * features
-    )  # the products three times, and a gradient of either side
-    _climbed("info_nce (fused)", traffic, n * n)
+    def info_nce(kernels):
+        of_rows = sums(kernels)
+        kernels.softmax_forward(q, k, scale, of_row, of_rows)
+        kernels.info_nce_backward_queries(q, k, scale, of_rows, gradient, none)
+        kernels.info_nce_backward_keys(q, k, scale, of_rows, gradient)
+
+    def siglip(kernels):
+        kernels.siglip_forward(q, k, scale, scale, 0, of_row)
+        kernels.siglip_backward_rows(q, k, scale, scale, 0, of_row, gradient, none, none)
+        kernels.siglip_backward_columns(q, k, scale, scale, 0, of_row, gradient)
+
+    def clip(kernels):
+        of_rows, of_columns = sums(kernels), sums(kernels)
+        kernels.softmax_forward(q, k, scale, of_row, of_rows)
+        kernels.softmax_forward(k, q, scale, of_row, of_columns)
+        kernels.clip_backward(q, k, scale, of_rows, of_columns, gradient, none)
+        kernels.clip_backward(k, q, scale, of_columns, of_rows, gradient, none)
+
+    def nt_xent(kernels):
+        of_rows = sums(kernels)
+        kernels.softmax_forward(q, q, scale, of_row, of_rows, n // 2)
+        kernels.nt_xent_backward(q, scale, of_rows, gradient, none)
+
+    for launch, products in ((info_nce, 5), (siglip, 5), (nt_xent, 3), (clip, 6)):
+        traffic = _counted("pairwise (fused)", launch)
+        assert traffic.flops == products * 2 * n * n * features
+    _climbed("pairwise (fused)", traffic, n * n)
 
 
 def _margin_rows(kernels, rows: int, columns: int, positives: int):
@@ -296,16 +320,28 @@ def test_a_floor_is_what_takes_longest():
     assert (found.bound, found.seconds) == ("cache", 3.0)
 
 
-def test_few_features_are_where_storing_products_costs_more_than_making_them_anew():
-    """Why the fused kernel ends at 128 features: predicted floors of one entry of the matrix of logits."""
-    from thawkit.kernels.pairwise import MOST_FEATURES
+@pytest.mark.parametrize(
+    ("loss", "stored", "moved", "anew", "transcendentals"),
+    [
+        # bytes: of scores written and read; of slopes written, and read by each product
+        ("info_nce", 3, 4 + 2 * 4 + 2 + 2 * 2, 5, 3),
+        ("siglip", 3, 4 + 4 + 2 + 2 * 2, 5, 4),
+        ("clip", 4, 4 + 3 * 4 + 4 + 4 + 2 + 2 * 2, 6, 6),
+        ("nt_xent", 3, 4 + 2 * 4 + 2 + 2 * 2, 3, 3),
+    ],
+)
+def test_few_features_are_where_storing_products_costs_more_than_making_them_anew(
+    loss, stored, moved, anew, transcendentals
+):
+    """Where the fused kernels end: predicted floors of one entry of the matrix of logits."""
+    from thawkit.ops.pairwise.triton import FEW_FEATURES
 
-    def stored(features: int) -> float:
-        moved = 4 + 2 * 4 + 2 + 2 * 2  # written, read twice; slopes written and read by two products
-        return 3 * 2 * features / H100.products + moved / H100.cache
+    def floor_of_stored(features: int) -> float:
+        return stored * 2 * features / H100.products + moved / H100.cache
 
-    def anew(features: int, efficiency: float = 0.5) -> float:
-        return 5 * 2 * features / (efficiency * H100.products) + 3 / H100.transcendentals
+    def floor_of_anew(features: int, efficiency: float = 0.5) -> float:
+        return anew * 2 * features / (efficiency * H100.products) + transcendentals / H100.transcendentals
 
-    assert anew(MOST_FEATURES) < stored(MOST_FEATURES)
-    assert anew(4 * MOST_FEATURES) > stored(4 * MOST_FEATURES)
+    most = FEW_FEATURES[loss]
+    assert floor_of_anew(most) < floor_of_stored(most)
+    assert loss == "nt_xent" or floor_of_anew(4 * most) > floor_of_stored(4 * most)

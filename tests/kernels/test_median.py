@@ -6,8 +6,7 @@ import pytest
 import torch
 
 from thawkit import ops
-from thawkit.ops.pairwise import gpu_mmd as engine
-from thawkit.ops.pairwise import median_squared_distance
+from thawkit.ops.pairwise import gpu_panels, median_squared_distance
 
 pytest.importorskip("triton")
 
@@ -33,7 +32,7 @@ def _found(x, y):
 @pytest.mark.parametrize("panel", [32 << 20, 3000])
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (2, 1, 3), (3, 11, 4), (36, 36, 20), (101, 67, 33)])
 def test_median_is_that_of_all_pairs(sizes, panel, monkeypatch):
-    monkeypatch.setattr(engine, "PANEL_BYTES", panel)
+    monkeypatch.setattr(gpu_panels, "PANEL_BYTES", panel)
     x, y = _samples(*sizes)
     torch.testing.assert_close(_found(x, y), _by_definition(x, y), rtol=1e-5, atol=1e-12)
 

@@ -15,7 +15,7 @@ from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
 from thawkit.ops.pairwise import gpu_mmd as engine
-from thawkit.ops.pairwise import triton_mmd
+from thawkit.ops.pairwise import gpu_panels, triton_mmd
 
 pytest.importorskip("triton")
 
@@ -47,7 +47,7 @@ def _against_float64(function, *inputs, slack=1):
 @pytest.fixture(params=["one tile", "tiles of a few rows"])
 def tiles(request, monkeypatch):
     if request.param != "one tile":
-        monkeypatch.setattr(engine, "PANEL_BYTES", 3000)
+        monkeypatch.setattr(gpu_panels, "PANEL_BYTES", 3000)
 
 
 KERNELS = {
@@ -197,7 +197,9 @@ def test_operator_is_well_formed(learned):
     x, y = _samples(9, 6, 4)
     rates = torch.tensor([0.5, 2.0], dtype=torch.float64, device=DEVICE)
     kernels, numbers = ["rbf"], [0.0, 0.0, 1.0, 0.0]
-    arguments = [x, y], [rates], None, None, None, kernels, numbers, False, [True], [learned], "triton"
+    arguments = (
+        [x, y], [rates], None, None, None, kernels, numbers, False, [True], [learned], "triton", "auto",
+    )  # fmt: skip
     torch.library.opcheck(torch.ops.thawkit.mmd.default, arguments)
 
 
@@ -210,10 +212,16 @@ def test_mmd_compiles_without_graph_breaks():
     torch.testing.assert_close(got, expected)
 
 
+def test_minimal_memory_makes_small_tiles():
+    assert engine._sides(10**5, 2) == (1024, 4096)
+    with ops.use_memory("minimal"):
+        assert engine._sides(10**5, 2) == (512, 1024)
+
+
 def test_a_frozen_sample_costs_no_product(monkeypatch):
     """Without gradients one product a tile, with them another, and one more where it is mirrored."""
     made = counted_products(monkeypatch, engine)
-    monkeypatch.setattr(engine, "PANEL_BYTES", 4 * 2 * 32 * 32)
+    monkeypatch.setattr(gpu_panels, "PANEL_BYTES", 4 * 2 * 32 * 32)
     for need, products in ((False, 3), (True, 3 + 3 + 1)):  # 53 rows: two tiles on the diagonal, one beside
         made.clear()
         x, y = _samples()

@@ -11,7 +11,9 @@ from tests.ops.conftest import relative_error, values_and_gradients
 from tests.ops.pairwise.panel_losses import losses
 
 from thawkit import ops
+from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
+from thawkit.ops.pairwise import gpu
 from thawkit.ops.pairwise import gpu_panels as engine
 
 pytest.importorskip("triton")
@@ -70,7 +72,7 @@ def test_rows_of_weight_zero_may_hold_anything():
     assert (dq[2] == 0).all()
 
 
-LAUNCHES = "info_nce_forward", "info_nce_backward_queries", "info_nce_backward_keys"
+LAUNCHES = "softmax_forward", "info_nce_backward_queries", "info_nce_backward_keys"
 
 
 def test_unwanted_gradients_launch_nothing(monkeypatch):
@@ -83,10 +85,10 @@ def test_unwanted_gradients_launch_nothing(monkeypatch):
     q, k = _random(8, 4, dtype=torch.float16), _random(8, 4, dtype=torch.float16, seed=1)
     with ops.use_backend("triton"):
         F.info_nce(q, k)
-        assert launched == ["info_nce_forward"]
+        assert launched == ["softmax_forward"]
         launched.clear()
         F.info_nce(q, k.clone().requires_grad_()).backward()
-    assert launched == ["info_nce_forward", "info_nce_backward_keys"]
+    assert launched == ["softmax_forward", "info_nce_backward_keys"]
 
 
 @pytest.mark.parametrize(
@@ -133,3 +135,40 @@ def test_a_bias_gradient_that_float16_does_not_hold():
 
 
 _GAP = 15.5  # between a pair's logit and the others
+
+
+_FUSED = {
+    "info_nce": F.info_nce,
+    "clip": F.clip,
+    "siglip": lambda x, y, logit_scale, **options: F.siglip(
+        x, y, logit_scale=logit_scale, logit_bias=-logit_scale, **options
+    ),
+    "nt_xent": lambda x, y, logit_scale, **options: F.nt_xent(x, y, temperature=1 / logit_scale, **options),
+}
+
+
+@pytest.mark.parametrize("memory", ["auto", "minimal"])
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("loss", _FUSED.values(), ids=_FUSED)
+def test_fused_losses_equal_float64_and_make_no_panel(loss, reduction, memory, monkeypatch):
+    def panels(*arguments):
+        raise AssertionError("a panel was made")
+
+    monkeypatch.setattr(gpu, "panels", panels)
+    x, y = (_random(70, 33, dtype=torch.float16, seed=s) for s in (0, 1))
+    with ops.use_memory(memory):
+        _against_float64(
+            lambda x, y, s: loss(x, y, logit_scale=s, reduction=reduction),
+            x, y, torch.tensor(4.0, device=DEVICE),
+        )  # fmt: skip
+
+
+def test_minimal_memory_makes_small_panels_and_is_named_in_errors(monkeypatch):
+    assert engine.panel_height(10**6, 1 << 16, 768) == 768
+    with ops.use_memory("minimal"):
+        assert engine.panel_height(10**6, 1 << 16, 768) == 16
+    with pytest.raises(ThawkitError, match="memory must be one of auto, minimal"), ops.use_memory("least"):
+        pass
+    monkeypatch.setenv("THAWKIT_MEMORY", "least")
+    with pytest.raises(ThawkitError, match="THAWKIT_MEMORY must be one of"):
+        F.clip(_random(3, 2), _random(3, 2))

@@ -8,8 +8,7 @@ from tests.ops.conftest import relative_error
 
 from thawkit import ops
 from thawkit.losses import functional as F
-from thawkit.ops.pairwise import gpu_mmd as engine
-from thawkit.ops.pairwise import permutation_sums, subsets
+from thawkit.ops.pairwise import gpu_panels, permutation_sums, subsets
 
 pytest.importorskip("triton")
 
@@ -35,7 +34,7 @@ def _against_float64(z, gamma, chosen, first, doubling=False):
 @pytest.fixture(params=["one tile", "tiles of a few rows"])
 def tiles(request, monkeypatch):
     if request.param != "one tile":
-        monkeypatch.setattr(engine, "PANEL_BYTES", 3000)
+        monkeypatch.setattr(gpu_panels, "PANEL_BYTES", 3000)
 
 
 @pytest.mark.usefixtures("tiles")

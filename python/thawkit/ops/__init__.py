@@ -4,7 +4,7 @@ One package a family: :mod:`~thawkit.ops.pairwise`, :mod:`~thawkit.ops.focal`, :
 """
 
 from thawkit.ops import focal, frozen, pairwise
-from thawkit.ops.dispatch import BACKENDS, unavailable, use_backend
+from thawkit.ops.dispatch import BACKENDS, MEMORY, unavailable, use_backend, use_memory
 
 OPERATORS: dict[str, tuple[str, ...]] = {
     **pairwise.BACKENDS,
@@ -13,4 +13,14 @@ OPERATORS: dict[str, tuple[str, ...]] = {
 }
 """The operators, and the backends that have a kernel for each beside the reference."""
 
-__all__ = ["BACKENDS", "OPERATORS", "focal", "frozen", "pairwise", "unavailable", "use_backend"]
+__all__ = [
+    "BACKENDS",
+    "MEMORY",
+    "OPERATORS",
+    "focal",
+    "frozen",
+    "pairwise",
+    "unavailable",
+    "use_backend",
+    "use_memory",
+]

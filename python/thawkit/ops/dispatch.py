@@ -5,7 +5,8 @@
 ``triton``     Triton kernels
 ``reference``  plain PyTorch: any device, any dtype, double backward, and the definition of the rest
 
-``THAWKIT_BACKEND`` forces one for the process, :func:`use_backend` for a block.
+``THAWKIT_BACKEND`` forces one for the process, :func:`use_backend` for a block. ``THAWKIT_MEMORY`` and
+:func:`use_memory` do so for how much memory the pairwise losses take on a GPU.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from thawkit.errors import ThawkitError
 from thawkit.ops._library import in_transform
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
+MEMORY = ("auto", "minimal")
 _PREFERENCE = {"cpu": ("cpu", "reference"), "cuda": ("triton", "cuda", "reference")}
 
 _forced: ContextVar[str | None] = ContextVar("thawkit_backend", default=None)
+_memory: ContextVar[str | None] = ContextVar("thawkit_memory", default=None)
 
 # What a kernel cannot take, in words; an empty string where it can.
 Objection = Callable[..., str]
@@ -56,6 +59,46 @@ def forced_backend() -> str | None:
     return name
 
 
+@contextmanager
+def use_memory(name: str | None) -> Iterator[None]:
+    """Say how much memory products of rows may take on a GPU inside the block: of losses, MMD and retrieval.
+
+    Args:
+        name: ``"auto"`` stores up to 256 MiB of scores at a time where that moves fewer bytes than making
+            them anew, by counts: it has not been measured on a GPU. ``"minimal"`` stores none where a fused
+            kernel serves, that is in Triton for InfoNCE, NT-Xent, CLIP and SigLIP of half precision and at
+            most 128 features, and elsewhere 4 MiB at a time, or a row. ``None`` goes by the environment.
+            MMD stores 32 MiB of products at a time otherwise. A loss's backward pass goes by what held in its
+            forward pass. The CPU has no use for it.
+
+    Raises:
+        ThawkitError: ``name`` is neither.
+    """
+    if name is not None:
+        _check_memory("memory", name)
+    token = _memory.set(name)
+    try:
+        yield
+    finally:
+        _memory.reset(token)
+
+
+def memory() -> str:
+    """Return what the block or the environment says of memory: "auto" or "minimal"."""
+    name = _memory_of_old() if _OLD_COMPILER and torch.compiler.is_compiling() else _wanted_memory()
+    _check_memory("THAWKIT_MEMORY", name)
+    return name
+
+
+def _check_memory(argument: str, name: str) -> None:
+    if name not in MEMORY:
+        raise ThawkitError(f"{argument} must be one of {', '.join(MEMORY)}, got {name!r}")
+
+
+def _wanted_memory() -> str:
+    return _memory.get() or os.environ.get("THAWKIT_MEMORY") or "auto"
+
+
 def _wanted() -> str | None:
     return _forced.get() or os.environ.get("THAWKIT_BACKEND") or None
 
@@ -64,6 +107,7 @@ def _wanted() -> str | None:
 _OLD_COMPILER = torch.__version__ < "2.14"  # compares versions, not letters
 # Elsewhere this would load all of the compiler, and Triton with it.
 _wanted_of_old = torch.compiler.assume_constant_result(_wanted) if _OLD_COMPILER else _wanted
+_memory_of_old = torch.compiler.assume_constant_result(_wanted_memory) if _OLD_COMPILER else _wanted_memory
 
 
 def choose(operator: str, kernels: Mapping[str, Objection], *tensors: Tensor) -> str:

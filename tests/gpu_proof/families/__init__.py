@@ -5,7 +5,7 @@ from tests.gpu_proof.families import (
     epilogue,
     focal,
     frozen,
-    info_nce,
+    fused,
     margin,
     max_pool,
     mmd,
@@ -14,5 +14,5 @@ from tests.gpu_proof.families import (
 )
 from tests.gpu_proof.triton_checks.family import Family
 
-_MODULES = info_nce, focal, epilogue, margin, top_k, mmd, frozen, max_pool, quantize, channels
+_MODULES = fused, focal, epilogue, margin, top_k, mmd, frozen, max_pool, quantize, channels
 FAMILIES: dict[str, Family] = {module.FAMILY.name: module.FAMILY for module in _MODULES}

@@ -269,6 +269,7 @@ def _pair_configuration(kernels: ModuleType, columns: int, dtype: torch.dtype, w
     kernels.sigmoid(panel, torch.empty(()), 0, of_row, of_row, of_row)
 
 
+_SHARED = "arithmetic.py"
 _MUTANTS = {
     "softmax: columns past the last count": Mutant(
         "counts = (column < columns) & (column != own)", "counts = column != own"
@@ -286,20 +287,21 @@ _MUTANTS = {
     "softmax, margin: of the scaled scores": Mutant("own_score + margin)", "own_score * 3.0 + margin)"),
     "softmax, margin: in the maximum": Mutant("return counts, nearby", "return nearby, nearby"),
     "softmax: sums are not rescaled": Mutant(
-        "total * tl.exp(maximum - finite) + tl.sum(tl.exp(logits - finite), 0)",
-        "total + tl.sum(tl.exp(logits - finite), 0)",
+        "total *= tl.exp(maximum - finite)", "total *= 1.0", file=_SHARED
     ),
     "softmax: int32 rows of scores": Mutant("here.to(tl.int64) * s_stride", "here * s_stride"),
     "softmax: the stride of the slopes": Mutant(
         "here.to(tl.int64) * w_stride + column, slopes", "here.to(tl.int64) * s_stride + column, slopes"
     ),
     "softmax: slopes past the last column": Mutant("slopes, mask=column < columns)", "slopes)"),
-    "softmax, sure: the loss cancels": Mutant("log1p(others), tl.log(both)", "tl.log(both), tl.log(both)"),
+    "softmax, sure: the loss cancels": Mutant(
+        "log1p(others), tl.log(both)", "tl.log(both), tl.log(both)", file=_SHARED
+    ),
     "softmax, sure: the own slope cancels": Mutant(
         "-others * share", "share * tl.exp(positive - larger) - weight"
     ),
     "softmax, scale 100: the maximum is lost": Mutant(
-        "larger = tl.maximum(maximum, tl.max(logits, 0))", "larger = tl.maximum(maximum, 0.0)"
+        "tl.maximum(maximum, tl.max(logits, AXIS))", "tl.maximum(maximum, 0.0)", file=_SHARED
     ),
     "softmax, some: rows without a positive have one": Mutant(
         "tl.store(Loss + here, tl.where(paired, loss, log_sum))", "tl.store(Loss + here, loss)"
@@ -334,7 +336,7 @@ _MUTANTS = {
     ),
     "clip: the diagonal of another panel": Mutant("first + row[:, None] != column", "row[:, None] != column"),
     "clip: column sums are not rescaled": Mutant(
-        "total * tl.exp(maximum - finite) + tl.sum(tl.exp(z", "total + tl.sum(tl.exp(z"
+        "total *= tl.exp(maximum - finite)", "total *= 1.0", file=_SHARED
     ),
     "clip: programs share columns": Mutant(
         "tl.program_id(0) * BLOCK_C + tl.arange", "tl.program_id(0) // 2 * BLOCK_C + tl.arange"
@@ -349,10 +351,10 @@ _MUTANTS = {
     ),
     "clip: int32 rows of columns": Mutant("row[:, None].to(tl.int64) * s_stride", "row[:, None] * s_stride"),
     "sigmoid: the sign of the positive": Mutant(
-        "sign = tl.where(column == own, -1.0, 1.0)", "sign = tl.where(column == own, 1.0, 1.0)"
+        "tl.where(own, -1.0, 1.0)", "tl.where(own, 1.0, 1.0)", file=_SHARED
     ),
-    "sigmoid: no bias": Mutant("sign * (raw * scale + bias)", "sign * (raw * scale)"),
-    "sigmoid: columns past the last cost": Mutant("tl.where(inside, _softplus(z), 0.0)", "_softplus(z)"),
+    "sigmoid: no bias": Mutant("(products * scale + bias)", "(products * scale)", file=_SHARED),
+    "sigmoid: columns past the last cost": Mutant("tl.where(inside, softplus(z), 0.0)", "softplus(z)"),
     "sigmoid: slopes past the last column": Mutant(
         "slopes = tl.where(inside, slopes, 0.0)", "slopes = slopes"
     ),
@@ -360,7 +362,9 @@ _MUTANTS = {
         "tl.full([], 1.0, tl.float32) * factor", "tl.full([], 1.0, tl.float32)", occurrence=1
     ),
     "sigmoid: an own column where there is none": Mutant("PAIRED=offset is not None", "PAIRED=True"),
-    "sigmoid: overflow": Mutant("e = tl.exp(-tl.abs(x))\n    return", "e = tl.exp(x)\n    return"),
+    "sigmoid: overflow": Mutant(
+        "e = tl.exp(-tl.abs(x))\n    return", "e = tl.exp(x)\n    return", file=_SHARED
+    ),
     "sigmoid: too few programs": Mutant(
         "_entries[(s.shape[0],)]", "_entries[(max(1, s.shape[0] - 1),)]", occurrence=1
     ),

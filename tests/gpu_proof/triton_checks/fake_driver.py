@@ -39,7 +39,7 @@ class FakeCuda(DriverBase):
         raise NotImplementedError("nothing is timed without a GPU")
 
     def get_current_device(self) -> int:
-        return 0
+        return self.architecture  # Triton keeps compiled kernels by device
 
     def get_current_stream(self, device: int = 0) -> int:
         return 0
@@ -55,10 +55,7 @@ class FakeCuda(DriverBase):
 
 @contextmanager
 def compiling_for(architecture: int) -> Iterator[list[Any]]:
-    """Compile instead of launching; yield the list of what was compiled.
-
-    Only one architecture a process: Triton keeps compiled kernels by device and would return another's.
-    """
+    """Compile instead of launching; yield the list of what was compiled."""
     triton.runtime.driver.set_active(FakeCuda(architecture))
     compiled: list[Any] = []
     launch = JITFunction.run

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -57,6 +59,8 @@ class Mutant(NamedTuple):
     """Why nobody could notice; else somebody has to."""
     occurrence: int = 0
     """Which of the places where the text stands."""
+    file: str = ""
+    """Under ``kernels/``, one that the family's own file imports from; empty: that one itself."""
 
 
 Problem = Callable[[ModuleType], list[Comparison]]
@@ -111,22 +115,35 @@ class Family:
     def load(self, mutant: Mutant | None = None) -> ModuleType:
         """Return the module as it is, or with a bug."""
         source = self.source()
-        if mutant is not None:
-            at = -1
-            for _ in range(mutant.occurrence + 1):
-                at = source.find(mutant.old, at + 1)
-                if at < 0:
-                    raise ValueError(f"{self.file} has no such text any more: {mutant.old!r}")
-            source = source[:at] + mutant.new + source[at + len(mutant.old) :]
-        folder = Path(tempfile.mkdtemp(prefix="thawkit-kernels-"))
-        path = folder / self.file
-        path.write_text(source)  # Triton reads the source of a kernel from its file
-        spec = importlib.util.spec_from_file_location(f"proof_{folder.name.replace('-', '_')}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
+        if mutant is None:
+            return _imported(self.file, source)
+        if not mutant.file:
+            return _imported(self.file, _mutated(self.file, source, mutant))
+        shared = f"thawkit.kernels.{mutant.file.removesuffix('.py')}"
+        broken = _imported(mutant.file, _mutated(mutant.file, (KERNELS / mutant.file).read_text(), mutant))
+        with patch.dict(sys.modules, {shared: broken}):
+            return _imported(self.file, source)
+
+
+def _mutated(file: str, source: str, mutant: Mutant) -> str:
+    at = -1
+    for _ in range(mutant.occurrence + 1):
+        at = source.find(mutant.old, at + 1)
+        if at < 0:
+            raise ValueError(f"{file} has no such text any more: {mutant.old!r}")
+    return source[:at] + mutant.new + source[at + len(mutant.old) :]
+
+
+def _imported(file: str, source: str) -> ModuleType:
+    folder = Path(tempfile.mkdtemp(prefix="thawkit-kernels-"))
+    path = folder / file
+    path.write_text(source)  # Triton reads the source of a kernel from its file
+    spec = importlib.util.spec_from_file_location(f"proof_{folder.name.replace('-', '_')}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def faults(comparisons: list[Comparison]) -> list[str]:

@@ -256,10 +256,10 @@ def test_row_softmax_operator_is_well_formed(need):
     scale = torch.tensor(3.0)
     op = torch.ops.thawkit.row_softmax.default
     plain = q, k, scale, None, None, None, None, None, 1.0, True, 0, -1, 0, math.inf
-    torch.library.opcheck(op, (*plain, [*need[:3], False, need[4]], "cpu"))
+    torch.library.opcheck(op, (*plain, [*need[:3], False, need[4]], "cpu", "auto"))
     labels = torch.arange(9, dtype=torch.int32), torch.arange(12, dtype=torch.int32)
     full = q, k, scale, torch.arange(9), torch.rand(12), *labels, torch.rand(9), 1.0, False, 0, 0, 1, 0.5
-    torch.library.opcheck(op, (*full, need, "cpu"))
+    torch.library.opcheck(op, (*full, need, "cpu", "auto"))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

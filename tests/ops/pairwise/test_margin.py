@@ -344,10 +344,12 @@ def test_operator_is_well_formed(kind, need):
     labels, ref_labels = classes_of(10, 3), classes_of(14, 3)
     margin, weights = torch.tensor(0.3), torch.rand(10)
     alone = z, None, margin, torch.tensor(1.0), labels, None
-    torch.library.opcheck(op, (*alone, None, 0.5, kind, "cosine", "sum", need, "cpu"))
+    torch.library.opcheck(op, (*alone, None, 0.5, kind, "cosine", "sum", need, "cpu", "auto"))
     if kind != "contrastive":
         both = z, ref, margin, None, labels, ref_labels
-        torch.library.opcheck(op, (*both, weights, 1.0, kind, "euclidean", "mean_nonzero", need, "cpu"))
+        torch.library.opcheck(
+            op, (*both, weights, 1.0, kind, "euclidean", "mean_nonzero", need, "cpu", "auto")
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)

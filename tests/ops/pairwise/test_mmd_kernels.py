@@ -470,6 +470,7 @@ def test_operator_is_well_formed(need):
         [need == "samples", need == "samples"],
         [need == "rates", False],
         "cpu",
+        "auto",
     )
     torch.library.opcheck(torch.ops.thawkit.mmd.default, arguments)
 

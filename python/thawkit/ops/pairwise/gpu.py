@@ -17,17 +17,28 @@ from thawkit.ops.pairwise.cpu import check_shapes
 from thawkit.ops.pairwise.gpu_panels import Operand, Slopes, floats, panels, total
 
 
-class Epilogues(NamedTuple):
-    """What runs on panels; ``kernels/epilogue.py`` says what each takes.
+class Fused(NamedTuple):
+    """What makes the products too, and never stores them; None: panels do.
 
-    ``info_nce`` makes the products too, of the plain form; None: panels do.
+    Each takes the operands, the scale, SigLIP the bias and the offset, how slopes are stored, and memory for
+    the scale's gradient a row, or None, SigLIP for the bias's too; it returns the losses, and adds up what
+    gradients are wanted. InfoNCE is the plain form.
     """
+
+    info_nce: Callable[[Operand, Operand, Tensor, Slopes, Tensor | None], Tensor] | None = None
+    siglip: Callable[..., Tensor] | None = None
+    clip: Callable[[Operand, Operand, Tensor, Slopes, Tensor | None], Tensor] | None = None
+    nt_xent: Callable[[Operand, Tensor, Slopes, Tensor | None], Tensor] | None = None
+
+
+class Epilogues(NamedTuple):
+    """What runs on panels; ``kernels/epilogue.py`` says what each takes. ``fused`` needs none."""
 
     softmax: Callable[..., None]
     column_sums: Callable[..., None]
     clip: Callable[..., None]
     sigmoid: Callable[..., None]
-    info_nce: Callable[[Operand, Operand, Tensor, Slopes, Tensor, Tensor | None], None] | None = None
+    fused: Fused = Fused()
 
 
 def row_softmax(
@@ -74,8 +85,8 @@ def row_softmax(
             rows["dscale"] = floats(q)
         dbias = rows["loss"].new_zeros(k.shape[0]) if need_dbias else None
         plain = (bias, target, excluded, labels, offset) == (None, None, -1, 0, 0) and margin == math.inf
-        if plain and not need_statistics and epilogues.info_nce is not None:
-            epilogues.info_nce(x, y, scale, slopes, rows["loss"], rows.get("dscale"))
+        if plain and not need_statistics and epilogues.fused.info_nce is not None:
+            rows["loss"] = epilogues.fused.info_nce(x, y, scale, slopes, rows.get("dscale"))
             made: Any = ()
         else:
             made = panels(x, y, scale, slopes, need_dq or need_dk or need_dbias)
@@ -134,9 +145,17 @@ def pair_loss(
         dbias = floats(x) if need_dbias else None
         if bias is not None:
             bias = bias.to(device=x.device, dtype=torch.float32)
-            loss = _sigmoid(epilogues, of_x, of_y, scale, bias, slopes, offset, needs, dscale, dbias)
+            if epilogues.fused.siglip is not None:
+                loss = epilogues.fused.siglip(of_x, of_y, scale, bias, offset, slopes, dscale, dbias)
+            else:
+                loss = _sigmoid(epilogues, of_x, of_y, scale, bias, slopes, offset, needs, dscale, dbias)
         elif y is None:
-            loss = _nt_xent(epilogues, of_x, scale, slopes, needs, dscale)
+            if epilogues.fused.nt_xent is not None:
+                loss = epilogues.fused.nt_xent(of_x, scale, slopes, dscale)
+            else:
+                loss = _nt_xent(epilogues, of_x, scale, slopes, needs, dscale)
+        elif epilogues.fused.clip is not None:
+            loss = epilogues.fused.clip(of_x, of_y, scale, slopes, dscale)
         else:
             loss = _clip(epilogues, of_x, of_y, scale, slopes, needs, dscale)
         return (

@@ -15,7 +15,7 @@ from torch import Tensor
 from thawkit.kernels.mmd_pairs import DIGIT, Layer, Pairs
 from thawkit.ops._library import empty
 from thawkit.ops.pairwise.common import full_precision
-from thawkit.ops.pairwise.gpu_panels import PANEL_BYTES, add_product, product
+from thawkit.ops.pairwise.gpu_panels import add_product, panel_bytes, product
 from thawkit.ops.pairwise.reference.distances import centre
 
 
@@ -164,7 +164,7 @@ def _numbers(kind: str, rates: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sides(count: int, layers: int) -> tuple[int, int]:
     """Return rows and columns of a tile, of whose products all layers' make a panel."""
-    entries = max(1, PANEL_BYTES // (4 * layers))
+    entries = max(1, panel_bytes() // (4 * layers))
     height = 1 << (math.isqrt(max(1, entries // 2)).bit_length() - 1)
     return max(1, min(height, count)), max(1, min(max(height, entries // height), count))
 
@@ -326,7 +326,7 @@ def permutation_sums(
 
 def _parts(count: int, bytes_each: int) -> Iterator[slice]:
     """Yield slices, of as many as a panel holds."""
-    most = max(1, PANEL_BYTES // max(bytes_each, 1))
+    most = max(1, panel_bytes() // max(bytes_each, 1))
     for first in range(0, count, most):
         yield slice(first, first + most)
 

@@ -9,10 +9,17 @@ import torch
 from torch import Tensor
 
 from thawkit.kernels.panel import Panel
+from thawkit.ops.dispatch import memory
 from thawkit.ops.pairwise.rows import through_norm, unit_rows
 
 PANEL_BYTES = 32 << 20  # a float32 panel of this size stays in the L2 cache of a data-centre GPU
 _UNCACHED = 8  # times as much a panel may take at most
+_MINIMAL_BYTES = 4 << 20  # of a panel where memory counts for more than time
+
+
+def panel_bytes() -> int:
+    """Return how many bytes of products are to be made at a time."""
+    return min(PANEL_BYTES, _MINIMAL_BYTES) if memory() == "minimal" else PANEL_BYTES
 
 
 class Operand:
@@ -98,9 +105,11 @@ def panel_height(rows: int, columns: int, added: int = 0) -> int:
         columns: of each.
         added: numbers a column that every panel adds to, as those of a gradient by the columns. With panels
             lower than that they would move more bytes than the products themselves, so that those leave the
-            cache instead, to eight times its share.
+            cache instead, to eight times its share; not where memory is to be minimal.
     """
-    cached = PANEL_BYTES // (4 * max(columns, 1))
+    cached = panel_bytes() // (4 * max(columns, 1))
+    if memory() == "minimal":
+        return max(1, min(rows, cached))
     return max(1, min(rows, max(cached, min(added, _UNCACHED * cached))))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops._library import apart, define, empty, scaled
-from thawkit.ops.dispatch import choose
+from thawkit.ops.dispatch import choose, memory, use_memory
 from thawkit.ops.pairwise import cpu, cuda_margin, reference, triton_margin
 from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced_over
 
@@ -52,7 +52,9 @@ def margin_loss(
         ref = ref.view_as(ref)  # torch.compile takes no Function whose arguments are one tensor
     if ref_labels is labels:
         ref_labels = labels.view_as(labels)
-    return _MarginLoss.apply(embeddings, ref, margin, negative_margin, labels, ref_labels, *options, backend)
+    return _MarginLoss.apply(
+        embeddings, ref, margin, negative_margin, labels, ref_labels, *options, backend, memory()
+    )
 
 
 def _definition(
@@ -81,8 +83,31 @@ def _pairs(embeddings: Tensor) -> int:
     return embeddings.shape[0] * (embeddings.shape[0] - 1) // 2
 
 
+def _kernel(
+    x: Tensor,
+    y: Tensor | None,
+    margin: Tensor,
+    negative_margin: Tensor | None,
+    labels: Tensor,
+    y_labels: Tensor | None,
+    row_weight: Tensor | None,
+    weight: float,
+    kind: str,
+    distance: str,
+    reduction: str,
+    need: list[bool],
+    backend: str,
+    memory: str,
+) -> tuple[Tensor | None, ...]:
+    with use_memory(memory):  # a thread of autograd's has no such block around it
+        return KERNELS[backend].margin_loss(
+            x, y, margin, negative_margin, labels, y_labels, row_weight, weight, KINDS.index(kind),
+            DISTANCES.index(distance), _MEANS.index(reduction), *need,
+        )  # fmt: skip
+
+
 def _fake(x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    need_dx, need_dy, need_dmargins = rest[-2]
+    need_dx, need_dy, need_dmargins = rest[-3]
     loss = x.new_empty(x.shape[0], dtype=torch.float32)
     return (
         loss,
@@ -96,14 +121,10 @@ def _fake(x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
 _operator = define(
     "margin_loss(Tensor x, Tensor? y, Tensor margin, Tensor? negative_margin, Tensor labels, "
     "Tensor? y_labels, Tensor? row_weight, float weight, str kind, str distance, str reduction, "
-    "bool[3] need, str backend) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    lambda x, y, margin, negative_margin, labels, y_labels, row_weight, weight, kind, distance, reduction,
-    need, backend: KERNELS[backend].margin_loss(
-        x, y, margin, negative_margin, labels, y_labels, row_weight, weight, KINDS.index(kind),
-        DISTANCES.index(distance), _MEANS.index(reduction), *need
-    ),
+    "bool[3] need, str backend, str memory) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _kernel,
     _fake,
-)  # fmt: skip
+)
 
 
 class _MarginLoss(torch.autograd.Function):
@@ -122,6 +143,7 @@ class _MarginLoss(torch.autograd.Function):
         distance: str,
         reduction: str,
         backend: str,
+        memory: str,
     ) -> Tensor:
         wanted = ctx.needs_input_grad[:4]
         need = [wanted[0], wanted[1], any(wanted[2:])] if reduction != "none" else [False] * 3
@@ -130,18 +152,18 @@ class _MarginLoss(torch.autograd.Function):
             weight, division = 1.0 / max(_pairs(x), 1), "sum"
         rows, total, *gradients = _operator(
             x, y, margin, negative_margin, labels, y_labels, None, weight, kind, distance, division, need,
-            backend,
+            backend, memory,
         )  # fmt: skip
-        ctx.options = kind, distance, reduction, backend
+        ctx.options = kind, distance, reduction, backend, memory
         ctx.save_for_backward(x, y, margin, negative_margin, labels, y_labels, *gradients)
         return rows if reduction == "none" else total
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, y, margin, negative_margin, labels, y_labels, *gradients = ctx.saved_tensors
-        kind, distance, reduction, backend = ctx.options
+        kind, distance, reduction, backend, memory = ctx.options
         wanted = ctx.needs_input_grad[:4]
-        nothing = (None,) * 6
+        nothing = (None,) * 7
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             x, y, margin, negative_margin = apart(x, y, margin, negative_margin)
             with full_precision(x):
@@ -152,8 +174,9 @@ class _MarginLoss(torch.autograd.Function):
         need = [wanted[0], wanted[1], any(wanted[2:])]
         if reduction == "none":
             gradients = _operator(
-                x, y, margin, negative_margin, labels, y_labels, g, 1.0, kind, distance, "sum", need, backend
-            )[2:]
+                x, y, margin, negative_margin, labels, y_labels, g, 1.0, kind, distance, "sum", need,
+                backend, memory,
+            )[2:]  # fmt: skip
         else:
             gradients = scaled(gradients, g, need)
         dx, dy, dmargins = gradients

@@ -11,7 +11,7 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
-from thawkit.ops.dispatch import choose
+from thawkit.ops.dispatch import choose, memory, use_memory
 from thawkit.ops.pairwise import cpu, cuda_mmd, reference, triton_mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference.kernels import Kernel
@@ -53,7 +53,9 @@ def mmd(layers: Sequence[Sample], weights: Weights | None = None, *, unbiased: b
         same = None if weights.same is None else torch.cat(weights.same)
         labels = None if weights.labels is None else torch.cat(weights.labels)
         unbiased = same is not None
-    value: Tensor = _MMD.apply(backend, names, numbers, unbiased, pair, same, labels, *samples, *rates)
+    value: Tensor = _MMD.apply(
+        backend, memory(), names, numbers, unbiased, pair, same, labels, *samples, *rates
+    )
     return value
 
 
@@ -115,6 +117,7 @@ def _fake(
     need_samples: list[bool],
     need_rates: list[bool],
     backend: str,
+    memory: str,
 ) -> list[Tensor]:
     x = samples[0]
     gradients = [z.new_empty(z.shape) if need_samples[i // 2] else empty(z) for i, z in enumerate(samples)]
@@ -125,11 +128,18 @@ def _fake(
     return [x.new_empty((), dtype=torch.float32), *gradients, *of_rates]
 
 
+def _kernel(*arguments: Any) -> list[Tensor]:
+    *rest, backend, memory = arguments
+    with use_memory(memory):  # a compiled graph has no such block around it
+        found: list[Tensor] = KERNELS[backend].mmd(*rest)
+        return found
+
+
 _mmd_op = define(
     "mmd(Tensor[] samples, Tensor[] rates, Tensor? weights, Tensor? same, Tensor? labels, str[] kernels, "
-    "float[] numbers, bool unbiased, bool[] need_samples, bool[] need_rates, str backend) "
-    "-> Tensor[]",
-    lambda *arguments: KERNELS[arguments[-1]].mmd(*arguments[:-1]),
+    "float[] numbers, bool unbiased, bool[] need_samples, bool[] need_rates, str backend, "
+    "str memory) -> Tensor[]",
+    _kernel,
     _fake,
 )
 
@@ -141,6 +151,7 @@ class _MMD(torch.autograd.Function):
     def forward(
         ctx: Any,
         backend: str,
+        memory: str,
         names: list[str],
         numbers: list[float],
         unbiased: bool,
@@ -151,12 +162,13 @@ class _MMD(torch.autograd.Function):
     ) -> Tensor:
         count = len(names)
         samples, rates = list(tensors[: 2 * count]), list(tensors[2 * count :])
-        need = ctx.needs_input_grad[7:]
+        need = ctx.needs_input_grad[8:]
         need_samples = [need[2 * i] or need[2 * i + 1] for i in range(count)]
         need_rates = [need[2 * count + i] for i in range(count)]
         value, *gradients = _mmd_op(
-            samples, rates, weights, same, labels, names, numbers, unbiased, need_samples, need_rates, backend
-        )
+            samples, rates, weights, same, labels, names, numbers, unbiased, need_samples, need_rates,
+            backend, memory,
+        )  # fmt: skip
         ctx.save_for_backward(weights, same, labels, *tensors, *gradients)
         ctx.options = names, numbers, unbiased
         return value
@@ -164,19 +176,19 @@ class _MMD(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         names, numbers, unbiased = ctx.options
-        need = ctx.needs_input_grad[7:]
+        need = ctx.needs_input_grad[8:]
         weights, same, labels, *saved = ctx.saved_tensors  # once: checkpointing hands them out only once
         tensors, gradients = saved[: 3 * len(names)], saved[3 * len(names) :]
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             found = scaled(gradients, g, need)
             as_given = [None if d is None else d.to(t.dtype) for d, t in zip(found, tensors, strict=True)]
-            return *[None] * 7, *as_given
+            return *[None] * 8, *as_given
         tensors = apart(*tensors)
         layers = _layers(names, numbers, tensors)
         value = definition(layers, _weights(layers[0].x.shape[0], weights, same, labels), unbiased)
         wanted = [t for t, needed in zip(tensors, need, strict=True) if needed]
         exact = iter(torch.autograd.grad(value, wanted, g, create_graph=True))
-        return *[None] * 7, *(next(exact) if needed else None for needed in need)
+        return *[None] * 8, *(next(exact) if needed else None for needed in need)
 
 
 def _layers(names: list[str], numbers: list[float], tensors: Sequence[Tensor]) -> list[Sample]:

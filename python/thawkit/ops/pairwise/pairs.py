@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops._library import apart, define, empty, scaled
-from thawkit.ops.dispatch import choose
+from thawkit.ops.dispatch import choose, memory, use_memory
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
 from thawkit.ops.pairwise.common import full_precision, lifted
 
@@ -49,7 +49,7 @@ def pair_loss(
         y, bias = (t if t is None else t.detach() for t in (y, bias))
     if y is x:
         y = y.view_as(y)  # torch.compile takes no Function whose arguments are one tensor
-    return _PairLoss.apply(x, y, scale, bias, kind, normalize, weight, offset, backend)
+    return _PairLoss.apply(x, y, scale, bias, kind, normalize, weight, offset, backend, memory())
 
 
 def _reduced(rows: Tensor, weight: float | None) -> Tensor:
@@ -75,10 +75,30 @@ def _definition(
     return reference.siglip(x, y, scale, bias, normalize, offset)
 
 
+def _kernel(
+    x: Tensor,
+    y: Tensor | None,
+    scale: Tensor,
+    bias: Tensor | None,
+    row_weight: Tensor | None,
+    weight: float,
+    kind: str,
+    offset: int | None,
+    normalize: bool,
+    need: list[bool],
+    backend: str,
+    memory: str,
+) -> tuple[Tensor | None, ...]:
+    with use_memory(memory):  # a thread of autograd's has no such block around it
+        return KERNELS[backend].pair_loss(
+            x, y, scale, bias, row_weight, weight, KINDS.index(kind), offset, normalize, *need
+        )
+
+
 def _fake(
     x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None, row_weight: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
-    need_dx, need_dy, need_dscale, need_dbias = rest[-2]
+    need_dx, need_dy, need_dscale, need_dbias = rest[-3]
     loss = x.new_empty(x.shape[0], dtype=torch.float32)
     return (
         loss,
@@ -92,11 +112,9 @@ def _fake(
 
 _operator = define(
     "pair_loss(Tensor x, Tensor? y, Tensor scale, Tensor? bias, Tensor? row_weight, float weight, str kind, "
-    "int? offset, bool normalize, bool[4] need, str backend) "
+    "int? offset, bool normalize, bool[4] need, str backend, str memory) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    lambda x, y, scale, bias, row_weight, weight, kind, offset, normalize, need, backend: KERNELS[
-        backend
-    ].pair_loss(x, y, scale, bias, row_weight, weight, KINDS.index(kind), offset, normalize, *need),
+    _kernel,
     _fake,
 )
 
@@ -116,21 +134,23 @@ class _PairLoss(torch.autograd.Function):
         weight: float | None,
         offset: int | None,
         backend: str,
+        memory: str,
     ) -> Tensor:
         need = [False] * 4 if weight is None else list(ctx.needs_input_grad[:4])
         rows, total, *gradients = _operator(
-            x, y, scale, bias, None, 1.0 if weight is None else weight, kind, offset, normalize, need, backend
-        )
-        ctx.options = kind, normalize, weight, offset, backend
+            x, y, scale, bias, None, 1.0 if weight is None else weight, kind, offset, normalize, need,
+            backend, memory,
+        )  # fmt: skip
+        ctx.options = kind, normalize, weight, offset, backend, memory
         ctx.save_for_backward(x, y, scale, bias, *gradients)
         return rows if weight is None else total
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         x, y, scale, bias, *saved = ctx.saved_tensors
-        kind, normalize, weight, offset, backend = ctx.options
+        kind, normalize, weight, offset, backend, memory = ctx.options
         need = list(ctx.needs_input_grad[:4])
-        nothing = None, None, None, None, None
+        nothing = (None,) * 6
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             x, y, scale, bias = apart(x, y, scale, bias)
             with full_precision(x):
@@ -139,7 +159,9 @@ class _PairLoss(torch.autograd.Function):
             found = iter(torch.autograd.grad(loss, wanted, g, create_graph=True))
             return *(next(found) if needed else None for needed in need), *nothing
         if weight is None:
-            gradients = _operator(x, y, scale, bias, g, 1.0, kind, offset, normalize, need, backend)[2:]
+            gradients = _operator(x, y, scale, bias, g, 1.0, kind, offset, normalize, need, backend, memory)[
+                2:
+            ]
         else:
             gradients = scaled(saved, g, need)
         dx, dy, dscale, dbias = (t if needed else None for t, needed in zip(gradients, need, strict=True))

@@ -16,7 +16,7 @@ from torch.nn.functional import normalize as normalized
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
-from thawkit.ops.dispatch import choose
+from thawkit.ops.dispatch import choose, memory, use_memory
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
 from thawkit.ops.pairwise.common import full_precision, ignored_rows, lifted
 
@@ -144,7 +144,7 @@ def row_softmax_and_statistics(
         return total, stats
     if not torch.is_grad_enabled():
         q, k, scale = q.detach(), k.detach(), scale.detach()
-    options = columns, weight, normalize, reduce, statistics, backend
+    options = columns, weight, normalize, reduce, statistics, backend, memory()
     results = _RowSoftmax.apply(q, k, scale, bias, row_weight, target, row_labels, key_labels, options)
     return (results[0], RowStatistics(*results[1:])) if statistics else (results, None)
 
@@ -194,15 +194,17 @@ def _kernel(
     margin: float,
     need: list[bool],
     backend: str,
+    memory: str,
 ) -> tuple[Tensor | None, ...]:
-    return KERNELS[backend].row_softmax(
-        q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize, offset, excluded,
-        labels, margin, *need,
-    )  # fmt: skip
+    with use_memory(memory):  # a thread of autograd's has no such block around it
+        return KERNELS[backend].row_softmax(
+            q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize, offset,
+            excluded, labels, margin, *need,
+        )  # fmt: skip
 
 
 def _fake(q: Tensor, k: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
-    *_, (need_dq, need_dk, need_dscale, need_dbias, need_statistics), _ = rest
+    *_, (need_dq, need_dk, need_dscale, need_dbias, need_statistics), _, _ = rest
     loss = q.new_empty(q.shape[0], dtype=torch.float32)
     by_product = torch.empty_like if need_statistics else empty
     return (
@@ -220,7 +222,7 @@ def _fake(q: Tensor, k: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]
 _operator = define(
     "row_softmax(Tensor q, Tensor k, Tensor scale, Tensor? target, Tensor? bias, Tensor? row_labels, "
     "Tensor? key_labels, Tensor? row_weight, float weight, bool normalize, int offset, int excluded, "
-    "int labels, float margin, bool[5] need, str backend) "
+    "int labels, float margin, bool[5] need, str backend, str memory) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _kernel,
     _fake,
@@ -243,14 +245,14 @@ class _RowSoftmax(torch.autograd.Function):
         key_labels: Tensor | None,
         options: tuple,
     ) -> Tensor | tuple[Tensor, ...]:
-        columns, weight, normalize, reduce, statistics, backend = options
+        columns, weight, normalize, reduce, statistics, backend, memory = options
         need = [*ctx.needs_input_grad[:4], statistics] if reduce else [False] * 4 + [statistics]
         loss, total, positive, maximum, *gradients = _operator(
             q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize,
-            *_numbers(columns), need, backend,
+            *_numbers(columns), need, backend, memory,
         )  # fmt: skip
-        ctx.columns, ctx.weight, ctx.normalize, ctx.reduce, ctx.backend = (
-            columns, weight, normalize, reduce, backend,
+        ctx.columns, ctx.weight, ctx.normalize, ctx.reduce, ctx.where = (
+            columns, weight, normalize, reduce, (backend, memory),
         )  # fmt: skip
         weighed = loss if row_weight is not None and ctx.needs_input_grad[4] and reduce else None
         ctx.save_for_backward(
@@ -284,7 +286,7 @@ class _RowSoftmax(torch.autograd.Function):
             gradients = list(
                 _operator(
                     q, k, scale, target, bias, row_labels, key_labels, g, 1.0, ctx.normalize,
-                    *_numbers(ctx.columns), [*need, False], ctx.backend,
+                    *_numbers(ctx.columns), [*need, False], *ctx.where,
                 )[4:]
             )  # fmt: skip
         dq, dk, dscale, dbias = (x if needed else None for x, needed in zip(gradients, need, strict=True))

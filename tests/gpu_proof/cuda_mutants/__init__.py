@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from . import cuda_focal_mutants, cuda_margin_mutants, cuda_mmd_mutants, cuda_panel_mutants
+from . import focal, margin, mmd, panel
 
 
 class Mutant(NamedTuple):
@@ -33,8 +33,8 @@ _WARP_LOOP = "int64_t i = int64_t(blockIdx.x) * kThreads + threadIdx.x; i - thre
 
 _SHOWN_BY_HALF = {
     *("bounds are not rounded", "bits of what is not rounded"),
-    *cuda_mmd_mutants.SHOWN_BY_HALF,
-    *cuda_panel_mutants.SHOWN_BY_HALF,
+    *mmd.SHOWN_BY_HALF,
+    *panel.SHOWN_BY_HALF,
 }
 
 # kernel: (name, file, what stands there, what is planted, why it is harmless if it is)
@@ -233,10 +233,10 @@ MUTANTS = [
     Mutant(kernel, *fields)
     for planted in (
         _PLANTED,
-        cuda_focal_mutants.PLANTED,
-        cuda_margin_mutants.PLANTED,
-        cuda_mmd_mutants.PLANTED,
-        cuda_panel_mutants.PLANTED,
+        focal.PLANTED,
+        margin.PLANTED,
+        mmd.PLANTED,
+        panel.PLANTED,
     )
     for kernel, all_fields in planted.items()
     for fields in all_fields
