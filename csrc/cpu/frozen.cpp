@@ -10,7 +10,7 @@ namespace thawkit {
 namespace THAWKIT_ISA {
 
 void pack(const PackArgs& a) {
-  prefer_huge_pages(a.y, a.n * bytes_of(a.dtype));
+  if (a.y != a.x) prefer_huge_pages(a.y, a.n * bytes_of(a.dtype));
   switch (a.dtype) {
     case Dtype::kFloat32:
       return pack_by_kind<float>(a);
@@ -22,7 +22,7 @@ void pack(const PackArgs& a) {
 }
 
 void masked(const MaskedArgs& a) {
-  prefer_huge_pages(a.dx, a.n * bytes_of(a.dtype));
+  if (a.dx != a.g) prefer_huge_pages(a.dx, a.n * bytes_of(a.dtype));
   switch (a.dtype) {
     case Dtype::kFloat32:
       return masked_by_kind<float>(a);
@@ -38,7 +38,7 @@ int64_t channel_sum_workspace(const ChannelSumArgs& a) {
 }
 
 void channel_sum(const ChannelSumArgs& a) {
-  prefer_huge_pages(a.dx, a.outer * a.channels * a.inner * bytes_of(a.dtype));
+  if (a.dx != a.g) prefer_huge_pages(a.dx, a.outer * a.channels * a.inner * bytes_of(a.dtype));
   switch (a.dtype) {
     case Dtype::kFloat32:
       return channel_sum_by_kind<float>(a);
@@ -55,7 +55,7 @@ int64_t channel_affine_workspace(const ChannelAffineArgs& a) {
 }
 
 void channel_affine(const ChannelAffineArgs& a) {
-  prefer_huge_pages(a.y, a.outer * a.channels * a.inner * bytes_of(a.dtype));
+  if (a.y != a.other) prefer_huge_pages(a.y, a.outer * a.channels * a.inner * bytes_of(a.dtype));
   switch (a.dtype) {
     case Dtype::kFloat32:
       return affine_clamp<float>(a);

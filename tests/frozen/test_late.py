@@ -413,7 +413,7 @@ def test_listening_to_what_has_been_joined_is_refused_or_shown_on_the_example(ta
     thawkit.freeze(frozen, "bias", example=x)
     frozen(x).sum().backward()
     listens = True
-    with pytest.raises(ThawkitError, match=r"a hook was registered on the result of a frozen BatchNorm2d"):
+    with pytest.raises(ThawkitError, match="of the result of a frozen BatchNorm2d was asked for"):
         frozen(x)
 
     stock, shown = Late(), Late()
@@ -425,3 +425,47 @@ def test_listening_to_what_has_been_joined_is_refused_or_shown_on_the_example(ta
     torch.testing.assert_close(shown.bn.bias.grad, stock.bn.bias.grad)
     if stock.y.retains_grad:
         torch.testing.assert_close(shown.y.grad, stock.y.grad)
+
+
+@pytest.mark.parametrize(
+    "overwrite",
+    [
+        lambda y: (F.relu(y), F.relu(y, inplace=True))[0],
+        lambda y: (y + torch.ones(y.shape), F.relu(y, inplace=True))[0].relu(),
+        lambda y: (F.relu(y), y.mul_(2))[0],
+        lambda y: (F.relu(y), y[:, :2].mul_(2))[0],
+    ],
+    ids=["clamp", "sum and clamp", "product", "product of a part"],
+)
+def test_a_hook_on_what_was_written_after_it_was_joined_hears_of_that(overwrite):
+    heard: list[Tensor] = []
+
+    def use(y: Tensor) -> Tensor:
+        before = overwrite(y)
+        y.register_hook(heard.append)
+        return before + y * 1.5
+
+    stock, frozen = Model(use).eval(), Model(use).eval()
+    frozen.load_state_dict(stock.state_dict())
+    thawkit.freeze(frozen, "bias")
+    for name, parameter in stock.named_parameters():
+        parameter.requires_grad_(name.endswith("bias"))
+    x = torch.randn(2, 3, 6, 6)
+    for model in (stock, frozen):
+        model(x).square().sum().backward()
+    torch.testing.assert_close(*heard)
+    torch.testing.assert_close(frozen.bn.bias.grad, stock.bn.bias.grad)
+
+
+def test_a_gradient_that_a_clamp_has_taken_is_not_told_in_part():
+    seen: list[Tensor] = []
+
+    def use(y: Tensor) -> Tensor:
+        seen.append(y)
+        return F.relu(y) ** 2 + (y * 1.5) ** 2
+
+    model = Model(use).eval()
+    thawkit.freeze(model, "bias")
+    loss = model(torch.randn(2, 3, 6, 6)).sum()
+    with pytest.raises(ThawkitError, match="of the result of a frozen BatchNorm2d was asked for"):
+        torch.autograd.grad(loss, seen)

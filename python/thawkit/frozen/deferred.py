@@ -111,8 +111,8 @@ class Deferred(Tensor):
             settle_written(args[0], result)
             return result
         stand_ins = _stand_ins(args, kwargs)
-        if func in _LISTENERS:
-            _check_audible(args[0])
+        for x in _listened_to(func, args, kwargs or {}):
+            _check_audible(x)
         args, kwargs = tree_map_only(Deferred, plain, (args, kwargs or {}))
         result = func(*args, **kwargs)
         for x in stand_ins:
@@ -246,10 +246,9 @@ def clamped(x: Deferred, lower: float, upper: float, inplace: bool, keep: bool) 
     if pending is None or result is None:
         return None
     _note(pending)
+    x.taken = not inplace
     if inplace:
         _settle(x, result)
-    else:
-        x.taken = True
     return result
 
 
@@ -273,17 +272,36 @@ def _settle(x: Deferred, value: Tensor) -> None:
 
 def settle_written(x: Deferred, result: Any, listened: bool = False) -> None:
     """Tell the graph of a value that was written to, may now be, or is listened to."""
-    if x.known is not None and (listened or version_of(x.known) != x.version or _is_view_of(result, x.known)):
+    if x.known is None:
+        return
+    if written := _written(x):
+        x.taken = False  # by those who had it before
+    if listened or written or _is_view_of(result, x.known):
         _settle(x, x.known)
 
 
-def _check_audible(x: Any) -> None:
-    """Refuse to listen for a gradient that goes another way; on an example the layer is told not to wait."""
-    if isinstance(x, Deferred) and x.taken and _JOINING.get() is None:
+def _written(x: Deferred) -> bool:
+    return x.known is not None and version_of(x.known) != x.version
+
+
+def _listened_to(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Deferred]:
+    """The tensors whose gradient a function asks for."""
+    if func in _LISTENERS:
+        wanted: Any = args[:1]
+    elif func is torch.autograd.grad:
+        wanted = kwargs.get("inputs", args[1:2])
+    else:
+        return []
+    return [x for x in tree_leaves(wanted) if isinstance(x, Deferred)]
+
+
+def _check_audible(x: Deferred) -> None:
+    """Refuse to tell a gradient that goes another way; on an example the layer is told not to wait."""
+    if x.taken and not _written(x) and _JOINING.get() is None:
         raise ThawkitError(
-            f"a hook was registered on the result of a frozen {x.layer.stock.__name__} after a sum or a "
-            "clamp had joined it, and would not see all of its gradient; register it before, or freeze with "
-            "an example= on which the model does the same"
+            f"the gradient of the result of a frozen {x.layer.stock.__name__} was asked for, or a hook "
+            "registered on it, after a sum or a clamp had joined it: that would not be all of its gradient; "
+            "register the hook before, or freeze with an example= on which the model does the same"
         )
 
 

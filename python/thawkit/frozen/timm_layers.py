@@ -53,7 +53,7 @@ class FrozenConv2dSame(FrozenConv2d, Conv2dSame):
 
 
 def _padded(conv: Any, x: Tensor) -> Tensor:
-    if not can_replace(x) or x.dim() != 4:
+    if not can_replace(x) or x.dim() != 4 or x.device.type != "cpu":
         return pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
     rows, columns = (
         get_same_padding(*sizes)

@@ -23,10 +23,30 @@ def test_it_is_torchs_padding_in_the_order_of_its_input(sides, order, dtype):
     assert torch.equal(mine, theirs)
 
 
-def test_what_was_in_memory_does_not_show():
-    torch.full((2, 3, 7, 7), torch.nan)  # fills what is handed out next
-    x = torch.zeros(2, 3, 5, 5)
-    assert (zero_pad(x, 1, 1, 1, 1) == 0).all()
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda x: x,
+        lambda x: x[:, :4],
+        lambda x: x[:, :, 1:],
+        lambda x: x[:1, :, :, 1:],
+        lambda x: x[:, :1],
+        lambda x: x[:, :, :1, :1],
+    ],
+)
+def test_parts_of_images_lie_as_torchs_padding_has_them(part):
+    x = part(torch.randn(2, 8, 5, 4).to(memory_format=torch.channels_last))
+    for sides in SIDES:
+        ours, torchs = zero_pad(x, *sides), F.pad(x, sides)
+        assert torch.equal(ours, torchs)
+        assert ours.stride() == torchs.stride()
+
+
+def test_a_gradient_is_not_shared_with_who_gave_it():
+    x, given = torch.ones(1, 2, 3, 3, requires_grad=True), torch.ones(1, 2, 3, 3)
+    zero_pad(x, 0, 0, 0, 0).backward(given)
+    assert x.grad is not None
+    assert x.grad.data_ptr() != given.data_ptr()
 
 
 def test_empty_images_and_second_derivatives():

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._prims_common import suggest_memory_format
 
 from thawkit.errors import ThawkitError
 from thawkit.ops._library import holds_numbers
@@ -17,8 +18,8 @@ from thawkit.ops.frozen.overrides import overridable
 def zero_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
     """Surround ``x`` with zeros, as :func:`torch.nn.functional.pad` does.
 
-    That fills the whole result before it copies ``x`` there, and the whole gradient, too. Here zeros are
-    written where they stay, and the gradient is a view of that of the result.
+    That fills the whole result before it copies ``x`` there. Here zeros are written where they stay, and the
+    gradient is a view of that of the result. Not for transforms of :mod:`torch.func`.
 
     Args:
         x: ``(N, C, H, W)``.
@@ -34,6 +35,8 @@ def zero_pad(x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
         raise ThawkitError(f"x must be (N, C, H, W), got shape {tuple(x.shape)}")
     if min(left, right, top, bottom) < 0:
         raise ThawkitError(f"padding must be at least 0, got {(left, right, top, bottom)}")
+    if (left, right, top, bottom) == (0, 0, 0, 0):
+        return x.clone()
     return _ZeroPad.apply(x, left, right, top, bottom)
 
 
@@ -41,12 +44,11 @@ class _ZeroPad(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, left: int, right: int, top: int, bottom: int) -> Tensor:
         n, channels, height, width = x.shape
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
         y = torch.empty(
             (n, channels, top + height + bottom, left + width + right),
             dtype=x.dtype,
             device=x.device,
-            memory_format=torch.channels_last if last else torch.contiguous_format,
+            memory_format=suggest_memory_format(x),
         )
         if y.device.type == "cpu" and holds_numbers(y) and not unavailable("cpu"):
             from thawkit import _C
