@@ -89,7 +89,7 @@ HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 )
 @pytest.mark.parametrize(
     ("asked", "who"),
-    [("0", "thawkit's own results only; THP_MEM_ALLOC_ENABLE=1"), ("1", "all large tensors")],
+    [("0", "large results of thawkit's kernels only; THP_MEM"), ("1", "all large tensors")],
 )
 def test_doctor_says_what_gets_huge_pages(asked, who):
     assert f"huge pages    {who}" in doctor(THP_MEM_ALLOC_ENABLE=asked).stdout

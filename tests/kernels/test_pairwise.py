@@ -13,6 +13,7 @@ from tests.ops.pairwise.panel_losses import losses
 from thawkit import ops
 from thawkit.errors import ThawkitError
 from thawkit.losses import functional as F
+from thawkit.ops.dispatch import memory
 from thawkit.ops.pairwise import gpu
 from thawkit.ops.pairwise import gpu_panels as engine
 
@@ -172,3 +173,28 @@ def test_minimal_memory_makes_small_panels_and_is_named_in_errors(monkeypatch):
     monkeypatch.setenv("THAWKIT_MEMORY", "least")
     with pytest.raises(ThawkitError, match="THAWKIT_MEMORY must be one of"):
         F.clip(_random(3, 2), _random(3, 2))
+
+
+def test_memory_decides_who_makes_siglips_products_of_many_features(monkeypatch):
+    made = counted_products(monkeypatch, engine)
+    x, y = (_random(9, 128, dtype=torch.float16, seed=s) for s in (0, 1))
+    for name, on_panels in (("auto", True), ("minimal", False)):
+        made.clear()
+        with ops.use_backend("triton"), ops.use_memory(name):
+            F.siglip(x, y)
+        assert bool(made) == on_panels
+
+
+def test_a_backward_pass_goes_by_the_memory_of_its_forward_pass(monkeypatch):
+    heard: list[str] = []
+    height = engine.panel_height
+    monkeypatch.setattr(engine, "panel_height", lambda *sizes: (heard.append(memory()), height(*sizes))[1])
+    x, y = (_random(9, 4, seed=s).requires_grad_() for s in (0, 1))
+    with ops.use_backend("triton"):
+        with ops.use_memory("minimal"):
+            loss = F.info_nce(x, y, reduction="none")
+        of_forward = len(heard)
+        loss.sum().backward()
+    assert of_forward
+    assert heard[of_forward:]
+    assert set(heard) == {"minimal"}

@@ -145,7 +145,7 @@ def _huge_pages() -> str:
         return ""
     if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         return "all large tensors"
-    return "thawkit's own results only; THP_MEM_ALLOC_ENABLE=1 has torch ask for them, too"
+    return "large results of thawkit's kernels only; THP_MEM_ALLOC_ENABLE=1 has torch ask for them, too"
 
 
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")

@@ -66,8 +66,9 @@ def use_memory(name: str | None) -> Iterator[None]:
     Args:
         name: ``"auto"`` stores up to 256 MiB of scores at a time where that moves fewer bytes than making
             them anew, by counts: it has not been measured on a GPU. ``"minimal"`` stores none where a fused
-            kernel serves, that is in Triton for InfoNCE, NT-Xent, CLIP and SigLIP of half precision and at
-            most 128 features, and elsewhere 4 MiB at a time, or a row. ``None`` goes by the environment.
+            kernel serves, that is in Triton for plain InfoNCE (no labels, margin, queue or other options),
+            NT-Xent, CLIP and SigLIP of half precision and at most 128 features, and elsewhere 4 MiB at a
+            time, or a row. ``None`` goes by the environment.
             MMD stores 32 MiB of products at a time otherwise. A loss's backward pass goes by what held in its
             forward pass. The CPU has no use for it.
 
