@@ -189,10 +189,12 @@ def test_operator_is_well_formed(kind, need):
     labels, ref_labels = labels_of(10, 3), labels_of(14, 3)
     margin, weights = torch.tensor(0.3, device=DEVICE), torch.rand(10, device=DEVICE)
     alone = z, None, margin, margin, labels, None
-    torch.library.opcheck(op, (*alone, None, 0.5, kind, "cosine", "sum", need, "triton"))
+    torch.library.opcheck(op, (*alone, None, 0.5, kind, "cosine", "sum", need, "triton", "auto"))
     if kind != "contrastive":
         pair = z, ref, margin, None, labels, ref_labels
-        torch.library.opcheck(op, (*pair, weights, 1.0, kind, "euclidean", "mean_nonzero", need, "triton"))
+        torch.library.opcheck(
+            op, (*pair, weights, 1.0, kind, "euclidean", "mean_nonzero", need, "triton", "auto")
+        )
 
 
 @pytest.mark.parametrize("kind", KINDS)

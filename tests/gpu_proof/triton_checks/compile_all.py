@@ -49,13 +49,15 @@ def compile_all(first: int, *others: int) -> dict[int, dict[str, dict[str, Any]]
     found: dict[int, dict[str, Binary]] = {architecture: {} for architecture in (first, *others)}
     for family in FAMILIES.values():
         kernels = family.load()
-        for order, (name, launch) in enumerate(family.configurations.items()):
+        shared: set[str] = set()  # what configurations begin with that were seen to share their PTX
+        for name, launch in family.configurations.items():
             compiled = _compiled(launch, kernels, first)
-            # that architectures share their PTX is so of every configuration, and seen of one a family
-            for other in others if order == 0 else ():
+            kind = name.replace(",", " ").split()[0]
+            for other in others if kind not in shared else ():
                 of_other = [_code(kernel.asm["ptx"]) for kernel in _compiled(launch, kernels, other)]
                 of_first = [_retargeted(_code(kernel.asm["ptx"]), first, other) for kernel in compiled]
                 assert of_other == of_first, f"sm_{other} needs a PTX of its own: {family.name}, {name}"
+            shared.add(kind)
             for number, kernel in enumerate(compiled):
                 place = f"{family.name}: {name}: {kernel.name} {number}"
                 needs = kernel.metadata.num_warps, kernel.metadata.shared

@@ -15,8 +15,8 @@ from tests.gpu_proof.triton_checks.family import KERNELS
 
 Resources = dict[str, dict[str, Any]]
 
-# Those of one group have the same PTX but for the line that names them, so it is made once: Triton's passes
-# ask for the capability's tens, for 80 and 90, and for eight-bit floats, which no kernel uses.
+# Those of one group have the same PTX but for the line that names them, so it is made once. Of all
+# configurations that was so when they were grouped; compile_all looks at one of each kind again.
 _GROUPS = ((87, 89), (80,), (90,), (100,), (120,))
 assert {*ARCHITECTURES} == {architecture for group in _GROUPS for architecture in group}
 
