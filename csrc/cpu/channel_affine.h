@@ -201,25 +201,20 @@ void affine_gradient_rows(const ChannelAffineArgs& a) {
     const int64_t begin = a.outer * thread / threads, end = a.outer * (thread + 1) / threads;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t first = row * channels;
-      int64_t c = 0;
-      while (c + kLanes <= channels) {
-        uint64_t bits = run.word(first + c);
-        const int64_t stop = channels - c < kWord ? channels - kLanes : c + kWord - kLanes;
-        for (; c <= stop; c += kLanes, bits >>= kLanes) {
-          Floats sum = load(some + c), product = load(some + channels + c);
-          run.vector(first + c, bits, load(a.scale + c), load(a.shift + c), sum, product);
-          store(some + c, sum);
-          store(some + channels + c, product);
-        }
-      }
-      if (const int64_t count = channels - c; count > 0) {
+      const auto whole = [&](int64_t c, uint64_t bits) {
+        Floats sum = load(some + c), product = load(some + channels + c);
+        run.vector(first + c, bits, load(a.scale + c), load(a.shift + c), sum, product);
+        store(some + c, sum);
+        store(some + channels + c, product);
+      };
+      const auto part = [&](int64_t c, uint64_t bits, int64_t count) {
         const auto get = [&](const float* p) { return load_few(p, count); };
         Floats sum = get(some + c), product = get(some + channels + c);
-        run.template vector<false>(first + c, run.word(first + c), get(a.scale + c), get(a.shift + c), sum,
-                                   product, count);
+        run.template vector<false>(first + c, bits, get(a.scale + c), get(a.shift + c), sum, product, count);
         store_few(some + c, sum, count);
         store_few(some + channels + c, product, count);
-      }
+      };
+      each_vector(run, first, channels, whole, part);
       if ((row - begin) % kSumRows == kSumRows - 1 || row == end - 1)
         for (int64_t c = 0; c < each; ++c) total[c] += static_cast<double>(some[c]), some[c] = 0;
     }

@@ -41,9 +41,21 @@ static inline uint64_t bits_from(const uint8_t* mask, int64_t bytes, int64_t i) 
     memcpy(&low, mask + first, 8);
     return low >> shift | static_cast<uint64_t>(mask[first + 8]) << 1 << (63 - shift);
   }
-  memcpy(&low, mask + first, static_cast<size_t>(bytes - first < 8 ? bytes - first : 8));
-  const uint64_t high = first + 8 < bytes ? mask[first + 8] : 0;
-  return low >> shift | high << 1 << (63 - shift);
+  memcpy(&low, mask + first, static_cast<size_t>(bytes - first));
+  return low >> shift;
+}
+
+// The vectors of a row of channels that begins at element `first`: `whole(c, bits)` for each of the channels
+// from c on, and `part(c, bits, count)` for what is left. `run` has the bits.
+template <class Run, class Whole, class Part>
+static inline void each_vector(const Run& run, int64_t first, int64_t channels, Whole whole, Part part) {
+  int64_t c = 0;
+  while (c + kLanes <= channels) {
+    uint64_t bits = run.word(first + c);
+    const int64_t stop = channels - c < kWord ? channels - kLanes : c + kWord - kLanes;
+    for (; c <= stop; c += kLanes, bits >>= kLanes) whole(c, bits);
+  }
+  if (c < channels) part(c, run.word(first + c), channels - c);
 }
 
 template <Masked Kind, class T>
@@ -146,20 +158,16 @@ void sum_rows(const ChannelSumArgs& a) {
     const int64_t begin = a.outer * thread / threads, end = a.outer * (thread + 1) / threads;
     for (int64_t row = begin; row < end; ++row) {
       const int64_t first = row * channels;
-      int64_t c = 0;
-      while (c + kLanes <= channels) {
-        uint64_t bits = run.word(first + c);
-        const int64_t stop = channels - c < kWord ? channels - kLanes : c + kWord - kLanes;
-        for (; c <= stop; c += kLanes, bits >>= kLanes) {
-          const Floats no = factors ? load(factors + c) : run.no;
-          store(some + c, load(some + c) + run.vector(first + c, bits, no));
-        }
-      }
-      if (const int64_t count = channels - c; count > 0) {
+      const auto whole = [&](int64_t c, uint64_t bits) {
+        const Floats no = factors ? load(factors + c) : run.no;
+        store(some + c, load(some + c) + run.vector(first + c, bits, no));
+      };
+      const auto part = [&](int64_t c, uint64_t bits, int64_t count) {
         const Floats no = factors ? load_few(factors + c, count) : run.no;
-        const Floats d = run.template vector<false>(first + c, run.word(first + c), no, count);
+        const Floats d = run.template vector<false>(first + c, bits, no, count);
         store_few(some + c, load_few(some + c, count) + d, count);
-      }
+      };
+      each_vector(run, first, channels, whole, part);
       if ((row - begin) % kSumRows == kSumRows - 1 || row == end - 1) {
         for (int64_t c = 0; c < a.channels; ++c) total[c] += static_cast<double>(some[c]);
         clear();

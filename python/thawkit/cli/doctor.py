@@ -135,6 +135,9 @@ def _machine(console: Console) -> bool:
     return healthy
 
 
+_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
 def _huge_pages() -> str:
     """Return who gets huge pages where Linux gives them to who asks."""
     try:
@@ -146,9 +149,6 @@ def _huge_pages() -> str:
     if os.environ.get("THP_MEM_ALLOC_ENABLE") == "1":
         return "all large tensors"
     return "large results of thawkit's kernels only; THP_MEM_ALLOC_ENABLE=1 has torch ask for them, too"
-
-
-_HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 def _why_no_device() -> str:

@@ -17,6 +17,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -89,6 +90,20 @@ def memory() -> str:
     name = _memory_of_old() if _OLD_COMPILER and torch.compiler.is_compiling() else _wanted_memory()
     _check_memory("THAWKIT_MEMORY", name)
     return name
+
+
+def heeding_memory(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """Let an operator's last argument be what :func:`memory` said where it was called.
+
+    Threads of autograd's and compiled graphs have no :func:`use_memory` around them.
+    """
+
+    def run(*arguments: Any) -> Any:
+        *rest, name = arguments
+        with use_memory(name):
+            return kernel(*rest)
+
+    return run
 
 
 def _check_memory(argument: str, name: str) -> None:

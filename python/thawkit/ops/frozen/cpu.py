@@ -11,6 +11,11 @@ from thawkit.ops.frozen.kinds import MASKED, PACKED
 objection = takes_only("cpu")
 
 
+def prefer_huge_pages(fresh: Tensor) -> None:
+    """Ask the system for huge pages under memory that nobody has written to yet."""
+    cpu_kernels().prefer_huge_pages(pointer(fresh), fresh.nbytes)
+
+
 def pack(kind: str, x: Tensor, y: Tensor | None, mask: Tensor, a: float, b: float) -> None:
     """Write y, where it is wanted, and the bits; all dense in the order of x."""
     cpu_kernels().pack(

@@ -11,6 +11,7 @@ from torch._prims_common import suggest_memory_format
 from thawkit.errors import ThawkitError
 from thawkit.ops._library import holds_numbers
 from thawkit.ops.dispatch import unavailable
+from thawkit.ops.frozen import cpu
 from thawkit.ops.frozen.overrides import overridable
 
 
@@ -51,9 +52,7 @@ class _ZeroPad(torch.autograd.Function):
             memory_format=suggest_memory_format(x),
         )
         if y.device.type == "cpu" and holds_numbers(y) and not unavailable("cpu"):
-            from thawkit import _C
-
-            _C.prefer_huge_pages(y.data_ptr(), y.nbytes)
+            cpu.prefer_huge_pages(y)
         ctx.inner = slice(top, top + height), slice(left, left + width)
         rows, columns = ctx.inner
         y[..., :top, :].zero_()

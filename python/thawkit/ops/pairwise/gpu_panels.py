@@ -108,9 +108,8 @@ def panel_height(rows: int, columns: int, added: int = 0) -> int:
             cache instead, to eight times its share; not where memory is to be minimal.
     """
     cached = panel_bytes() // (4 * max(columns, 1))
-    if memory() == "minimal":
-        return max(1, min(rows, cached))
-    return max(1, min(rows, max(cached, min(added, _UNCACHED * cached))))
+    uncached = 0 if memory() == "minimal" else _UNCACHED * cached
+    return max(1, min(rows, max(cached, min(added, uncached))))
 
 
 def panels(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops._library import apart, define, empty, scaled
-from thawkit.ops.dispatch import choose, memory, use_memory
+from thawkit.ops.dispatch import choose, heeding_memory, memory
 from thawkit.ops.pairwise import cpu, cuda_margin, reference, triton_margin
 from thawkit.ops.pairwise.common import DISTANCES, full_precision, lifted, reduced_over
 
@@ -83,29 +83,6 @@ def _pairs(embeddings: Tensor) -> int:
     return embeddings.shape[0] * (embeddings.shape[0] - 1) // 2
 
 
-def _kernel(
-    x: Tensor,
-    y: Tensor | None,
-    margin: Tensor,
-    negative_margin: Tensor | None,
-    labels: Tensor,
-    y_labels: Tensor | None,
-    row_weight: Tensor | None,
-    weight: float,
-    kind: str,
-    distance: str,
-    reduction: str,
-    need: list[bool],
-    backend: str,
-    memory: str,
-) -> tuple[Tensor | None, ...]:
-    with use_memory(memory):  # a thread of autograd's has no such block around it
-        return KERNELS[backend].margin_loss(
-            x, y, margin, negative_margin, labels, y_labels, row_weight, weight, KINDS.index(kind),
-            DISTANCES.index(distance), _MEANS.index(reduction), *need,
-        )  # fmt: skip
-
-
 def _fake(x: Tensor, y: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     need_dx, need_dy, need_dmargins = rest[-3]
     loss = x.new_empty(x.shape[0], dtype=torch.float32)
@@ -122,9 +99,15 @@ _operator = define(
     "margin_loss(Tensor x, Tensor? y, Tensor margin, Tensor? negative_margin, Tensor labels, "
     "Tensor? y_labels, Tensor? row_weight, float weight, str kind, str distance, str reduction, "
     "bool[3] need, str backend, str memory) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _kernel,
+    heeding_memory(
+        lambda x, y, margin, negative_margin, labels, y_labels, row_weight, weight, kind, distance, reduction,
+        need, backend: KERNELS[backend].margin_loss(
+            x, y, margin, negative_margin, labels, y_labels, row_weight, weight, KINDS.index(kind),
+            DISTANCES.index(distance), _MEANS.index(reduction), *need
+        )
+    ),
     _fake,
-)
+)  # fmt: skip
 
 
 class _MarginLoss(torch.autograd.Function):

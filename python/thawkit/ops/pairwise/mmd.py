@@ -11,7 +11,7 @@ from torch import Tensor
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
-from thawkit.ops.dispatch import choose, memory, use_memory
+from thawkit.ops.dispatch import choose, heeding_memory, memory
 from thawkit.ops.pairwise import cpu, cuda_mmd, reference, triton_mmd
 from thawkit.ops.pairwise.common import full_precision, lifted
 from thawkit.ops.pairwise.reference.kernels import Kernel
@@ -128,18 +128,11 @@ def _fake(
     return [x.new_empty((), dtype=torch.float32), *gradients, *of_rates]
 
 
-def _kernel(*arguments: Any) -> list[Tensor]:
-    *rest, backend, memory = arguments
-    with use_memory(memory):  # a compiled graph has no such block around it
-        found: list[Tensor] = KERNELS[backend].mmd(*rest)
-        return found
-
-
 _mmd_op = define(
     "mmd(Tensor[] samples, Tensor[] rates, Tensor? weights, Tensor? same, Tensor? labels, str[] kernels, "
     "float[] numbers, bool unbiased, bool[] need_samples, bool[] need_rates, str backend, "
     "str memory) -> Tensor[]",
-    _kernel,
+    heeding_memory(lambda *arguments: KERNELS[arguments[-1]].mmd(*arguments[:-1])),
     _fake,
 )
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from thawkit.ops._library import apart, define, empty, scaled
-from thawkit.ops.dispatch import choose, memory, use_memory
+from thawkit.ops.dispatch import choose, heeding_memory, memory
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
 from thawkit.ops.pairwise.common import full_precision, lifted
 
@@ -75,26 +75,6 @@ def _definition(
     return reference.siglip(x, y, scale, bias, normalize, offset)
 
 
-def _kernel(
-    x: Tensor,
-    y: Tensor | None,
-    scale: Tensor,
-    bias: Tensor | None,
-    row_weight: Tensor | None,
-    weight: float,
-    kind: str,
-    offset: int | None,
-    normalize: bool,
-    need: list[bool],
-    backend: str,
-    memory: str,
-) -> tuple[Tensor | None, ...]:
-    with use_memory(memory):  # a thread of autograd's has no such block around it
-        return KERNELS[backend].pair_loss(
-            x, y, scale, bias, row_weight, weight, KINDS.index(kind), offset, normalize, *need
-        )
-
-
 def _fake(
     x: Tensor, y: Tensor | None, scale: Tensor, bias: Tensor | None, row_weight: Tensor | None, *rest: Any
 ) -> tuple[Tensor, ...]:
@@ -114,7 +94,11 @@ _operator = define(
     "pair_loss(Tensor x, Tensor? y, Tensor scale, Tensor? bias, Tensor? row_weight, float weight, str kind, "
     "int? offset, bool normalize, bool[4] need, str backend, str memory) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _kernel,
+    heeding_memory(
+        lambda x, y, scale, bias, row_weight, weight, kind, offset, normalize, need, backend: KERNELS[
+            backend
+        ].pair_loss(x, y, scale, bias, row_weight, weight, KINDS.index(kind), offset, normalize, *need)
+    ),
     _fake,
 )
 
@@ -159,9 +143,8 @@ class _PairLoss(torch.autograd.Function):
             found = iter(torch.autograd.grad(loss, wanted, g, create_graph=True))
             return *(next(found) if needed else None for needed in need), *nothing
         if weight is None:
-            gradients = _operator(x, y, scale, bias, g, 1.0, kind, offset, normalize, need, backend, memory)[
-                2:
-            ]
+            options = 1.0, kind, offset, normalize, need, backend, memory
+            gradients = _operator(x, y, scale, bias, g, *options)[2:]
         else:
             gradients = scaled(saved, g, need)
         dx, dy, dscale, dbias = (t if needed else None for t, needed in zip(gradients, need, strict=True))

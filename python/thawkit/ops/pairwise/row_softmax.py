@@ -16,7 +16,7 @@ from torch.nn.functional import normalize as normalized
 from thawkit.errors import ThawkitError
 from thawkit.ops import checks
 from thawkit.ops._library import apart, define, empty, scaled
-from thawkit.ops.dispatch import choose, memory, use_memory
+from thawkit.ops.dispatch import choose, heeding_memory, memory
 from thawkit.ops.pairwise import cpu, cuda, reference, triton
 from thawkit.ops.pairwise.common import full_precision, ignored_rows, lifted
 
@@ -194,13 +194,11 @@ def _kernel(
     margin: float,
     need: list[bool],
     backend: str,
-    memory: str,
 ) -> tuple[Tensor | None, ...]:
-    with use_memory(memory):  # a thread of autograd's has no such block around it
-        return KERNELS[backend].row_softmax(
-            q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize, offset,
-            excluded, labels, margin, *need,
-        )  # fmt: skip
+    return KERNELS[backend].row_softmax(
+        q, k, scale, target, bias, row_labels, key_labels, row_weight, weight, normalize, offset, excluded,
+        labels, margin, *need,
+    )  # fmt: skip
 
 
 def _fake(q: Tensor, k: Tensor, scale: Tensor, *rest: Any) -> tuple[Tensor, ...]:
@@ -224,7 +222,7 @@ _operator = define(
     "Tensor? key_labels, Tensor? row_weight, float weight, bool normalize, int offset, int excluded, "
     "int labels, float margin, bool[5] need, str backend, str memory) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _kernel,
+    heeding_memory(_kernel),
     _fake,
 )
 

@@ -33,9 +33,10 @@ def pair_loss(x: Tensor, *rest: Any) -> tuple[Tensor | None, ...]:
 def _epilogues(rows: Tensor) -> gpu.Epilogues:
     from thawkit.kernels import epilogue
 
-    on_panels = gpu.Epilogues(epilogue.softmax, epilogue.column_sums, epilogue.clip, epilogue.sigmoid)
     fused = {name: function for name, function in _FUSED.items() if _fits_fused(rows, name)}
-    return on_panels._replace(fused=gpu.Fused(**fused))
+    return gpu.Epilogues(
+        epilogue.softmax, epilogue.column_sums, epilogue.clip, epilogue.sigmoid, gpu.Fused(**fused)
+    )
 
 
 # So many features at most, a power of two: above, storing the scores takes less time than making them anew,
@@ -95,11 +96,12 @@ def _siglip(
     loss = floats(x.x)
     numbers = x.rows, y.rows, scale, bias, offset
     kernels.siglip_forward(*numbers, loss)
+    weight = _weights(slopes, loss)
     if any(wanted is not None for wanted in (x.gradient, dscale, dbias)):
         out = (_or_empty(wanted, loss) for wanted in (x.gradient, dscale, dbias))
-        kernels.siglip_backward_rows(*numbers, _weights(slopes, loss), *out)
+        kernels.siglip_backward_rows(*numbers, weight, *out)
     if y.gradient is not None:
-        kernels.siglip_backward_columns(*numbers, _weights(slopes, loss), y.gradient)
+        kernels.siglip_backward_columns(*numbers, weight, y.gradient)
     return loss
 
 
