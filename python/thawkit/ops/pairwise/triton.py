@@ -62,7 +62,8 @@ def _weights(slopes: Slopes, loss: Tensor) -> Tensor:
 def _sums(loss: Tensor, weight: Tensor) -> Any:
     from thawkit.kernels import pairwise as kernels
 
-    return kernels.Sums(*(torch.empty_like(loss) for _ in range(3)), weight)
+    maximum, total, missing = (torch.empty_like(loss) for _ in range(3))
+    return kernels.Sums(maximum, total, missing, weight)
 
 
 def _info_nce(x: Operand, y: Operand, scale: Tensor, slopes: Slopes, dscale: Tensor | None) -> Tensor:
