@@ -660,6 +660,8 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
 
 #ifdef THAWKIT_HAS_CUDA
   m.attr("has_cuda") = true;
+  m.attr("cuda_sources") = cuda::sources();
+  m.attr("cuda_compiler") = cuda::compiler();
   m.def("cuda_runtime_version", &cuda::runtime_version);
   m.def("cuda_device_count", &cuda::device_count);
   define_cuda(m, "softmax_panel_cuda", softmax_panel_args, cuda::softmax_panel);

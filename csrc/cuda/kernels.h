@@ -260,6 +260,8 @@ const char* max_pool(const MaxPoolArgs& args, void* stream);
 const char* max_pool_backward(const MaxPoolArgs& args, void* stream);
 const char* quantize(const QuantizeArgs& args, void* stream);
 const char* dequantize(const DequantizeArgs& args, void* stream);
+const char* sources();   // SHA-256 of the CUDA sources and of all they include from here
+const char* compiler();  // nvcc's version
 int runtime_version();
 int device_count();  // -1 where the driver says no
 

@@ -119,15 +119,4 @@ const char* softmax_panel(const SoftmaxPanelArgs& a, void* stream) {
   return by_dtype(a.panel.dtype, [&](auto t) { return softmax_as<decltype(t)>(a, stream); });
 }
 
-int runtime_version() {
-  int version = 0;
-  cudaRuntimeGetVersion(&version);
-  return version;
-}
-
-int device_count() {
-  int count = 0;
-  return cudaGetDeviceCount(&count) == cudaSuccess ? count : -1;
-}
-
 }  // namespace thawkit::cuda

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib.util
 import os
 import re
@@ -10,6 +11,8 @@ import shutil
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
+
+from thawkit import _C
 
 from .cuda_host.build import ROOT, digest, headers
 
@@ -50,6 +53,10 @@ KERNEL_OF = {
 }
 
 
+# Bytes a block that CUDA takes for itself, and from which architecture on a binary counts them.
+_RESERVED, _COUNTED_FROM = 1024, 90
+
+
 class Multiprocessor(NamedTuple):
     """What a multiprocessor holds at once (CUDA C++ Programming Guide, table of compute capabilities)."""
 
@@ -82,7 +89,7 @@ class Resources(NamedTuple):
         holds = HOLDS[architecture]
         a_warp = -(-max(self.registers, 1) * 32 // 256) * 256  # registers are given out in lots of 256
         by_registers = 4 * (65536 // 4 // a_warp) // (THREADS // 32)  # a quarter to each scheduler
-        reserved = 1024 if architecture >= 80 else 0
+        reserved = _RESERVED if architecture >= 80 else 0
         by_shared = holds.shared_kib * 1024 // max(1, -(-self.shared // 128) * 128 + reserved)
         return min(holds.blocks, holds.warps // (THREADS // 32), by_registers, by_shared)
 
@@ -125,6 +132,29 @@ def compile_for(source: Path, architecture: int, folder: Path) -> Path:
     return partial.rename(cubin)
 
 
+def shipped(folder: Path) -> dict[int, list[Path]]:
+    """The cubins that the extension holds, by architecture, put into the folder.
+
+    None where it was made of other CUDA sources than these, by another compiler, or without any.
+    """
+    made_of, made_by = getattr(_C, "cuda_sources", ""), getattr(_C, "cuda_compiler", "")
+    if made_of != _sources() or not f"{made_by}.".startswith(f"{compiler()}."):
+        return {}
+    _output("cuobjdump", "--extract-elf", "all", str(_C.__file__), folder=folder)
+    found: dict[int, list[Path]] = {}
+    for cubin in sorted(folder.glob("*.cubin")):
+        found.setdefault(int(cubin.suffixes[-2].removeprefix(".sm_")), []).append(cubin)
+    return found
+
+
+def _sources() -> str:
+    """The digest that CMakeLists.txt gives the extension of the sources that it is made of."""
+    patterns = ("cuda/*.cu", "cuda/*.cuh", "cuda/*.h", "common/*.h", "cpu/kernels.h")
+    paths = sorted(path for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
+    lines = [f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in paths]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
 def resources(cubin: Path, architecture: int) -> dict[str, Resources]:
     """Of each template the worst that its instances take, by its name."""
     usage = _output("cuobjdump", "--dump-resource-usage", str(cubin))
@@ -132,7 +162,7 @@ def resources(cubin: Path, architecture: int) -> dict[str, Resources]:
     found: dict[str, Resources] = {}
     pattern = r"Function (\S+):\s+REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)"
     for symbol, registers, stack, shared, local in re.findall(pattern, usage):
-        reserved = 1024 if architecture >= 90 else 0  # counted in the binary from there on
+        reserved = _RESERVED if architecture >= _COUNTED_FROM else 0
         one = Resources(
             int(registers), int(stack) + int(local), max(0, int(shared) - reserved), loads.get(symbol, 0)
         )
@@ -141,8 +171,9 @@ def resources(cubin: Path, architecture: int) -> dict[str, Resources]:
     return found
 
 
-def _output(name: str, *arguments: str) -> str:
-    return subprocess.run([str(tool(name)), *arguments], capture_output=True, text=True, check=True).stdout
+def _output(name: str, *arguments: str, folder: Path | None = None) -> str:
+    command = [str(tool(name)), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder).stdout
 
 
 @functools.cache  # an instance has the same symbol for every architecture

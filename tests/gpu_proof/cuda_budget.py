@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from .cuda_binary import ARCHITECTURES, BUDGET, compile_for, compiler, missing_tool, resources
+from .cuda_binary import ARCHITECTURES, BUDGET, compile_for, compiler, missing_tool, resources, shipped
 from .cuda_host.build import CUDA
 
+Lines = dict[str, dict[str, int]]
 
-def measured(source: Path, architecture: int, folder: Path) -> dict[str, dict[str, int]]:
-    """Compile a source and return its functions' lines of the budget."""
+
+def lines(cubin: Path, architecture: int) -> Lines:
+    """Return the lines of the budget of a binary's functions."""
     return {
         function: {
             "registers": found.registers,
@@ -25,7 +27,28 @@ def measured(source: Path, architecture: int, folder: Path) -> dict[str, dict[st
             "blocks": found.blocks(architecture),
             "load_bits": found.widest_load,
         }
-        for function, found in resources(compile_for(source, architecture, folder), architecture).items()
+        for function, found in resources(cubin, architecture).items()
+    }
+
+
+def measured(pool: Executor, folder: Path, scratch: Path) -> dict[int, list[Future[Lines]]]:
+    """Start to read every architecture's kernels: the extension's own, or compiled ones where it has none.
+
+    Args:
+        pool: what does it.
+        folder: that keeps what is compiled.
+        scratch: a folder for what the extension holds.
+    """
+
+    def compiled(source: Path, architecture: int) -> Lines:
+        return lines(compile_for(source, architecture, folder), architecture)
+
+    ready = shipped(scratch)
+    return {
+        a: [pool.submit(lines, cubin, a) for cubin in ready[a]]
+        if a in ready
+        else [pool.submit(compiled, source, a) for source in CUDA]
+        for a in ARCHITECTURES
     }
 
 
@@ -35,10 +58,10 @@ def main() -> None:
         raise SystemExit(missing)
     functions: dict[str, dict[str, dict[str, int]]] = {}
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as pool:
-        jobs = {(a, s): pool.submit(measured, s, a, Path(folder)) for a in ARCHITECTURES for s in CUDA}
-        for (architecture, _), job in jobs.items():
-            for function, line in job.result().items():
-                functions.setdefault(function, {})[f"sm_{architecture}"] = line
+        for architecture, jobs in measured(pool, Path(folder), Path(folder)).items():
+            for job in jobs:
+                for function, line in job.result().items():
+                    functions.setdefault(function, {})[f"sm_{architecture}"] = line
     text = json.dumps({"nvcc": compiler(), "functions": functions}, indent=1, sort_keys=True)
     BUDGET.parent.mkdir(exist_ok=True)
     BUDGET.write_text(text + "\n")

@@ -22,9 +22,10 @@ import torch
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
 CUDA = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
-RUNTIME = sorted(HERE.glob("*.cpp"))
+RUNTIME = [*sorted(HERE.glob("*.cpp")), ROOT / "csrc" / "cuda" / "runtime.cpp"]
 
 _COMMON = ["-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
+_IDENTITY = ['-DTHAWKIT_CUDA_SOURCES=""', '-DTHAWKIT_CUDA_COMPILER=""']
 # At -O1 gcc leaves out stores of what calls return; vectors would hide what each lane reads.
 _KERNEL = [
     *("-O2", "-fno-tree-vectorize", "-fno-tree-slp-vectorize", "-ffp-contract=off"),
@@ -64,38 +65,53 @@ class Build:
     def __init__(self, folder: Path, scratch: Path):
         self.folder, self.scratch = folder, scratch
 
-    def library(self, unit: str = "", edited: dict[str, str] | None = None) -> Path:
-        """Compile and link all of ``csrc/cuda`` and return the extension's path.
-
-        Args:
-            unit: the source ``csrc/cuda/<unit>.cu`` that is compiled with the edits; "": none.
-            edited: texts in place of files of ``csrc``, by their paths in it, e.g. ``cuda/common.cuh``.
-        """
-        objects = [self._compile(source, ["-O2", "-Wall"]) for source in RUNTIME]
-        objects.append(
-            self._compile(ROOT / "csrc" / "module.cpp", ["-O0", "-g0", "-DTHAWKIT_HAS_CUDA", *_bindings()])
-        )
-        kernels = [self._kernel(source) for source in CUDA if source.stem != unit]
-        if unit:  # first, so that the linker takes its copies of what several files define
-            kernels.insert(0, self._edited(unit, edited or {}))
-        name = digest(*map(str, [*objects, *kernels]))
-        # two bugs may come down to the same objects, and whoever asked for a library may delete it
-        path = self.scratch / f"{name}-{uuid.uuid4().hex[:8]}.so" if unit else self.folder / f"{name}.so"
+    def library(self) -> Path:
+        """Compile and link all of ``csrc/cuda`` and return the extension's path."""
+        objects = [*self._frame, *self._kernels]
+        path = self.folder / f"{digest(*map(str, objects))}.so"
         if not path.exists():
-            # What the kernels of the CPU define is missing, and only asked for when it is called.
-            flags = ["-shared", "-Wl,-z,lazy", *_linker()]
-            _run(["g++", *flags, *map(str, [*kernels, *objects]), "-o", str(path)])
+            partial = path.with_suffix(f".{os.getpid()}")  # another process may be at it
+            _link(partial, objects)
+            partial.rename(path)
         return path
 
-    def _edited(self, unit: str, edited: dict[str, str]) -> Path:
+    def edited(self, unit: str, kernel: str, texts: dict[str, str]) -> Path:
+        """Return the path of an extension of which one kernel is made of edited sources.
+
+        Nothing else of that source is compiled, which takes half as long: its other kernels are as they were.
+
+        Args:
+            unit: the source ``csrc/cuda/<unit>.cu`` that has the kernel.
+            kernel: the name of the function by which it is launched.
+            texts: in place of files of ``csrc``, by their paths in it, e.g. ``cuda/common.cuh``.
+        """
+        name = f"cuda/{unit}.cu"
+        text = texts.get(name) or (ROOT / "csrc" / name).read_text()
+        head = f"const char* {kernel}("
+        assert text.count(head) == 1, head
+        text = text.replace(head, f"__attribute__((externally_visible)) {head}")
+        # so that no name of a symbol is there twice
+        texts = {**texts, name: text.replace("\nnamespace {\n", "\ninline namespace edited {\n")}
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
-            for name, text in edited.items():
-                place = Path(folder) / name
+            for file, content in texts.items():
+                place = Path(folder) / file
                 place.parent.mkdir(exist_ok=True)
-                place.write_text(text)
-            name = f"cuda/{unit}.cu"
-            source = Path(folder) / name if name in edited else ROOT / "csrc" / name
-            return self._kernel(source, [f"-I{folder}"], repr(edited))
+                place.write_text(content)
+            first = self._kernel(Path(folder) / name, ["-fwhole-program", f"-I{folder}"], repr(texts))
+        path = self.scratch / f"{uuid.uuid4().hex}.so"
+        # the linker takes the first of two functions of one name
+        _link(path, [first, *self._frame, *self._kernels], "-Wl,-z,muldefs,--strip-debug")
+        return path
+
+    @functools.cached_property
+    def _frame(self) -> list[Path]:
+        objects = [self._compile(source, ["-O2", "-Wall", *_IDENTITY]) for source in RUNTIME]
+        flags = ["-O0", "-g0", "-DTHAWKIT_HAS_CUDA", *_bindings()]
+        return [*objects, self._compile(ROOT / "csrc" / "module.cpp", flags)]
+
+    @functools.cached_property
+    def _kernels(self) -> list[Path]:
+        return [self._kernel(source) for source in CUDA]
 
     def _kernel(self, source: Path, places: Sequence[str] = (), edits: str = "") -> Path:
         prelude = self._prelude().with_suffix("")  # the compiler itself adds .gch where there is one
@@ -157,6 +173,11 @@ def headers() -> str:
 def digest(*texts: str) -> str:
     """A name for the texts."""
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+
+
+def _link(path: Path, objects: Sequence[Path], *flags: str) -> None:
+    # What the kernels of the CPU define is missing, and only asked for when it is called.
+    _run(["g++", "-shared", "-Wl,-z,lazy", *_linker(), *flags, *map(str, objects), "-o", str(path)])
 
 
 def _run(command: list[str]) -> None:

@@ -124,7 +124,7 @@ class Host:
         kernels = {symbol.name: base + symbol.address for symbol in symbols}
         for symbol in symbols:
             inside = re.fullmatch(r"_Z(Z.*)E\d+([A-Za-z_]+)(_\d+)?", symbol.name)
-            if inside and "thawkit4cuda" in symbol.name and symbol.size:
+            if inside and symbol.size:
                 kernel = kernels.get("_Z" + inside[1][1:], 0)
                 name = f"shared memory '{inside[2]}'".encode()
                 self._watch(name, base + symbol.address, symbol.size, True, kernel)
@@ -155,16 +155,16 @@ def _load(path: Path) -> ModuleType:
 
 def glue() -> list[ModuleType]:
     """The modules that hand tensors to CUDA kernels."""
-    named = re.compile(r"thawkit\.ops\.\w+\.cuda(_\w+)?")
-    return [module for name, module in sys.modules.items() if named.fullmatch(name)]
+    ours = (name for name in sys.modules if name.startswith("thawkit.ops."))
+    return [sys.modules[name] for name in ours if re.fullmatch(r"thawkit\.ops\.\w+\.cuda(_\w+)?", name)]
 
 
 def _symbols(path: Path) -> Iterator[Symbol]:
-    listing = subprocess.run(["nm", "-S", str(path)], capture_output=True, text=True, check=True).stdout
-    for line in listing.splitlines():
-        address, *size, _, name = line.split() if line[:1] != " " else ("0", "", "")
-        if size:
-            yield Symbol(name, int(address, 16), int(size[0], 16))
+    """What the library has of the namespace of the kernels."""
+    command = ["nm", "-S", "--defined-only", str(path)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for address, size, name in re.findall(r"^(\w+) (\w+) \w (\w*thawkit4cuda\S*)$", listing, re.MULTILINE):
+        yield Symbol(name, int(address, 16), int(size, 16))
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from triton.language import semantic
 from triton.runtime import interpreter
 
 from tests.gpu_proof.triton_checks import numerics
@@ -114,7 +115,7 @@ def _repetitions() -> Iterator[tuple[Any, str, Callable]]:
 
     At each call of a function it searches the language for what to replace, though that is in place since the
     launch, or since the first call of a function of that module; for each tensor it writes out the table of
-    NumPy's types.
+    NumPy's types; each addition of integers is checked for overflow by a dozen operations of the language.
     """
     executor = interpreter.GridExecutor
     patch, call, numpy_type = interpreter._patch_lang, executor.__call__, interpreter._get_np_dtype
@@ -138,9 +139,19 @@ def _repetitions() -> Iterator[tuple[Any, str, Callable]]:
             numpy_types[name] = numpy_type(of)
         return numpy_types[name]
 
+    def binary_op_sanitize_overflow_impl(self: Any, lhs: Any, rhs: Any, binary_op: Callable) -> None:
+        kind = lhs.type.scalar
+        if kind.int_bitwidth >= 64:
+            return
+        operation = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[binary_op.__name__]
+        exact = operation(lhs.handle.data, rhs.handle.data, dtype=np.int64)
+        inside = (exact >= kind.get_int_min_value()) & (exact <= kind.get_int_max_value())
+        assert inside.all(), f"int{kind.int_bitwidth} overflow detected for operation {binary_op.__name__}"
+
     yield interpreter, "_patch_lang", _patch_lang
     yield executor, "__call__", __call__
     yield interpreter, "_get_np_dtype", _get_np_dtype
+    yield semantic.TritonSemantic, "binary_op_sanitize_overflow_impl", binary_op_sanitize_overflow_impl
 
 
 def _launches(memory: Memory, order: int | None, ends_only: bool) -> Iterator[tuple[type, str, Callable]]:
