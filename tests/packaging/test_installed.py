@@ -111,7 +111,7 @@ def test_a_wheel_of_everything_and_a_module_is_right(tmp_path):
     tool("readelf")
     module = tmp_path / MODULE.name  # without what a build for debugging adds
     subprocess.run([tool("strip"), "--strip-debug", "-o", module, MODULE], check=True)
-    with zipfile.ZipFile(tmp_path / "thawkit.whl", "w") as wheel:
+    with zipfile.ZipFile(tmp_path / "thawkit.whl", "w", zipfile.ZIP_DEFLATED) as wheel:
         for name in contents.sources():
             wheel.writestr(name, "")
         wheel.write(module, f"thawkit/{module.name}")

@@ -1,17 +1,22 @@
 """Compile every configuration of every family for some architectures and print what came out, as JSON.
 
-``python -m tests.gpu_proof.triton_checks.compile_all 87 89`` in a process of its own, in which kernels are
-not interpreted. Of several architectures the PTX is the first one's.
+``python -m tests.gpu_proof.triton_checks.compile_all 87 89:ptx 80:ttgir`` in a process of its own, in which
+kernels are not interpreted. An architecture with a stage is compiled from there on, from what the first one's
+kernel is at that stage.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import triton
 from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import CUDABackend
 
@@ -19,16 +24,22 @@ from tests.gpu_proof.families import FAMILIES
 from tests.gpu_proof.triton_checks.cubin import Binary, resources
 from tests.gpu_proof.triton_checks.fake_driver import compiling_for
 
-
-def _retargeted(ptx: str, old: int, new: int) -> str:
-    line = f".target sm_{old}"
-    assert ptx.count(line) == 1
-    return ptx.replace(line, f".target sm_{new}")
+# how a stage's text names the architecture
+_NAMED = {"ttir": None, "ttgir": '"cuda:{}"', "ptx": ".target sm_{}"}
+_OPTIONS = ("num_warps", "num_ctas", "num_stages", "maxnreg")
 
 
-def _code(ptx: str) -> str:
-    """Return what comes before the names of files: a kernel in Triton's cache has those of another day."""
-    return ptx.partition("\t.file")[0]
+def _retargeted(text: str, stage: str, old: int, new: int) -> str:
+    name = _NAMED[stage]
+    if name is None:
+        return text
+    assert text.count(name.format(old)) == 1
+    return text.replace(name.format(old), name.format(new))
+
+
+def _code(text: str) -> str:
+    """Return the text without names of files: a kernel in Triton's cache has those of another day."""
+    return re.sub(r"#?loc.*", "", text.partition("\t.file")[0])
 
 
 def _compiled(launch: Callable[[ModuleType], None], kernels: ModuleType, architecture: int) -> list[Any]:
@@ -37,35 +48,58 @@ def _compiled(launch: Callable[[ModuleType], None], kernels: ModuleType, archite
     return compiled
 
 
-def _assembled(kernel: Any, old: int, new: int) -> bytes:
-    """Let ptxas make another architecture's machine code of a kernel's PTX."""
-    backend = CUDABackend(GPUTarget("cuda", new, 32))
-    cubin: bytes = backend.make_cubin(_retargeted(kernel.asm["ptx"], old, new), {}, kernel.metadata, new)
-    return cubin
+def _continued(kernel: Any, stage: str, old: int, new: int) -> Binary:
+    """Compile a kernel from a stage on for another architecture."""
+    target, text = GPUTarget("cuda", new, 32), _retargeted(kernel.asm[stage], stage, old, new)
+    if stage == "ptx":
+        cubin = CUDABackend(target).make_cubin(text, {}, kernel.metadata, new)
+        return Binary(cubin, kernel.metadata.num_warps, kernel.metadata.shared)
+    options = {name: getattr(kernel.metadata, name) for name in _OPTIONS}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / f"{kernel.name}.{stage}"
+        path.write_text(text)
+        return _binary(triton.compile(str(path), target=target, options=options))
 
 
-def compile_all(first: int, *others: int) -> dict[int, dict[str, dict[str, Any]]]:
-    """Return the resources by architecture and by ``family: configuration: kernel number``."""
+def _binary(kernel: Any) -> Binary:
+    return Binary(kernel.asm["cubin"], kernel.metadata.num_warps, kernel.metadata.shared)
+
+
+def _shares(kernel: Any, alone: Any, stage: str, old: int, new: int) -> bool:
+    """Whether a kernel that was compiled for the new architecture alone is the same at that stage."""
+    return _code(_retargeted(kernel.asm[stage], stage, old, new)) == _code(alone.asm[stage])
+
+
+def compile_all(first: int, others: Mapping[int, str]) -> dict[int, dict[str, dict[str, Any]]]:
+    """Return the resources by architecture and by ``family: configuration: kernel number``.
+
+    Of each family, one configuration is compiled for every architecture from the start, to see that the
+    first one's kernels are the same up to the stage from which others go on.
+    """
     found: dict[int, dict[str, Binary]] = {architecture: {} for architecture in (first, *others)}
     for family in FAMILIES.values():
         kernels = family.load()
-        shared: set[str] = set()  # what configurations begin with that were seen to share their PTX
+        seen: set[int] = set()
         for name, launch in family.configurations.items():
             compiled = _compiled(launch, kernels, first)
-            kind = name.replace(",", " ").split()[0]
-            for other in others if kind not in shared else ():
-                of_other = [_code(kernel.asm["ptx"]) for kernel in _compiled(launch, kernels, other)]
-                of_first = [_retargeted(_code(kernel.asm["ptx"]), first, other) for kernel in compiled]
-                assert of_other == of_first, f"sm_{other} needs a PTX of its own: {family.name}, {name}"
-            shared.add(kind)
-            for number, kernel in enumerate(compiled):
-                place = f"{family.name}: {name}: {kernel.name} {number}"
-                needs = kernel.metadata.num_warps, kernel.metadata.shared
-                found[first][place] = Binary(kernel.asm["cubin"], *needs)
-                for other in others:
-                    found[other][place] = Binary(_assembled(kernel, first, other), *needs)
+            of = {first: [_binary(kernel) for kernel in compiled]}
+            for other, stage in others.items():
+                if other in seen:
+                    of[other] = [_continued(kernel, stage, first, other) for kernel in compiled]
+                else:
+                    alone = _compiled(launch, kernels, other)
+                    pairs = zip(compiled, alone, strict=True)
+                    alike = all(_shares(*pair, stage, first, other) for pair in pairs)
+                    assert alike, f"sm_{other} needs a {stage} of its own: {family.name}, {name}"
+                    of[other] = [_binary(kernel) for kernel in alone]
+                    seen.add(other)
+            for architecture, binaries in of.items():
+                for number, binary in enumerate(binaries):
+                    found[architecture][f"{family.name}: {name}: {compiled[number].name} {number}"] = binary
     return {architecture: resources(kernels, architecture) for architecture, kernels in found.items()}
 
 
 if __name__ == "__main__":
-    print(json.dumps(compile_all(*map(int, sys.argv[1:]))))
+    first, *rest = sys.argv[1:]
+    stages = dict(other.split(":") for other in rest)
+    print(json.dumps(compile_all(int(first), {int(other): stage for other, stage in stages.items()})))
