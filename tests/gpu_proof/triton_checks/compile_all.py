@@ -24,8 +24,12 @@ from tests.gpu_proof.families import FAMILIES
 from tests.gpu_proof.triton_checks.cubin import Binary, resources
 from tests.gpu_proof.triton_checks.fake_driver import compiling_for
 
-# how a stage's text names the architecture
-_NAMED = {"ttir": None, "ttgir": '"cuda:{}"', "ptx": ".target sm_{}"}
+_NAMED = {
+    "ttir": None,
+    "ttgir": '"cuda:{}"',
+    "ptx": ".target sm_{}",
+}  # how a stage's text names an architecture
+_PLACE = re.compile(r"^#loc.*|\bloc\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
 _OPTIONS = ("num_warps", "num_ctas", "num_stages", "maxnreg")
 
 
@@ -39,7 +43,7 @@ def _retargeted(text: str, stage: str, old: int, new: int) -> str:
 
 def _code(text: str) -> str:
     """Return the text without names of files: a kernel in Triton's cache has those of another day."""
-    return re.sub(r"#?loc.*", "", text.partition("\t.file")[0])
+    return _PLACE.sub("", text.partition("\t.file")[0])
 
 
 def _compiled(launch: Callable[[ModuleType], None], kernels: ModuleType, architecture: int) -> list[Any]:
