@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from thawkit import _C
 
-from .cuda_host.build import ROOT, digest, headers
+from .cuda_host.build import ROOT, SOURCES, digest, headers
 
 ARCHITECTURES = (75, 80, 87, 89, 90, 100, 120)
 THREADS = 256  # of every kernel's block
@@ -135,7 +135,7 @@ def compile_for(source: Path, architecture: int, folder: Path) -> Path:
 def shipped(folder: Path) -> dict[int, list[Path]]:
     """The cubins that the extension holds, by architecture, put into the folder.
 
-    None where it was made of other CUDA sources than these, by another compiler, or without any.
+    Empty where it was made of other CUDA sources than these, by another compiler, or without any.
     """
     made_of, made_by = getattr(_C, "cuda_sources", ""), getattr(_C, "cuda_compiler", "")
     if made_of != _sources() or not f"{made_by}.".startswith(f"{compiler()}."):
@@ -149,9 +149,9 @@ def shipped(folder: Path) -> dict[int, list[Path]]:
 
 def _sources() -> str:
     """The digest that CMakeLists.txt gives the extension of the sources that it is made of."""
-    patterns = ("cuda/*.cu", "cuda/*.cuh", "cuda/*.h", "common/*.h", "cpu/kernels.h")
-    paths = sorted(path for pattern in patterns for path in (ROOT / "csrc").glob(pattern))
-    lines = [f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in paths]
+    lines = [
+        f"{path.relative_to(ROOT)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in SOURCES
+    ]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -19,12 +19,13 @@ from .cuda_host.build import ROOT
 from .cuda_mutants import COMMON, FOCAL, MUTANTS, Mutant
 from .ladder import record
 
-# What hardly any bug needs, by file: without half precision a source compiles in half the time.
+# What hardly any bug needs: without half precision a source compiles in half the time.
 HALF = """    case Dtype::kBFloat16:
       return f(__nv_bfloat16{});
     case Dtype::kFloat16:
       return f(__half{});
 """
+HEAD = '#include "cuda/common.cuh"\n'
 POWER_OF_ONE = "  if (a.gamma == 1.f) return focal_as<FocalPower::kOne, Options, T>(a, stream);\n"
 _caught: dict[str, int] = {}
 
@@ -92,6 +93,14 @@ def test_planted_bug_is_caught(libraries: dict[Mutant, Future[Path]], mutant: Mu
     path.unlink()
     assert bool(found) != bool(mutant.harmless), found or "no check saw it"
     _caught[mutant.kernel] = _caught.get(mutant.kernel, 0) + 1
+
+
+@pytest.mark.parametrize("unit", sorted(set(UNITS.values())))
+def test_nothing_is_found_where_nothing_is_planted(cuda_build: Build, unit: str) -> None:
+    """That a build of one kernel alone is sound: else every planted bug would count as caught."""
+    kernel = next(kernel for kernel in KERNELS if UNITS[kernel] == unit)
+    sound = Mutant(kernel, "none", f"cuda/{unit}.cu", HEAD, HEAD)
+    assert not fault(Host(cuda_build.edited(unit, kernel, planted(sound))), sound)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

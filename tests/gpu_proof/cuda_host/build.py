@@ -21,7 +21,10 @@ import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-CUDA = sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+# Of what the kernels are made, as CMakeLists.txt has it too.
+_PATTERNS = ("cuda/*.cu", "cuda/*.cuh", "cuda/*.h", "common/*.h", "cpu/kernels.h")
+SOURCES = sorted(path for pattern in _PATTERNS for path in (ROOT / "csrc").glob(pattern))
+CUDA = [path for path in SOURCES if path.suffix == ".cu"]
 RUNTIME = [*sorted(HERE.glob("*.cpp")), ROOT / "csrc" / "cuda" / "runtime.cpp"]
 
 _COMMON = ["-std=c++17", "-g1", "-fPIC", "-fvisibility=hidden", "-Wno-unknown-pragmas"]
@@ -90,8 +93,10 @@ class Build:
         head = f"const char* {kernel}("
         assert text.count(head) == 1, head
         text = text.replace(head, f"__attribute__((externally_visible)) {head}")
+        unnamed = "\nnamespace {\n"
+        assert text.count(unnamed) == 1, name
         # so that no name of a symbol is there twice
-        texts = {**texts, name: text.replace("\nnamespace {\n", "\ninline namespace edited {\n")}
+        texts = {**texts, name: text.replace(unnamed, "\ninline namespace edited {\n")}
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             for file, content in texts.items():
                 place = Path(folder) / file
@@ -165,9 +170,8 @@ def _bindings() -> list[str]:
 
 def headers() -> str:
     """A digest of all headers that CUDA sources or this folder's include."""
-    folders = (HERE, ROOT / "csrc" / "cuda", ROOT / "csrc" / "common")
-    files = [path for folder in folders for path in sorted(folder.glob("*.*h"))]
-    return digest(*(path.read_text() for path in [*files, ROOT / "csrc" / "cpu" / "kernels.h"]))
+    files = [*sorted(HERE.glob("*.h")), *(path for path in SOURCES if path not in CUDA)]
+    return digest(*(path.read_text() for path in files))
 
 
 def digest(*texts: str) -> str:

@@ -24,19 +24,16 @@ from tests.gpu_proof.families import FAMILIES
 from tests.gpu_proof.triton_checks.cubin import Binary, resources
 from tests.gpu_proof.triton_checks.fake_driver import compiling_for
 
-_NAMED = {
-    "ttir": None,
-    "ttgir": '"cuda:{}"',
-    "ptx": ".target sm_{}",
-}  # how a stage's text names an architecture
+# how a stage's text names an architecture, if it does
+_NAMED = {"ttgir": '"cuda:{}"', "ptx": ".target sm_{}"}
 _PLACE = re.compile(r"^#loc.*|\bloc\((?:[^()]|\([^()]*\))*\)", re.MULTILINE)
 _OPTIONS = ("num_warps", "num_ctas", "num_stages", "maxnreg")
 
 
 def _retargeted(text: str, stage: str, old: int, new: int) -> str:
-    name = _NAMED[stage]
-    if name is None:
+    if stage not in _NAMED:
         return text
+    name = _NAMED[stage]
     assert text.count(name.format(old)) == 1
     return text.replace(name.format(old), name.format(new))
 
@@ -56,8 +53,7 @@ def _continued(kernel: Any, stage: str, old: int, new: int) -> Binary:
     """Compile a kernel from a stage on for another architecture."""
     target, text = GPUTarget("cuda", new, 32), _retargeted(kernel.asm[stage], stage, old, new)
     if stage == "ptx":
-        cubin = CUDABackend(target).make_cubin(text, {}, kernel.metadata, new)
-        return Binary(cubin, kernel.metadata.num_warps, kernel.metadata.shared)
+        return _binary(kernel)._replace(cubin=CUDABackend(target).make_cubin(text, {}, kernel.metadata, new))
     options = {name: getattr(kernel.metadata, name) for name in _OPTIONS}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{kernel.name}.{stage}"
@@ -83,20 +79,17 @@ def compile_all(first: int, others: Mapping[int, str]) -> dict[int, dict[str, di
     found: dict[int, dict[str, Binary]] = {architecture: {} for architecture in (first, *others)}
     for family in FAMILIES.values():
         kernels = family.load()
-        seen: set[int] = set()
-        for name, launch in family.configurations.items():
+        for order, (name, launch) in enumerate(family.configurations.items()):
             compiled = _compiled(launch, kernels, first)
             of = {first: [_binary(kernel) for kernel in compiled]}
             for other, stage in others.items():
-                if other in seen:
+                if order > 0:
                     of[other] = [_continued(kernel, stage, first, other) for kernel in compiled]
-                else:
-                    alone = _compiled(launch, kernels, other)
-                    pairs = zip(compiled, alone, strict=True)
-                    alike = all(_shares(*pair, stage, first, other) for pair in pairs)
-                    assert alike, f"sm_{other} needs a {stage} of its own: {family.name}, {name}"
-                    of[other] = [_binary(kernel) for kernel in alone]
-                    seen.add(other)
+                    continue
+                alone = _compiled(launch, kernels, other)
+                alike = all(_shares(*pair, stage, first, other) for pair in zip(compiled, alone, strict=True))
+                assert alike, f"sm_{other} needs a {stage} of its own: {family.name}, {name}"
+                of[other] = [_binary(kernel) for kernel in alone]
             for architecture, binaries in of.items():
                 for number, binary in enumerate(binaries):
                     found[architecture][f"{family.name}: {name}: {compiled[number].name} {number}"] = binary

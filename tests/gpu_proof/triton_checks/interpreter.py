@@ -51,6 +51,7 @@ def checked(order: int | None = None, races: bool = True, ends_only: bool = Fals
             lambda: _accesses(memory),
             lambda: _launches(memory, order, ends_only),
             _repetitions,
+            _overflows,
         ):
             for owner, name, function in list(replacements()):
                 saved.append((owner, name, getattr(owner, name)))
@@ -115,7 +116,7 @@ def _repetitions() -> Iterator[tuple[Any, str, Callable]]:
 
     At each call of a function it searches the language for what to replace, though that is in place since the
     launch, or since the first call of a function of that module; for each tensor it writes out the table of
-    NumPy's types; each addition of integers is checked for overflow by a dozen operations of the language.
+    NumPy's types.
     """
     executor = interpreter.GridExecutor
     patch, call, numpy_type = interpreter._patch_lang, executor.__call__, interpreter._get_np_dtype
@@ -139,6 +140,18 @@ def _repetitions() -> Iterator[tuple[Any, str, Callable]]:
             numpy_types[name] = numpy_type(of)
         return numpy_types[name]
 
+    yield interpreter, "_patch_lang", _patch_lang
+    yield executor, "__call__", __call__
+    yield interpreter, "_get_np_dtype", _get_np_dtype
+
+
+def _overflows() -> Iterator[tuple[type, str, Callable]]:
+    """Refuse integers that overflow.
+
+    Triton's own check makes a dozen operations of the language of each addition, and then asserts nothing,
+    as kernels are not interpreted for debugging.
+    """
+
     def binary_op_sanitize_overflow_impl(self: Any, lhs: Any, rhs: Any, binary_op: Callable) -> None:
         kind = lhs.type.scalar
         if kind.int_bitwidth >= 64:
@@ -148,9 +161,6 @@ def _repetitions() -> Iterator[tuple[Any, str, Callable]]:
         inside = (exact >= kind.get_int_min_value()) & (exact <= kind.get_int_max_value())
         assert inside.all(), f"int{kind.int_bitwidth} overflow detected for operation {binary_op.__name__}"
 
-    yield interpreter, "_patch_lang", _patch_lang
-    yield executor, "__call__", __call__
-    yield interpreter, "_get_np_dtype", _get_np_dtype
     yield semantic.TritonSemantic, "binary_op_sanitize_overflow_impl", binary_op_sanitize_overflow_impl
 
 
